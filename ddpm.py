@@ -1,0 +1,428 @@
+"""The mathematics of denoising diffusion: schedules, q, p, losses, the bound, samplers.
+
+The letters are those of Ho et al. 2020 [1]. Time t runs 1..T and t = 0 is clean data, so every table has
+T + 1 entries and alpha_bar[0] = 1. Tables are float64; a coefficient is computed in float64 and only then
+cast to x's dtype. `eps` and `z` are standard normal noise; `_hat` marks what the network said. A denoiser
+is any callable (xt, t) -> answer with t an int64 tensor (B,); the answer is read as eps, x0 or v, and has
+twice the channels if it also speaks about the variance. x may have any shape (B, C, ...).
+
+[1] Ho, Jain, Abbeel 2020, Denoising Diffusion Probabilistic Models
+[2] Nichol, Dhariwal 2021, Improved Denoising Diffusion Probabilistic Models
+[3] Song, Meng, Ermon 2021, Denoising Diffusion Implicit Models
+[4] Salimans, Ho 2022, Progressive Distillation (v, and what a network's answer means)
+[5] Ho, Salimans 2022, Classifier-Free Diffusion Guidance
+[6] Lu et al. 2022, DPM-Solver++
+"""
+
+import math
+from typing import Callable, Iterator, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.special import ndtr
+
+from noise import normal
+
+TARGETS = ("eps", "x0", "v")
+VARIANCES = ("beta_tilde", "beta", "learned")
+COLUMNS = "t s a b clip c0 ct cp cz log_min log_max".split()
+
+
+# Schedules
+
+class Schedule(NamedTuple):
+    """The tables of a forward process, each (T+1,) float64, indexed by the paper's t."""
+    beta: Tensor                # variance added by step t, beta[0] = 0
+    alpha: Tensor               # 1 - beta
+    alpha_bar: Tensor           # signal variance left at t, alpha_bar[0] = 1
+    beta_tilde: Tensor          # variance of q(x_{t-1} | x_t, x0), beta_tilde[1] = 0
+
+
+def from_betas(beta) -> Schedule:
+    """The schedule with these beta_1..beta_T, any sequence in (0, 1] ([1] eq. 4 and 7)."""
+    beta = torch.as_tensor(beta, dtype=torch.float64)
+    if beta.ndim != 1 or not len(beta) or not ((beta > 0) & (beta <= 1)).all():
+        raise ValueError(f"beta must be a list of numbers in (0, 1]; got shape {tuple(beta.shape)}, "
+                         f"{f'{beta.min():g} to {beta.max():g}' if beta.numel() else 'empty'}")
+    beta = torch.cat([beta.new_zeros(1), beta])
+    alpha = 1 - beta
+    alpha_bar = alpha.cumprod(0)
+    beta_tilde = torch.zeros_like(beta)
+    beta_tilde[1:] = beta[1:] * (1 - alpha_bar[:-1]) / (1 - alpha_bar[1:])
+    return Schedule(beta, alpha, alpha_bar, beta_tilde)
+
+
+def from_alpha_bar(alpha_bar: Tensor) -> Schedule:
+    """The schedule whose alpha_bar_0..alpha_bar_T are proportional to these, betas at most 0.999 ([2] eq. 17)."""
+    return from_betas((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999))
+
+
+def linear_schedule(T: int = 1000, start: float = 1e-4, end: float = 0.02) -> Schedule:
+    """beta from start to end in equal steps, not rescaled by T ([1] section 4)."""
+    return from_betas(torch.linspace(start, end, T, dtype=torch.float64))
+
+
+def quadratic_schedule(T: int = 1000, start: float = 1e-4, end: float = 0.02) -> Schedule:
+    """sqrt(beta) from sqrt(start) to sqrt(end) in equal steps ([3] appendix D)."""
+    return from_betas(torch.linspace(start**0.5, end**0.5, T, dtype=torch.float64)**2)
+
+
+def cosine_schedule(T: int = 1000, s: float = 0.008) -> Schedule:
+    """alpha_bar_t = cos^2 of (t/T + s)/(1 + s) quarter turns, 1 at t = 0 ([2] eq. 17)."""
+    t = torch.arange(T + 1, dtype=torch.float64)
+    return from_alpha_bar(torch.cos((t / T + s) / (1 + s) * math.pi / 2)**2)
+
+
+def sigmoid_schedule(T: int = 1000, start: float = -3, end: float = 3, tau: float = 1) -> Schedule:
+    """alpha_bar falls as a sigmoid of (start..end)/tau, scaled to 1..0 (Jabri et al. 2022, algorithm 2)."""
+    u = torch.linspace(start / tau, end / tau, T + 1, dtype=torch.float64).sigmoid()
+    return from_alpha_bar(u[-1] - u)
+
+
+SCHEDULES = {"linear": linear_schedule, "cosine": cosine_schedule,
+             "quadratic": quadratic_schedule, "sigmoid": sigmoid_schedule}
+
+
+def schedule_check(schedule: Schedule) -> float:
+    """Bits/dim that x_T still knows of unit-variance data: KL(q(x_T | x0) || N(0, I)) = -log2(1 - alpha_bar_T)/2.
+
+    Sampling starts from N(0, I) all the same, so this is what every chain loses at once: 3e-5 for [1],
+    0.036 if the same betas stop at T = 300.
+    """
+    return -math.log2(1 - schedule.alpha_bar[-1].item()) / 2
+
+
+# The forward process q
+
+def like(x: Tensor, *coefficients: Tensor) -> list[Tensor]:
+    """Float64 coefficients (B,) in x's dtype, shaped to multiply x (B, ...)."""
+    return [c.to(x.dtype).view(-1, *[1] * (x.ndim - 1)) for c in coefficients]
+
+
+def q_step(schedule: Schedule, x_prev: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+    """x_t from x_{t-1} ([1] eq. 2)."""
+    a, b = like(x_prev, schedule.alpha[t].sqrt(), schedule.beta[t].sqrt())
+    return a * x_prev + b * eps
+
+
+def q_sample(schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+    """x_t from x0 in one jump ([1] eq. 4)."""
+    a, b = like(x0, schedule.alpha_bar[t].sqrt(), (1 - schedule.alpha_bar[t]).sqrt())
+    return a * x0 + b * eps
+
+
+def q_posterior(schedule: Schedule, x0: Tensor, xt: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, variance and log variance of q(x_{t-1} | x_t, x0) ([1] eq. 6-7); the variances are (B, 1, ...).
+
+    The log is clipped at t = 1, where the variance is zero, to that of t = 2 ([2] section 3.1).
+    """
+    beta, alpha, alpha_bar, beta_tilde = schedule
+    c0 = alpha_bar[t - 1].sqrt() * beta[t] / (1 - alpha_bar[t])
+    ct = alpha[t].sqrt() * (1 - alpha_bar[t - 1]) / (1 - alpha_bar[t])
+    c0, ct, var, log_var = like(xt, c0, ct, beta_tilde[t], beta_tilde[t.clamp(min=2)].log())
+    return c0 * x0 + ct * xt, var, log_var
+
+
+# What the network's answer means
+
+def reading(alpha_bar: Tensor, target: str) -> tuple[Tensor, Tensor]:
+    """a, b such that x0_hat = a xt + b answer; float64, shaped like alpha_bar ([1] eq. 15, [4] appendix D)."""
+    if target == "eps":
+        return 1 / alpha_bar.sqrt(), -(1 / alpha_bar - 1).sqrt()
+    if target == "x0":
+        return torch.zeros_like(alpha_bar), torch.ones_like(alpha_bar)
+    if target == "v":
+        return alpha_bar.sqrt(), -(1 - alpha_bar).sqrt()
+    raise ValueError(f"target is {target!r}; it must be one of {', '.join(TARGETS)}")
+
+
+def predict(schedule: Schedule, answer: Tensor, xt: Tensor, t: Tensor, target: str) -> tuple[Tensor, Tensor]:
+    """x0_hat and eps_hat from the network's answer, which has xt's shape."""
+    a, b = like(xt, *reading(schedule.alpha_bar[t], target))
+    x0_hat = a * xt + b * answer
+    return x0_hat, implied_eps(schedule, x0_hat, xt, t)
+
+
+def implied_eps(schedule: Schedule, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
+    """The eps that makes x_t of x0 ([1] eq. 4, solved for eps)."""
+    a, b = like(xt, schedule.alpha_bar[t].sqrt(), (1 - schedule.alpha_bar[t]).sqrt())
+    return (xt - a * x0) / b
+
+
+def truth(schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor, target: str) -> Tensor:
+    """What a perfect network would answer: eps, x0, or v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0."""
+    if target != "v":
+        return {"eps": eps, "x0": x0}[target]
+    a, b = like(x0, schedule.alpha_bar[t].sqrt(), (1 - schedule.alpha_bar[t]).sqrt())
+    return a * eps - b * x0
+
+
+def exact_denoiser(schedule: Schedule, data: Tensor, target: str = "eps") -> Callable:
+    """The best possible answer when the data are just these points (N, C, ...): no network, no training.
+
+    x0_hat is the mean of the data, each weighted by how likely it became x_t. The posterior of a finite set.
+    """
+    points = data.flatten(1).double()                                   # N D
+
+    def denoise(xt: Tensor, t: Tensor) -> Tensor:
+        alpha_bar = schedule.alpha_bar[t][:, None]
+        near = alpha_bar.sqrt() * (xt.flatten(1).double() @ points.T) - alpha_bar * points.square().sum(1) / 2
+        x0 = ((near / (1 - alpha_bar)).softmax(1) @ points).view(xt.shape).to(xt.dtype)
+        return truth(schedule, x0, t, implied_eps(schedule, x0, xt, t), target)
+
+    return denoise
+
+
+def guided(model: Callable, labels: Tensor, null: int, w: float) -> Callable:
+    """Classifier-free guidance: eps = (1 + w) eps(x, label) - w eps(x, null) ([5] eq. 6).
+
+    model: (xt, t, labels) -> answer. labels: int64 (B,). null: the label that means none. w = 0 is the
+    conditional model at one call a step, w = -1 the unconditional one. Variance channels, if any, are the
+    conditional's.
+    """
+    def denoise(xt: Tensor, t: Tensor) -> Tensor:
+        if w == 0:
+            return model(xt, t, labels)
+        both = torch.cat([labels, torch.full_like(labels, null)])
+        answer, without = model(torch.cat([xt, xt]), torch.cat([t, t]), both).chunk(2)
+        C = xt.shape[1]
+        eps = (1 + w) * answer[:, :C] - w * without[:, :C]
+        return torch.cat([eps, answer[:, C:]], dim=1)
+
+    return denoise
+
+
+# Training
+
+def loss(schedule: Schedule, denoise: Callable, x0: Tensor, t: Tensor, eps: Tensor, *,
+         target: str = "eps", kind: str = "l2") -> Tensor:
+    """The simple loss of each image (B,): mean |truth - answer|^2, or its first power for "l1" ([1] algorithm 1)."""
+    answer = denoise(q_sample(schedule, x0, t, eps), t)
+    return simple_loss(truth(schedule, x0, t, eps, target), answer, kind)
+
+
+def simple_loss(true: Tensor, answer: Tensor, kind: str = "l2") -> Tensor:
+    """Mean distance of each image (B,): squared for "l2", absolute for "l1"; raises ValueError for other shapes."""
+    if answer.shape != true.shape:
+        raise ValueError(f"the network answered {tuple(answer.shape)} to {tuple(true.shape)}; with a learned "
+                         f"variance use hybrid_loss, else the shapes must be equal")
+    error = true - answer.to(true.dtype)
+    return {"l2": error.square, "l1": error.abs}[kind]().flatten(1).mean(1)
+
+
+def hybrid_loss(schedule: Schedule, denoise: Callable, x0: Tensor, t: Tensor, eps: Tensor, *,
+                target: str = "eps", cdf: Callable = ndtr) -> Tensor:
+    """The loss for a learned variance, (B,): simple + T/1000 bound, the bound teaching only the variance.
+
+    As published ([2] section 3.1, lambda = 0.001 of a bound of T terms): in bits, x0 unclipped.
+    """
+    C = x0.shape[1]
+    answer = denoise(q_sample(schedule, x0, t, eps), t)
+    frozen = torch.cat([answer[:, :C].detach(), answer[:, C:]], dim=1)
+    bound = bound_terms(schedule, lambda xt, t: frozen, x0, t, eps,
+                        target=target, variance="learned", clip=False, cdf=cdf)
+    return simple_loss(truth(schedule, x0, t, eps, target), answer[:, :C]) + bound * schedule_length(schedule) / 1000
+
+
+# The bound
+
+def schedule_length(schedule: Schedule) -> int:
+    """T."""
+    return len(schedule.beta) - 1
+
+
+def p_mean_log_var(schedule: Schedule, answer: Tensor, xt: Tensor, t: Tensor, *,
+                   target: str, variance: str, clip: bool) -> tuple[Tensor, Tensor]:
+    """Mean and log variance of p(x_{t-1} | x_t) ([1] eq. 11, [2] eq. 15).
+
+    answer: (B, C, ...) or, for variance "learned", (B, 2C, ...) with v in the second half: log variance is
+    log beta_tilde at v = -1 and log beta at v = 1. At t = 1 beta_tilde, and "beta" too, are those of t = 2.
+    """
+    C = xt.shape[1]
+    x0_hat, _ = predict(schedule, answer[:, :C].to(xt.dtype), xt, t, target)
+    mean, _, log_min = q_posterior(schedule, x0_hat.clamp(-1, 1) if clip else x0_hat, xt, t)
+    if variance == "beta_tilde":
+        return mean, log_min
+    if variance == "beta":
+        [log_beta] = like(xt, torch.where(t > 1, schedule.beta[t], schedule.beta_tilde[2]).log())
+        return mean, log_beta
+    [log_max] = like(xt, schedule.beta[t].log())
+    return mean, between(answer[:, C:].to(xt.dtype), log_min, log_max)
+
+
+def between(v: Tensor, log_min: Tensor, log_max: Tensor) -> Tensor:
+    """The learned log variance: log_min at v = -1, log_max at v = 1, and straight on beyond ([2] eq. 15)."""
+    return log_min + (v + 1) / 2 * (log_max - log_min)
+
+
+def normal_kl(mean1: Tensor, log_var1: Tensor, mean2: Tensor, log_var2: Tensor) -> Tensor:
+    """KL(N1 || N2) of every element, in nats."""
+    return (log_var2 - log_var1 + (log_var1 - log_var2).exp() + (mean1 - mean2)**2 * (-log_var2).exp() - 1) / 2
+
+
+def decoder_log_likelihood(x0: Tensor, mean: Tensor, log_var: Tensor, cdf: Callable = ndtr) -> Tensor:
+    """log p(x0 | x_1) of every pixel in nats: the Gaussian's mass in the pixel's bin of 256 ([1] eq. 13).
+
+    x0 lies on the 8-bit grid in [-1, 1]; the first and last bins reach to infinity. cdf is that of N(0, 1).
+    """
+    def below(edge: Tensor) -> Tensor:
+        return cdf((edge - mean) * (-log_var / 2).exp())
+
+    upper = torch.where(x0 > 0.999, 1, below(x0 + 1 / 255))
+    lower = torch.where(x0 < -0.999, 0, below(x0 - 1 / 255))
+    return (upper - lower).clamp(min=1e-12).log()
+
+
+def bound_terms(schedule: Schedule, denoise: Callable, x0: Tensor, t: Tensor, eps: Tensor, *,
+                target: str, variance: str, clip: bool, cdf: Callable = ndtr) -> Tensor:
+    """Each image's term L_{t-1} of the bound in bits/dim (B,): a KL, at t = 1 the decoder ([1] eq. 5)."""
+    xt = q_sample(schedule, x0, t, eps)
+    mean, log_var = p_mean_log_var(schedule, denoise(xt, t), xt, t, target=target, variance=variance, clip=clip)
+    true_mean, _, true_log_var = q_posterior(schedule, x0, xt, t)
+    kl = normal_kl(true_mean, true_log_var, mean, log_var).flatten(1).mean(1)
+    decoder = -decoder_log_likelihood(x0, mean, log_var, cdf).flatten(1).mean(1)
+    return torch.where(t == 1, decoder, kl) / math.log(2)
+
+
+def prior_bits(schedule: Schedule, x0: Tensor) -> Tensor:
+    """L_T, KL(q(x_T | x0) || N(0, I)), of each image (B,) in bits/dim, float64 ([1] eq. 5)."""
+    alpha_bar = schedule.alpha_bar[-1]
+    zero = torch.zeros_like(alpha_bar)
+    kl = normal_kl(alpha_bar.sqrt() * x0.double(), (-alpha_bar).log1p(), zero, zero)
+    return kl.flatten(1).mean(1) / math.log(2)
+
+
+# The samplers: one row a step
+
+def timesteps(T: int, steps: int, spacing: str = "trailing") -> Tensor:
+    """`steps` times, decreasing, of 1..T: "trailing" begins at T, "leading" ends at 1, "linspace" does both."""
+    if not 1 <= steps <= T:
+        raise ValueError(f"steps is {steps}; a chain of T = {T} takes 1 to {T} steps")
+    if spacing == "trailing":
+        return (T - torch.arange(steps, dtype=torch.float64) * T / steps).round().long()
+    if spacing == "leading":
+        return (torch.arange(steps) * (T // steps) + 1).flip(0)
+    if spacing == "linspace":
+        return torch.linspace(1, T, steps, dtype=torch.float64).round().long().flip(0)
+    raise ValueError(f"spacing is {spacing!r}; it must be trailing, leading or linspace")
+
+
+def sampler_rows(schedule: Schedule, times, *, sampler: str = "ddim", target: str = "eps",
+                 variance: str = "beta_tilde", eta: float = 0., clip: bool = True) -> Tensor:
+    """The sampler as a table (S, 11), float64, one row a step t -> s; `step` says what the columns do.
+
+    times: decreasing integers in 1..T; the last step goes to 0. sampler: "ddim" ([3] eq. 12), which is
+    ancestral sampling ([1] algorithm 2) at eta = 1, or "2m", DPM-Solver++ of second order ([6] algorithm 2).
+    The chain is that of the listed times alone, so betas and variances are the shortened chain's.
+    """
+    t = torch.as_tensor(times, device=schedule.beta.device)
+    T = schedule_length(schedule)
+    check_chain(t, T, sampler, variance, eta)
+    s = torch.cat([t[1:], t.new_zeros(1)])
+    bar_t, bar_s = schedule.alpha_bar[t], schedule.alpha_bar[s]
+    if target == "eps" and bar_t[0] == 0:
+        raise ValueError("alpha_bar is 0 at the first step: x_T holds no signal, and eps cannot say what x0 is; "
+                         "use target v or x0, or a schedule with beta_T < 1")
+    beta = 1 - bar_t / bar_s
+    beta_tilde = beta * (1 - bar_s) / (1 - bar_t)
+
+    a, b = reading(bar_t, target)
+    ct = ((1 - bar_s - eta**2 * beta_tilde).clamp(min=0) / (1 - bar_t)).sqrt()   # eps_hat is (xt - sqrt(bar_t) x0_hat)
+    c0 = bar_s.sqrt() - ct * bar_t.sqrt()                                         # / sqrt(1 - bar_t), hence both
+    cp = torch.zeros_like(c0)
+    if sampler == "2m":
+        half_log_snr = torch.cat([bar_t, bar_s[-1:]]).logit() / 2
+        h = half_log_snr.diff()
+        cp[1:-1] = -c0[1:-1] * h[1:-1] / (2 * h[:-2])                             # 1/2r of the last step's x0_hat
+        c0 = c0 - cp
+
+    log_min = log_max = torch.zeros_like(c0)
+    cz = {"beta_tilde": beta_tilde, "beta": beta, "learned": torch.ones_like(beta)}[variance].sqrt() * eta * (s > 0)
+    if variance == "learned":
+        floor = beta_tilde[-2] if len(t) > 1 else beta[-1]                        # log beta_tilde_1 would be -inf
+        log_min, log_max = torch.where(s > 0, beta_tilde, floor).log(), beta.log()
+    limit = torch.full_like(c0, 1 if clip else math.inf)
+    return torch.stack([t, s, a, b, limit, c0, ct, cp, cz, log_min, log_max], dim=1)
+
+
+def check_chain(t: Tensor, T: int, sampler: str, variance: str, eta: float) -> None:
+    """Raises ValueError unless these make a sampler."""
+    if not len(t) or t[0] > T or t[-1] < 1 or (t.diff() >= 0).any():
+        raise ValueError(f"times are {t.tolist()}; they must decrease and lie in 1..{T}")
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta is {eta:g}; it must be between 0 (DDIM) and 1 (DDPM)")
+    if sampler not in ("ddim", "2m"):
+        raise ValueError(f"sampler is {sampler!r}; it must be ddim or 2m")
+    if sampler == "2m" and eta:
+        raise ValueError(f"eta is {eta:g}; the 2m sampler adds no noise, leave eta at 0")
+    if variance not in VARIANCES:
+        raise ValueError(f"variance is {variance!r}; it must be one of {', '.join(VARIANCES)}")
+
+
+def step(rows: Tensor, i: Tensor, xt: Tensor, answer: Tensor, x0_prev: Tensor | None = None,
+         seeds: Tensor | None = None, *, z: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """One reverse step, x_t -> x_s by row i: returns x_s and x0_hat.
+
+        x0_hat = clamp(a xt + b answer, -clip, clip)
+        xs     = c0 x0_hat + ct xt + cp x0_prev + cz sigma z
+
+    i: int64 (1,). answer: (B, C, ...), or (B, 2C, ...) whose second half is v in
+    sigma = exp(log_var / 2), log_var = log_min + (v + 1)/2 (log_max - log_min). x0_prev: the last step's
+    x0_hat, for 2m. z is drawn from the images' seeds unless given; without either no noise is added.
+    """
+    row = rows.index_select(0, i)[0]
+    t, s, a, b, clip, c0, ct, cp, cz, log_min, log_max = row.to(xt.dtype)
+    C = xt.shape[1]
+    answer = answer.to(xt.dtype)
+    x0_hat = (a * xt + b * answer[:, :C]).clamp(-clip, clip)
+    xs = c0 * x0_hat + ct * xt
+    if x0_prev is not None:
+        xs = xs + cp * x0_prev
+    if z is None and seeds is not None:
+        z = normal(seeds, row[1].long(), xt.shape[1:])
+    if z is not None:
+        sigma = (between(answer[:, C:], log_min, log_max) / 2).exp() if answer.shape[1] > C else 1
+        xs = xs + cz * sigma * z
+    return xs, x0_hat
+
+
+@torch.no_grad()
+def sample(denoise: Callable, rows: Tensor, shape, seeds: Tensor, *,
+           step: Callable = step, ahead: int = 1) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Runs the chain from noise to data, yielding (s, x_s, x0_hat) after every step ([1] algorithm 2).
+
+    shape: one image's, (C, H, W). seeds: int64 (B,), one an image (`noise.image_seeds`), on rows' device.
+    step: `step` or its fused twin. ahead: how many steps' noise to draw at once, which is quicker for small
+    images and changes no bit. Raises ValueError if the answer's channels do not fit.
+    """
+    times = rows[:, 0].long()
+    noisy, second_order, learned = ((rows[:, COLUMNS.index(c)] != 0).any().item() for c in ("cz", "cp", "log_max"))
+    xt, x0_hat, z = normal(seeds, times[0], shape), None, None
+    for k, s in enumerate(rows[:, 1].long().tolist()):
+        if noisy and ahead > 1:
+            if k % ahead == 0:
+                ahead_z = normal(seeds, rows[k:k + ahead, 1:2].long(), shape)
+            z = ahead_z[k % ahead]
+        answer = denoise(xt, times[k].expand(len(seeds)))
+        if answer.shape[1] != 2 * shape[0] and (learned or answer.shape[1] != shape[0]):
+            raise ValueError(f"the network answers with {answer.shape[1]} channels to {shape[0]}; "
+                             f"a {'learned variance needs twice as many' if learned else 'fixed variance needs as many'}")
+        i = torch.full((1,), k, device=rows.device)
+        xt, x0_hat = step(rows, i, xt, answer, x0_hat if second_order else None,
+                          seeds if noisy and z is None else None, z=z)
+        yield s, xt, x0_hat
+
+
+def main() -> None:
+    """Prints DDPM, DDIM and DPM-Solver++(2M) as what they are: three tables of the same ten steps."""
+    schedule = linear_schedule()
+    times = timesteps(schedule_length(schedule), 10)
+    print(step.__doc__.split("\n\n")[1])
+    for name, choice in {"DDPM": dict(eta=1.), "DDIM": {}, "DPM-Solver++(2M)": dict(sampler="2m")}.items():
+        print(f"\n{name}\n" + "".join(f"{c:>9}" for c in COLUMNS[:9]))
+        for row in sampler_rows(schedule, times, **choice)[:, :9].tolist():
+            print("".join(f"{c:9.4g}" for c in row))
+
+
+if __name__ == "__main__":
+    main()

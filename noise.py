@@ -1,0 +1,66 @@
+"""Counter-based Gaussian noise: a normal number is a function of (seed of the image, step, element).
+
+There is no generator and no state, so a picture does not depend on the batch it was drawn in, on the
+device, or on the order of drawing. The integers are those of Philox4x32-10 (Salmon et al. 2011,
+"Parallel random numbers: as easy as 1, 2, 3"); a Triton kernel that calls `tl.philox` with the same
+key and counter draws the same words.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+MASK = 0xFFFFFFFF
+STREAMS = {"sample": 0, "train": 1, "inpaint": 2}       # one independent set of numbers for each use
+
+
+def philox(key, counter):
+    """Four 32-bit words from two words of key and four of counter (Philox4x32-10).
+
+    Words are int64 tensors (or ints) in 0..2**32-1 that broadcast; so are the four that return.
+    """
+    (k0, k1), (c0, c1, c2, c3) = key, counter
+    for _ in range(10):
+        p0, p2 = 0xD2511F53 * c0, 0xCD9E8D57 * c2       # int64 wraps, yet all 64 bits are the product's
+        c0, c1 = (p2 >> 32 & MASK) ^ c1 ^ k0, p2 & MASK
+        c2, c3 = (p0 >> 32 & MASK) ^ c3 ^ k1, p0 & MASK
+        k0, k1 = k0 + 0x9E3779B9 & MASK, k1 + 0xBB67AE85 & MASK
+    return c0, c1, c2, c3
+
+
+def uniform(word: Tensor) -> Tensor:
+    """A float32 in [0, 1) from a 32-bit word, its sign bit folded away (as Triton's `tl.rand`)."""
+    return torch.minimum(word, MASK ^ word).float() * 4.6566127342e-10
+
+
+def box_muller(u1: Tensor, u2: Tensor) -> tuple[Tensor, Tensor]:
+    """Two independent standard normals from two uniforms (Box & Muller 1958); |z| <= 5.68."""
+    r, theta = (-2 * u1.clamp(min=1e-7).log()).sqrt(), 6.2831855 * u2
+    return r * theta.cos(), r * theta.sin()
+
+
+def normal(seeds: Tensor, s: int | Tensor, shape, stream: int = 0) -> Tensor:
+    """The noise that lands on x_s: standard normals, float32, of shape (*seeds.shape, *shape).
+
+    seeds: int64, one an image (`image_seeds`). s: the step landed on, an int or an integer tensor that
+    broadcasts with seeds (so s[:, None] draws many steps at once). shape: one image's, e.g. (C, H, W).
+    Element e, in C, H, W order, is word e % 4 of counter block e // 4; stream keeps other uses apart.
+    """
+    n = math.prod(shape)
+    seeds, s = torch.broadcast_tensors(seeds, torch.as_tensor(s, device=seeds.device))
+    seeds, s = seeds[..., None], s[..., None].long()
+    block = torch.arange(math.ceil(n / 4), device=seeds.device)
+    u0, u1, u2, u3 = map(uniform, philox((seeds & MASK, seeds >> 32 & MASK), (block, s, stream, 0)))
+    z = torch.stack([*box_muller(u0, u1), *box_muller(u2, u3)], dim=-1)
+    return z.flatten(-2)[..., :n].reshape(*s.shape[:-1], *shape)
+
+
+def image_seeds(seed: int, index: Tensor) -> Tensor:
+    """The noise key of each image: run seed in the upper 32 bits, image index in the lower.
+
+    seed: 0..2**31-1. index: int64 tensor, 0..2**32-1. Raises ValueError for a seed out of range.
+    """
+    if not 0 <= seed < 2**31:
+        raise ValueError(f"seed is {seed}; it must be between 0 and {2**31 - 1}")
+    return seed << 32 | index
