@@ -15,7 +15,8 @@ twice the channels if it also speaks about the variance. x may have any shape (B
 """
 
 import math
-from typing import Callable, Iterator, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ from noise import normal
 
 TARGETS = ("eps", "x0", "v")
 VARIANCES = ("beta_tilde", "beta", "learned")
-COLUMNS = "t s a b clip c0 ct cp cz log_min log_max".split()
+COLUMNS = ("t", "s", "a", "b", "clip", "c0", "ct", "cp", "cz", "log_min", "log_max")
 
 
 # Schedules
@@ -405,8 +406,8 @@ def sample(denoise: Callable, rows: Tensor, shape, seeds: Tensor, *,
             z = ahead_z[k % ahead]
         answer = denoise(xt, times[k].expand(len(seeds)))
         if answer.shape[1] != 2 * shape[0] and (learned or answer.shape[1] != shape[0]):
-            raise ValueError(f"the network answers with {answer.shape[1]} channels to {shape[0]}; "
-                             f"a {'learned variance needs twice as many' if learned else 'fixed variance needs as many'}")
+            raise ValueError(f"the network answers {answer.shape[1]} channels to {shape[0]}; variance learned takes "
+                             f"twice as many, a fixed one as many or twice as many")
         i = torch.full((1,), k, device=rows.device)
         xt, x0_hat = step(rows, i, xt, answer, x0_hat if second_order else None,
                           seeds if noisy and z is None else None, z=z)
@@ -418,7 +419,7 @@ def main() -> None:
     schedule = linear_schedule()
     times = timesteps(schedule_length(schedule), 10)
     print(step.__doc__.split("\n\n")[1])
-    for name, choice in {"DDPM": dict(eta=1.), "DDIM": {}, "DPM-Solver++(2M)": dict(sampler="2m")}.items():
+    for name, choice in {"DDPM": {"eta": 1.}, "DDIM": {}, "DPM-Solver++(2M)": {"sampler": "2m"}}.items():
         print(f"\n{name}\n" + "".join(f"{c:>9}" for c in COLUMNS[:9]))
         for row in sampler_rows(schedule, times, **choice)[:, :9].tolist():
             print("".join(f"{c:9.4g}" for c in row))
