@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 MASK = 0xFFFFFFFF
-STREAMS = {"sample": 0, "train": 1, "inpaint": 2}       # one independent set of numbers for each use
+SAMPLE, TRAIN, INPAINT, SHUFFLE, TIMES, LABELS, FLIPS = range(7)    # streams: independent numbers for each use
 
 
 def philox(key, counter):
@@ -29,8 +29,16 @@ def philox(key, counter):
     return c0, c1, c2, c3
 
 
-def uniform(word: Tensor) -> Tensor:
-    """A float32 in [0, 1) from a 32-bit word, its sign bit folded away (as Triton's `tl.rand`)."""
+def words(seeds: Tensor, s: int | Tensor, n: int, stream: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The counter blocks that hold n elements of (seed, step, stream): four words, each (..., ceil(n/4))."""
+    seeds, s = torch.broadcast_tensors(seeds, torch.as_tensor(s, device=seeds.device))
+    seeds, s = seeds[..., None], s[..., None].long()
+    block = torch.arange(math.ceil(n / 4), device=seeds.device)
+    return philox((seeds & MASK, seeds >> 32 & MASK), (block, s, stream, 0))
+
+
+def unit(word: Tensor) -> Tensor:
+    """A float32 in [0, 1] from a 32-bit word, its sign bit folded away (as Triton's `tl.rand`)."""
     return torch.minimum(word, MASK ^ word).float() * 4.6566127342e-10
 
 
@@ -40,20 +48,24 @@ def box_muller(u1: Tensor, u2: Tensor) -> tuple[Tensor, Tensor]:
     return r * theta.cos(), r * theta.sin()
 
 
-def normal(seeds: Tensor, s: int | Tensor, shape, stream: int = 0) -> Tensor:
+def normal(seeds: Tensor, s: int | Tensor, shape, stream: int = SAMPLE) -> Tensor:
     """The noise that lands on x_s: standard normals, float32, of shape (*seeds.shape, *shape).
 
     seeds: int64, one an image (`image_seeds`). s: the step landed on, an int or an integer tensor that
     broadcasts with seeds (so s[:, None] draws many steps at once). shape: one image's, e.g. (C, H, W).
-    Element e, in C, H, W order, is word e % 4 of counter block e // 4; stream keeps other uses apart.
+    Element e, in C, H, W order, is word e % 4 of counter block e // 4.
     """
     n = math.prod(shape)
-    seeds, s = torch.broadcast_tensors(seeds, torch.as_tensor(s, device=seeds.device))
-    seeds, s = seeds[..., None], s[..., None].long()
-    block = torch.arange(math.ceil(n / 4), device=seeds.device)
-    u0, u1, u2, u3 = map(uniform, philox((seeds & MASK, seeds >> 32 & MASK), (block, s, stream, 0)))
+    u0, u1, u2, u3 = map(unit, words(seeds, s, n, stream))
     z = torch.stack([*box_muller(u0, u1), *box_muller(u2, u3)], dim=-1)
-    return z.flatten(-2)[..., :n].reshape(*s.shape[:-1], *shape)
+    return z.flatten(-2)[..., :n].reshape(*z.shape[:-2], *shape)
+
+
+def uniform(seed: int, s: int, n: int, stream: int) -> Tensor:
+    """n numbers in [0, 1), float32, of (run seed, step, stream): shuffles, times, coins."""
+    key = image_seeds(seed, torch.zeros((), dtype=torch.int64))
+    u = torch.stack([unit(word) for word in words(key, s, n, stream)], dim=-1)
+    return u.flatten()[:n].clamp(max=1 - 2**-24)
 
 
 def image_seeds(seed: int, index: Tensor) -> Tensor:

@@ -1,0 +1,86 @@
+"""One file that knows everything: weights, their average, the optimizer, the step, the settings, the data's facts.
+
+    python checkpoint.py --source runs/digits/last.pt --to weights/digits.pt      # to give away
+"""
+
+import os
+import pickle
+import platform
+import zipfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cli import parent_made, parse, script
+from unet import UNetConfig
+
+FORMAT = "minimal-diffusion 1"
+
+
+class Checkpoint(NamedTuple):
+    """All that a run needs to go on, and a sampler to draw. The random state is (settings["seed"], step)."""
+    network: UNetConfig
+    weights: dict[str, Tensor]
+    ema: dict[str, Tensor]
+    step: int
+    beta: Tensor                    # the schedule, beta_1..beta_T
+    settings: dict[str, Any]        # train.py's, every field
+    data: dict[str, Any]            # name, shape, classes
+    optimizer: dict[str, Any]       # empty if given away
+    losses: list[Tensor]            # of the steps since the last line of the log
+    versions: dict[str, str]
+
+
+def save(path: Path, checkpoint: Checkpoint) -> None:
+    """Writes the file whole or not at all: to a temporary name, to the disk, then renamed over the old one."""
+    path = parent_made(Path(path))
+    temporary = path.with_name(f"{path.name}.tmp")
+    content = checkpoint._replace(network=asdict(checkpoint.network))._asdict()
+    with open(temporary, "wb") as file:
+        torch.save({"format": FORMAT, **content}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def load(path: Path) -> Checkpoint:
+    """Reads what `save` wrote, onto the CPU; never executes code from the file. Raises ValueError for others."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no checkpoint {path}; train one with: python train.py")
+    try:
+        if not zipfile.is_zipfile(path):
+            raise zipfile.BadZipFile
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is damaged or no checkpoint of train.py; use another file") from error
+    if not isinstance(content, dict) or content.pop("format", None) != FORMAT or {*content} != {*Checkpoint._fields}:
+        raise ValueError(f"{path} is no checkpoint of train.py; use one that train.py or checkpoint.py wrote")
+    return Checkpoint(**content)._replace(network=UNetConfig(**content["network"]))
+
+
+def versions() -> dict[str, str]:
+    """What wrote the file."""
+    return {"python": platform.python_version(), "torch": str(torch.__version__)}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Copies a checkpoint without its optimizer: a third of the size, to give away."""
+    source: str = "runs/digits/last.pt"         # the checkpoint to copy
+    to: str = "weights/digits.pt"               # where to
+
+
+@script
+def main(argv: Sequence[str] | None = None) -> None:
+    config = parse(Config, argv)
+    save(config.to, load(config.source)._replace(optimizer={}))
+    print(f"{config.to}: {Path(config.to).stat().st_size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    main()

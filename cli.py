@@ -1,0 +1,65 @@
+"""Command lines from dataclasses: a field is a flag, its comment the help, its value the default."""
+
+import argparse
+import dataclasses
+import functools
+import inspect
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+
+
+def parse(kind: type[T], argv: Sequence[str] | None, presets: dict[str, T] | None = None) -> T:
+    """An instance of the dataclass `kind` from the command line: --field value, or --field / --no-field.
+
+    With presets, --preset NAME chooses the defaults that the other flags change, and prints what it set.
+    """
+    comments = dict(re.findall(r"^    (\w+):.*?# (.*)$", inspect.getsource(kind), re.M))
+    parser = argparse.ArgumentParser(description=inspect.getdoc(kind))
+    if presets:
+        parser.add_argument("--preset", choices=sorted(presets), help="start from these settings")
+    for field in dataclasses.fields(kind):
+        how = {"action": argparse.BooleanOptionalAction} if field.type is bool else {"type": field.type}
+        parser.add_argument(f"--{field.name}", default=argparse.SUPPRESS,
+                            help=f"{comments[field.name]} ({field.default!r})".replace("%", "%%"), **how)
+    flags = vars(parser.parse_args(argv))
+    name = flags.pop("preset", None)
+    if not name:
+        return kind(**flags)
+    settings = dataclasses.replace(presets[name], **flags)
+    print(f"preset {name}:", *(f"--{k} {v}" for k, v in dataclasses.asdict(settings).items()))
+    return settings
+
+
+def script(main: Callable) -> Callable:
+    """A main(argv) whose bad input ends in one sentence on stderr and exit status 2, without a traceback."""
+    @functools.wraps(main)
+    def run(argv: Sequence[str] | None = None):
+        try:
+            return main(argv)
+        except (ValueError, OSError) as error:
+            print(f"{Path(sys.modules[main.__module__].__file__).name}: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
+    return run
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of this name; "auto" is cuda if there is one, else cpu. Raises ValueError for one not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name not in ("cpu", "cuda") or name == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device is {name!r}; here it must be {'cpu or cuda' if torch.cuda.is_available() else 'cpu'}")
+    return torch.device(name)
+
+
+def parent_made(path: Path) -> Path:
+    """The path, its folder made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path

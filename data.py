@@ -1,0 +1,265 @@
+"""Data sets as uint8 pixels, batches as a function of (seed, step), and pictures in and out.
+
+A batch depends on (seed, step) alone: not on what was drawn before, nor on how many processes read it.
+"""
+
+import functools
+import math
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+import noise
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+CHANNELS = {"1": 1, "L": 1, "I;16": 1, "RGB": 3, "P": 3, "CMYK": 3, "YCbCr": 3, "RGBA": 4, "LA": 4, "PA": 4}
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+IN_MEMORY = 2**30                                       # bytes of pixels up to which a folder is read at once
+
+
+class Data(NamedTuple):
+    """A data set. images[indices] is a uint8 tensor (len(indices), C, H, W), whatever stands behind it."""
+    name: str
+    images: Any                     # a uint8 tensor (N, C, H, W), or a Folder of the same indexing
+    labels: Tensor | None           # int64 (N,)
+    classes: tuple[str, ...]        # the name of each label; empty without labels
+    shape: tuple[int, int, int]     # C, H, W
+
+
+# Pixels
+
+def to_unit(pixels: Tensor) -> Tensor:
+    """uint8 0..255 -> float32 in [-1, 1]."""
+    return pixels.float() / 127.5 - 1
+
+
+def to_pixels(x: Tensor) -> Tensor:
+    """Floats -> uint8, what lies outside [-1, 1] clipped; undoes `to_unit` exactly."""
+    return ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+# Data sets
+
+def load(name: str, size: str = "", fit: str = "crop") -> Data:
+    """The data set `name`: "digits", a folder of images, or an .npz file.
+
+    size: "", the pictures' own; or "64", or "48x64" (H x W), reached by fit: "crop" resizes and crops at the
+    centre, "pad" adds black all round. Raises ValueError for what cannot be read, naming it.
+    """
+    if fit not in ("crop", "pad"):
+        raise ValueError(f"fit is {fit!r}; it must be crop or pad")
+    if name == "digits":
+        return resized(digits(), parse_size(size), fit)
+    path = Path(name)
+    if path.is_dir():
+        return folder(path, parse_size(size), fit)
+    if path.suffix == ".npz" and path.is_file():
+        return resized(npz(path), parse_size(size), fit)
+    raise ValueError(f"no data set {name!r}; it must be digits, an existing folder of images, or an .npz file")
+
+
+def digits(held_out: bool = False) -> Data:
+    """scikit-learn's handwritten digits, (1, 8, 8), 10 classes: 1200 to train on, or the 597 held out."""
+    from sklearn.datasets import load_digits
+    pixels, labels = load_digits(return_X_y=True)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    order = order[1200:] if held_out else order[:1200]
+    images = torch.from_numpy(pixels * 255 / 16).round().to(torch.uint8).view(-1, 1, 8, 8)
+    labels = torch.from_numpy(labels).long()
+    return Data("digits", images[order], labels[order], tuple("0123456789"), (1, 8, 8))
+
+
+def npz(path: Path) -> Data:
+    """Pictures arr_0, uint8 (N, H, W) or (N, H, W, C), and labels arr_1 (N,) if there; never unpickles."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            images, labels = arrays["arr_0"], arrays.get("arr_1")
+    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile, zipfile.zlib.error) as error:
+        raise ValueError(f"cannot read {path}: {error}; it must hold uint8 pictures under arr_0") from None
+    images = images[..., None] if images.ndim == 3 else images
+    if images.dtype != np.uint8 or images.ndim != 4 or not images.size or images.shape[-1] not in MODES:
+        raise ValueError(f"arr_0 of {path} is {images.dtype} {images.shape}; it must be uint8 (N, H, W) "
+                         f"or (N, H, W, C) with 1, 3 or 4 channels")
+    if labels is not None:
+        if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu" or labels.min() < 0:
+            raise ValueError(f"arr_1 of {path} is {labels.dtype} {labels.shape}; "
+                             f"it must be {len(images)} whole numbers from 0")
+        labels = torch.from_numpy(labels.astype(np.int64))
+    images = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    classes = () if labels is None else tuple(str(k) for k in range(int(labels.max()) + 1))
+    return Data(path.name, images, labels, classes, tuple(images.shape[1:]))
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Image files read as they are asked for; indexes like the tensor they would make."""
+    paths: list[Path]
+    shape: tuple[int, int, int]
+    fit: str
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, indices: Sequence[int]) -> Tensor:
+        return torch.stack([read(self.paths[i], self.shape, self.fit) for i in indices])
+
+
+def folder(path: Path, size: tuple[int, int] | None, fit: str) -> Data:
+    """A folder of images, their labels the names of its subfolders, if it has any.
+
+    Channels are those of the richest picture (grey, colour, colour with alpha), so nothing is dropped. Up to
+    1 GiB is read at once, which finds damaged files before training; more is read as needed.
+    """
+    paths = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise ValueError(f"no images under {path}; it takes {' '.join(sorted(SUFFIXES))}")
+    names = [p.relative_to(path).parts[0] if p.parent != path else "" for p in paths]
+    classes = tuple(sorted(set(names)))
+    if "" in classes and len(classes) > 1:
+        raise ValueError(f"{path} has images beside subfolders such as {classes[1]!r}; put every image into a "
+                         f"subfolder to label them, or none")
+    facts = [header(p) for p in paths]
+    sizes = sorted({size for _, size in facts})
+    if size is None and len(sizes) > 1:
+        raise ValueError(f"the images under {path} have {len(sizes)} sizes, {sizes[0][0]}x{sizes[0][1]} to "
+                         f"{sizes[-1][0]}x{sizes[-1][1]}; choose one with --size")
+    shape = (max(channels for channels, _ in facts), *(size or sizes[0]))
+    images = Folder(paths, shape, fit)
+    if len(paths) * math.prod(shape) <= IN_MEMORY:
+        images = images[range(len(paths))]
+    if classes == ("",):
+        return Data(path.name, images, None, (), shape)
+    return Data(path.name, images, torch.tensor([classes.index(name) for name in names]), classes, shape)
+
+
+def header(path: Path) -> tuple[int, tuple[int, int]]:
+    """Channels and (H, W) of an image file, its pixels unread."""
+    try:
+        with Image.open(path) as image:
+            transparent = image.mode == "P" and "transparency" in image.info
+            return 4 if transparent else CHANNELS[image.mode], image.size[::-1]
+    except KeyError as mode:
+        raise ValueError(f"{path} has pixels of kind {mode}; convert it to grey, RGB or RGBA") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"cannot read the image {path}: {error}; mend or remove it") from None
+
+
+def read(path: Path, shape: tuple[int, int, int], fit: str) -> Tensor:
+    """The image as uint8 (C, H, W), whatever size it has."""
+    try:
+        with Image.open(path) as image:
+            image = image.point(lambda v: v / 257).convert("L") if image.mode == "I;16" else image
+            return as_tensor(fitted(image.convert(MODES[shape[0]]), shape[1:], fit))
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"cannot read the image {path}: {error}; mend or remove it") from None
+
+
+def as_tensor(image: Image.Image) -> Tensor:
+    """A picture as uint8 (C, H, W)."""
+    return torch.from_numpy(np.array(image)).view(image.height, image.width, -1).permute(2, 0, 1)
+
+
+def as_image(pixels: Tensor) -> Image.Image:
+    """uint8 (C, H, W) as a picture: grey, RGB or RGBA."""
+    return Image.fromarray(pixels.permute(1, 2, 0).squeeze(-1).contiguous().cpu().numpy())
+
+
+def fitted(image: Image.Image, size: tuple[int, int], fit: str) -> Image.Image:
+    """The picture at this (H, W): resized and cropped at the centre, or padded with black."""
+    H, W = size
+    if image.size == (W, H):
+        return image
+    if fit == "crop":
+        return ImageOps.fit(image, (W, H), Image.Resampling.BICUBIC)
+    if image.width > W or image.height > H:
+        raise ValueError(f"a picture of {image.height}x{image.width} pixels cannot be padded to {H}x{W}; "
+                         f"choose a larger --size, or --fit crop")
+    left, top = (W - image.width) // 2, (H - image.height) // 2
+    return image.crop((-left, -top, W - left, H - top))
+
+
+def parse_size(size: str) -> tuple[int, int] | None:
+    """(H, W) of "64" or "48x64"; None of ""."""
+    if not size:
+        return None
+    parts = size.split("x")
+    if len(parts) > 2 or not all(p.isdecimal() and int(p) for p in parts):
+        raise ValueError(f"size is {size!r}; it must be like 64 or 48x64 (H x W)")
+    return int(parts[0]), int(parts[-1])
+
+
+def resized(data: Data, size: tuple[int, int] | None, fit: str) -> Data:
+    """The data set with all its pictures at this size."""
+    if size is None or size == data.shape[1:]:
+        return data
+    images = torch.stack([as_tensor(fitted(as_image(x), size, fit)) for x in data.images])
+    return data._replace(images=images, shape=(data.shape[0], *size))
+
+
+# Batches
+
+def order(n: int, batch: int, seed: int, step: int) -> Tensor:
+    """Which of n pictures make up the batch of this step, 1 the first: epoch after epoch, each shuffled anew."""
+    start = (step - 1) * batch
+    epochs = range(start // n, (start + batch - 1) // n + 1)
+    return torch.cat([permutation(n, seed, epoch) for epoch in epochs])[start % n:][:batch]
+
+
+@functools.lru_cache(maxsize=2)
+def permutation(n: int, seed: int, epoch: int) -> Tensor:
+    """The shuffle of an epoch."""
+    return noise.uniform(seed, epoch, n, noise.SHUFFLE).argsort(stable=True)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The batch of every step: steps[k] is (pixels uint8 (B, C, H, W), labels int64 (B,) or empty)."""
+    data: Data
+    batch: int
+    seed: int
+    flip: bool
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
+        chosen = order(len(self.data.images), self.batch, self.seed, step)
+        pixels = self.data.images[chosen]
+        if self.flip:
+            coin = noise.uniform(self.seed, step, self.batch, noise.FLIPS) < 0.5
+            pixels = torch.where(coin[:, None, None, None], pixels.flip(-1), pixels)
+        return pixels, chosen[:0] if self.data.labels is None else self.data.labels[chosen]
+
+
+def batches(data: Data, batch: int, seed: int, steps: range, flip: bool = False, workers: int = 0) -> DataLoader:
+    """The batches of these steps, in order, prepared by `workers` processes (0: this one)."""
+    return DataLoader(Steps(data, batch, seed, flip), sampler=steps, batch_size=None, num_workers=workers,
+                      pin_memory=torch.cuda.is_available(), generator=torch.Generator())
+
+
+# Pictures
+
+def enlarged(image: Image.Image, least: int = 64) -> Image.Image:
+    """A small picture blown up by a whole factor until its shorter side has `least` pixels, smoothly."""
+    factor = math.ceil(least / min(image.size))
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
+
+
+def grid(x: Tensor, columns: int, heads: Sequence[str] = ()) -> Image.Image:
+    """Pictures (N, C, H, W) in [-1, 1] row by row on white, `heads` written over the columns."""
+    tiles = [enlarged(as_image(p)) for p in to_pixels(x)]
+    gap, top = 4, 24 if heads else 4
+    w, h = tiles[0].width + gap, tiles[0].height + gap
+    rows = math.ceil(len(tiles) / columns)
+    sheet = Image.new("RGBA" if tiles[0].mode == "RGBA" else "RGB", (columns * w + gap, top + rows * h), "white")
+    for k, tile in enumerate(tiles):
+        sheet.paste(tile, (gap + k % columns * w, top + k // columns * h))
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+    for k, head in enumerate(heads[:columns]):
+        draw.text((gap + k * w + tiles[0].width // 2, top // 2), head, fill="black", font=font, anchor="mm")
+    return sheet

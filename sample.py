@@ -1,0 +1,230 @@
+"""Draws pictures from a trained model.
+
+    python sample.py                                              # 100 digits from weights/digits.pt to out/grid.png
+    python sample.py --labels 7 --steps 1000 --eta 1 --gif        # DDPM, and a film of it
+    python sample.py --checkpoint runs/digits/last.pt --compile
+
+The checkpoint knows the network, the schedule and the classes. Picture i is a function of (weights, seed, i):
+not of n, the batch, or what was drawn before.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+import checkpoint
+import data
+import ddpm
+import noise
+from checkpoint import Checkpoint
+from cli import DTYPES, choose_device, parent_made, parse, script
+from kernels.compile import compile_denoiser
+from unet import UNet, cast
+
+
+@dataclass(frozen=True)
+class Config:
+    """Draws pictures from a trained model."""
+    checkpoint: str = "weights/digits.pt"       # what train.py saved
+    n: int = 100                                # pictures
+    batch: int = 100                            # pictures at once, at most; changes no picture
+    seed: int = 0                               # picture i is a function of the weights, the seed and i
+    labels: str = ""                            # as 7 or cat,dog, repeated; empty is all in turn, none is no label
+    sampler: str = "ddim"                       # ddim, or 2m: DPM-Solver++ of second order
+    steps: str = "50"                           # how many, or the times themselves, as 1000,600,200
+    spacing: str = "trailing"                   # of the times: trailing, leading or linspace
+    eta: float = 0.                             # noise a step: 0 is DDIM, 1 DDPM
+    variance: str = ""                          # beta_tilde, beta or learned; empty is learned where there is one
+    clip: bool = True                           # keep what the network takes for the picture in [-1, 1]
+    guidance: float = 0.                        # w of (1 + w) eps(label) - w eps(no label)
+    weights: str = "ema"                        # the averaged weights, or raw
+    snapshots: str = ""                         # times, as 1000,500,0: strip.png shows the nearest on the way
+    gif: bool = False                           # reverse.gif, a film of the whole chain
+    png: bool = False                           # every picture as a file of its own
+    npz: bool = False                           # pictures.npz with arr_0 uint8 (n, H, W, C), arr_1 labels
+    dtype: str = "float32"                      # float32, or bf16: all weights but the norms'
+    compile: bool = False                       # torch.compile; the pictures agree to about 1e-4
+    device: str = "auto"                        # cuda, cpu, or auto: cuda if there is one
+    out: str = "out"                            # folder for grid.png and the rest
+
+
+class Drawn(NamedTuple):
+    """Pictures, and what is to be known of them."""
+    x: Tensor                       # (n, C, H, W) in [-1, 1]
+    labels: Tensor | None           # (n,); the null class is the last
+    classes: tuple[str, ...]        # names of all but the null class
+    states: dict[int, Tensor]       # x_t at the times kept, and x_0
+    seconds: float                  # without compilation
+    calls: int                      # of the network
+
+
+def network(last: Checkpoint, config: Config, weights: dict[str, Tensor] | None = None) -> UNet:
+    """The checkpoint's network with the weights asked for, or these."""
+    weights = weights or {"ema": last.ema, "raw": last.weights}[config.weights]
+    unet = UNet(last.network)
+    try:
+        unet.load_state_dict(cast(weights, DTYPES[config.dtype]), assign=True)
+    except RuntimeError as error:
+        raise ValueError(f"{config.checkpoint} does not fit its own network: {' '.join(str(error).split())}") from None
+    return unet.to(choose_device(config.device)).eval().requires_grad_(False)
+
+
+def chain(last: Checkpoint, config: Config) -> Tensor:
+    """The sampler's rows, on the CPU."""
+    schedule = ddpm.from_betas(last.beta)
+    numbers = whole_numbers("steps", config.steps)
+    times = ddpm.timesteps(len(last.beta), numbers[0], config.spacing) if len(numbers) == 1 else numbers
+    learned = last.network.out_channels == 2 * last.network.in_channels
+    if config.variance == "learned" and not learned:
+        raise ValueError(f"variance is learned, but {config.checkpoint} learned none; use beta_tilde or beta")
+    return ddpm.sampler_rows(schedule, times, sampler=config.sampler, target=last.settings["target"], eta=config.eta,
+                             clip=config.clip, variance=config.variance or ("learned" if learned else "beta_tilde"))
+
+
+def choose_labels(last: Checkpoint, config: Config) -> Tensor | None:
+    """The labels asked for, one after the other as long as needed; None for a network without classes."""
+    classes, rows = list(last.data["classes"]), last.network.classes
+    if not rows:
+        if config.labels or config.guidance:
+            raise ValueError(f"{config.checkpoint} has no classes; leave --labels and --guidance alone")
+        return None
+    if rows == len(classes) and (config.labels == "none" or config.guidance):
+        raise ValueError(f"{config.checkpoint} has no null class; it cannot do --labels none or --guidance")
+    if config.labels == "none":
+        return torch.tensor([len(classes)])
+    names = config.labels.split(",") if config.labels else classes
+    if unknown := [name for name in names if name not in classes]:
+        raise ValueError(f"labels has {unknown[0]!r}; the classes are {', '.join(classes[:20])}"
+                         f"{', ...' if len(classes) > 20 else ''}")
+    return torch.tensor([classes.index(name) for name in names])
+
+
+def whole_numbers(name: str, text: str) -> list[int]:
+    """[1000, 500, 0] of "1000,500,0"."""
+    try:
+        return [int(part) for part in text.split(",")] if text else []
+    except ValueError:
+        raise ValueError(f"{name} is {text!r}; it must be whole numbers, as 1000,500,0") from None
+
+
+def check(config: Config) -> None:
+    """Raises ValueError for settings that cannot work, naming the first."""
+    for name in ("n", "batch"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} is {getattr(config, name)}; it must be at least 1")
+    if not math.isfinite(config.guidance):
+        raise ValueError(f"guidance is {config.guidance}; it must be a number, 0 for none")
+    for name, allowed in {"weights": ("ema", "raw"), "dtype": DTYPES}.items():
+        if getattr(config, name) not in allowed:
+            raise ValueError(f"{name} is {getattr(config, name)!r}; it must be one of {', '.join(allowed)}")
+
+
+def draw(config: Config, keep: Callable[[list[int]], set[int]] = lambda times: set(),
+         weights: dict[str, Tensor] | None = None) -> Drawn:
+    """The pictures that config asks for, and x_t at the times, of all that the chain visits, that `keep` chooses.
+
+    weights: to be used instead of the checkpoint's.
+    """
+    check(config)
+    device, last = choose_device(config.device), checkpoint.load(config.checkpoint)
+    unet, rows, choices = network(last, config, weights), chain(last, config).to(device), choose_labels(last, config)
+    shape, null, times = tuple(last.data["shape"]), len(last.data["classes"]), [*rows[:, 0].int().tolist(), 0]
+    rounds = math.ceil(config.n / config.batch)
+    size = math.ceil(config.n / rounds)                                           # every batch has this size
+    ahead = max(1, min(64, 2**22 // (size * math.prod(shape)))) if device.type == "cpu" else 1
+    index = torch.arange(rounds * size)
+    seeds = noise.image_seeds(config.seed, index).to(device).split(size)
+    labels = choices[index % len(choices)].to(device).split(size) if choices is not None else None
+
+    def denoiser(k: int) -> Callable:
+        if labels is None:
+            return unet
+        return ddpm.guided(unet, labels[k], null, config.guidance)
+
+    if config.compile:
+        compile_denoiser(unet)
+        began = time.perf_counter()
+        denoiser(0)(torch.zeros(size, *shape, device=device), torch.ones(size, dtype=torch.int64, device=device))
+        print(f"compiled in {time.perf_counter() - began:.0f} s")
+
+    kept = {t: [] for t in {0, *keep(times)}}
+    began = time.perf_counter()
+    with tqdm(total=rounds * len(rows), unit=" steps", leave=False) as bar:
+        for k in range(rounds):
+            if times[0] in kept:
+                kept[times[0]].append(noise.normal(seeds[k], times[0], shape).cpu())
+            for s, xs, _ in ddpm.sample(denoiser(k), rows, shape, seeds[k], ahead=ahead):
+                bar.update()
+                if s in kept:
+                    kept[s].append(xs.cpu())
+    states = {t: torch.cat(xs)[:config.n] for t, xs in kept.items()}
+    asked = None if labels is None else torch.cat(labels)[:config.n].cpu()
+    return Drawn(states[0], asked, tuple(last.data["classes"]), states, time.perf_counter() - began, rounds * len(rows))
+
+
+@script
+def main(argv: Sequence[str] | None = None) -> None:
+    config = parse(Config, argv)
+    wanted = whole_numbers("snapshots", config.snapshots)
+
+    def keep(times: list[int]) -> set[int]:
+        frames = times[::max(1, len(times) // 60)] if config.gif else []
+        return {*frames, *(nearest(t, times) for t in wanted)}
+
+    drawn, out = draw(config, keep), Path(config.out)
+    if not drawn.x.isfinite().all():
+        raise ValueError(f"{config.checkpoint} drew pictures that are not finite; its training went wrong")
+    columns, heads = table(drawn)
+    data.grid(drawn.x, columns, heads).save(parent_made(out / "grid.png"))
+    if wanted:
+        strip(drawn, [nearest(t, list(drawn.states)) for t in wanted]).save(out / "strip.png")
+    if config.gif:
+        film(drawn, columns, out / "reverse.gif")
+    if config.png:
+        for i, pixels in enumerate(data.to_pixels(drawn.x)):
+            data.as_image(pixels).save(parent_made(out / "png" / f"{i:06d}.png"))
+    if config.npz:
+        labels = {} if drawn.labels is None else {"arr_1": drawn.labels.numpy()}
+        np.savez(out / "pictures.npz", arr_0=data.to_pixels(drawn.x).permute(0, 2, 3, 1).numpy(), **labels)
+    print(f"{config.n} pictures in {drawn.seconds:.2f} s, {config.n / drawn.seconds:.1f} images/s, {drawn.calls} "
+          f"network calls{' of twice the batch' if config.guidance else ''}; see {out}/grid.png")
+
+
+def nearest(t: int, times: list[int]) -> int:
+    """The time on the way that is nearest to t."""
+    return min(times, key=lambda visited: abs(visited - t))
+
+
+def table(drawn: Drawn) -> tuple[int, tuple[str, ...]]:
+    """Columns of the grid, and what stands over them: a class each, where every row repeats the same labels."""
+    distinct = len(drawn.labels.unique()) if drawn.labels is not None else 1
+    if distinct == 1:
+        return math.ceil(len(drawn.x) ** 0.5), ()
+    names = (*drawn.classes, "none")
+    return distinct, tuple(names[label] for label in drawn.labels[:distinct])
+
+
+def strip(drawn: Drawn, times: list[int]) -> Image.Image:
+    """The first pictures, a row each, at these times of the reverse chain."""
+    rows = min(len(drawn.x), max(1, len(drawn.classes)))
+    x = torch.stack([drawn.states[t][:rows] for t in times], dim=1).flatten(0, 1)
+    return data.grid(x, len(times), [f"t = {t}" for t in times])
+
+
+def film(drawn: Drawn, columns: int, path: Path) -> None:
+    """The reverse chain of all pictures as a GIF of 6 seconds, the last frame held for 2."""
+    frames = [data.grid(drawn.states[t], columns, [f"t = {t}"]) for t in sorted(drawn.states, reverse=True)]
+    frames[0].save(path, save_all=True, append_images=frames[1:], loop=0, duration=[100] * (len(frames) - 1) + [2000])
+
+
+if __name__ == "__main__":
+    main()

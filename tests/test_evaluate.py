@@ -1,0 +1,79 @@
+import pytest
+import torch
+from torch.testing import assert_close
+
+import checkpoint
+import data
+import evaluate
+import noise
+
+
+def test_frechet_of_known_gaussians():
+    z = noise.normal(noise.image_seeds(0, torch.arange(4000)), 0, (3,)).double()
+    a = z - z.mean(0)
+    a = a @ torch.linalg.inv(torch.linalg.cholesky(a.T.cov())).T                  # mean 0 and covariance I, exactly
+    shift = torch.tensor([1., 2., 2.])
+    assert_close(evaluate.frechet(a, a), 0., atol=1e-6, rtol=0)
+    assert_close(evaluate.frechet(a + shift, a), 100 * 9 / 3)
+    assert_close(evaluate.frechet(3 * a, a), 100 * 4.)                            # (3 - 1)^2 a dimension, over 1
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    return torch.load(evaluate.CLASSIFIER, weights_only=True)
+
+
+def test_classifier_knows_held_out_digits(classifier):
+    test = data.digits(held_out=True)
+    known = evaluate.classify(classifier, data.to_unit(test.images)).argmax(1) == test.labels
+    assert known.float().mean() > 0.985
+
+
+def test_scores_tell_copies_noise_and_new_digits_apart(classifier):
+    train, test = data.digits(), data.digits(held_out=True)
+    x = data.to_unit(train.images)
+    copies = evaluate.score(classifier, x, train.labels)
+    fresh = evaluate.score(classifier, data.to_unit(test.images), test.labels)
+    junk = evaluate.score(classifier, noise.normal(noise.image_seeds(0, torch.arange(300)), 0, (1, 8, 8)).clamp(-1, 1),
+                          torch.arange(300) % 10)
+    wrong = evaluate.score(classifier, x, (train.labels + 1) % 10)
+    gaussian = evaluate.score(classifier, evaluate.gaussians(train, train.labels, 0), train.labels)
+    assert copies["mem"] == 0 and copies["dup"] == 1 and copies["agree"] > 0.99 and copies["FD"] < 1.5
+    assert abs(fresh["FD"]) < 1e-3 and fresh["mem"] == 1
+    assert junk["FD"] > 30 and junk["pFD"] > 100 and junk["agree"] < 0.3 and junk["mem"] > 2
+    assert wrong["agree"] < 0.02
+    assert copies["FD"] < gaussian["FD"] < junk["FD"] and copies["pFD"] < gaussian["pFD"]
+
+
+def test_classifier_training_is_repeatable_and_learns():
+    a, b = evaluate.train_classifier(60), evaluate.train_classifier(60)
+    assert_close(a, b, rtol=0, atol=0)
+    train = data.digits()
+    assert (evaluate.classify(a, data.to_unit(train.images)).argmax(1) == train.labels).float().mean() > 0.5
+
+
+def test_digits_prints_the_model_between_floor_and_ceiling(capsys):
+    evaluate.main(["digits", "--n", "200", "--steps", "10"])
+    lines = capsys.readouterr().out.splitlines()[2:]
+    rows = {line[:24].strip(): [float(v) for v in line[24:].split()] for line in lines}
+    floor, model, gaussian, untrained = (rows[name] for name in (
+        "training set (floor)", "weights/digits.pt", "a Gaussian per class", "untrained network"))
+    assert floor[1] < model[1] < gaussian[1] < untrained[1]                       # pFD
+    assert model[2] > 0.97                                                        # agree
+    assert 0.85 < model[3] < 1.2                                                  # mem
+
+
+@pytest.mark.parametrize("argv, says", [
+    ([], "no command ''"), (["fid"], "no command 'fid'"), (["digits", "--checkpoint", "no.pt"], "no checkpoint no.pt")])
+def test_bad_requests_are_one_sentence_and_exit_2(argv, says, capsys):
+    with pytest.raises(SystemExit) as stop:
+        evaluate.main(argv)
+    assert stop.value.code == 2 and says in capsys.readouterr().err
+
+
+def test_a_model_of_other_pictures_is_refused(tmp_path, capsys):
+    last = checkpoint.load("weights/digits.pt")
+    checkpoint.save(tmp_path / "x.pt", last._replace(data={**last.data, "name": "cats"}))
+    with pytest.raises(SystemExit):
+        evaluate.main(["digits", "--checkpoint", str(tmp_path / "x.pt")])
+    assert "was trained on cats" in capsys.readouterr().err

@@ -1,0 +1,154 @@
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.testing import assert_close
+
+import checkpoint
+import data
+import ddpm
+import noise
+import sample
+from kernels.compile import compile_denoiser
+from sample import Config, draw
+from unet import UNet
+
+ROOT = Path(__file__).parents[1]
+DIGITS = str(ROOT / "weights" / "digits.pt")
+SAME = {"rtol": 0, "atol": 1e-4}                    # one picture, computed in other batches or by other kernels
+
+
+def digits(**settings):
+    return draw(Config(**{"checkpoint": DIGITS, "n": 4, "steps": "3", **settings}))
+
+
+def test_main_writes_the_pictures_it_was_asked_for(tmp_path, capsys):
+    sample.main(["--checkpoint", DIGITS, "--n", "20", "--steps", "5", "--gif", "--png", "--npz", "--out", str(tmp_path),
+                 "--snapshots", "1000,500,0"])
+    assert "20 pictures in" in (said := capsys.readouterr().out) and "images/s, 5 network calls" in said
+    assert Image.open(tmp_path / "grid.png").size == (10 * 68 + 4, 24 + 2 * 68)
+    assert Image.open(tmp_path / "strip.png").size == (3 * 68 + 4, 24 + 10 * 68)
+    assert Image.open(tmp_path / "reverse.gif").n_frames == 6
+    with np.load(tmp_path / "pictures.npz") as arrays:
+        assert arrays["arr_0"].shape == (20, 8, 8, 1) and arrays["arr_1"].tolist() == [*range(10)] * 2
+        one = np.array(Image.open(tmp_path / "png" / "000013.png"))
+        assert (one == arrays["arr_0"][13, :, :, 0]).all()
+    assert data.load(str(tmp_path / "pictures.npz")).shape == (1, 8, 8)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
+@pytest.mark.parametrize("settings", [{}, {"eta": 1.}, {"sampler": "2m"}, {"guidance": 1.}])
+def test_a_picture_does_not_depend_on_the_batch(batch, settings):
+    whole, parts = (digits(n=8, steps="4", batch=b, **settings) for b in (100, batch))
+    assert_close(parts.x, whole.x, **SAME)
+    assert_close(parts.labels, whole.labels)
+
+
+def test_a_picture_does_not_depend_on_how_many_are_drawn():
+    assert_close(digits(n=3).x, digits(n=7).x[:3], **SAME)
+
+
+def test_seeds_and_images_differ():
+    x = digits(labels="3").x
+    assert (x[0] - x[1]).abs().max() > 0.1
+    assert (x - digits(labels="3", seed=1).x).abs().flatten(1).max(1).values.min() > 0.1
+
+
+def test_the_chain_is_the_core_s():
+    """What draw returns is what the plain lines of ddpm.py make of the checkpoint."""
+    last = checkpoint.load(DIGITS)
+    unet = UNet(last.network).eval()
+    unet.load_state_dict(last.ema)
+    rows = ddpm.sampler_rows(ddpm.cosine_schedule(1000), [1000, 600, 200], target="v", eta=1.)
+    labels = torch.arange(4)
+    steps = ddpm.sample(lambda xt, t: unet(xt, t, labels), rows, (1, 8, 8), noise.image_seeds(0, torch.arange(4)))
+    *_, (_, x0, _) = steps
+    assert_close(digits(steps="1000,600,200", eta=1.).x, x0, **SAME)
+
+
+def test_labels_and_guidance_matter():
+    sevens, threes = digits(labels="7", steps="20").x, digits(labels="3", steps="20").x
+    assert (sevens - threes).abs().mean() > 0.1
+    assert digits(labels="4,2", n=5).labels.tolist() == [4, 2, 4, 2, 4]
+    free = digits(labels="none").x
+    assert_close(digits(labels="7", guidance=-1.).x, free, **SAME)
+    assert (digits(labels="7", guidance=2.).x - digits(labels="7").x).abs().max() > 0.01
+
+
+def test_raw_weights_bf16_and_no_clip_are_other_pictures_of_the_same_kind():
+    x = digits(steps="10").x
+    for settings in ({"weights": "raw"}, {"dtype": "bf16"}, {"clip": False}):
+        other = digits(steps="10", **settings).x
+        assert other.dtype == torch.float32 and 0 < (other - x).abs().mean() < 0.5
+
+
+@pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace"])
+def test_spacings(spacing):
+    assert digits(spacing=spacing).x.isfinite().all()
+
+
+def test_compiled_pictures_are_the_same():
+    assert_close(digits(n=8, compile=True).x, digits(n=8).x, **SAME)
+
+
+def test_compile_without_a_compiler_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(ValueError, match="needs a C\\+\\+ compiler"):
+        compile_denoiser(torch.nn.Linear(1, 1))
+
+
+def test_snapshots_are_the_nearest_times_visited():
+    config = Config(checkpoint=DIGITS, n=2, steps="4")
+    drawn = draw(config, keep=lambda times: {sample.nearest(t, times) for t in (990, 300)})
+    assert set(drawn.states) == {1000, 250, 0}
+    assert_close(drawn.states[1000], noise.normal(noise.image_seeds(0, torch.arange(2)), 1000, (1, 8, 8)))
+    assert_close(drawn.states[0], drawn.x)
+
+
+@pytest.mark.parametrize("flags, says", [
+    (["--n", "0"], "n is 0"), (["--batch", "0"], "batch is 0"), (["--steps", "1001"], "steps is 1001"),
+    (["--steps", "few"], "steps is 'few'"), (["--steps", "5,7"], "must decrease"), (["--steps", ""], "times are []"),
+    (["--eta", "-0.5"], "eta is -0.5"), (["--eta", "nan"], "eta is nan"), (["--eta", "1.5"], "eta is 1.5"),
+    (["--labels", "11"], "labels has '11'"), (["--sampler", "heun"], "sampler is 'heun'"),
+    (["--spacing", "odd"], "spacing is 'odd'"), (["--variance", "learned"], "learned none"),
+    (["--variance", "big"], "variance is 'big'"), (["--weights", "best"], "weights is 'best'"),
+    (["--seed", "-1"], "seed is -1"), (["--checkpoint", "nowhere.pt"], "no checkpoint nowhere.pt"),
+    (["--guidance", "nan"], "guidance is nan"), (["--snapshots", "a"], "snapshots is 'a'"),
+    (["--device", "tpu"], "device is")])
+def test_bad_flags_are_one_sentence_and_exit_2(tmp_path, capsys, flags, says):
+    with pytest.raises(SystemExit) as stop:
+        sample.main(["--checkpoint", DIGITS, "--out", str(tmp_path), *flags])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and says in error and error.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def test_weights_that_are_not_finite_are_told(tmp_path, capsys):
+    last = checkpoint.load(DIGITS)
+    spoilt = {name: w * float("nan") for name, w in last.ema.items()}
+    checkpoint.save(tmp_path / "x.pt", last._replace(ema=spoilt))
+    with pytest.raises(SystemExit) as stop:
+        sample.main(["--checkpoint", str(tmp_path / "x.pt"), "--steps", "2", "--out", str(tmp_path / "out")])
+    assert stop.value.code == 2 and "not finite" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_weights_of_another_network_are_told(tmp_path, capsys):
+    last = checkpoint.load(DIGITS)
+    checkpoint.save(tmp_path / "x.pt", last._replace(ema={k: w for k, w in last.ema.items() if k != "last.bias"}))
+    with pytest.raises(SystemExit) as stop:
+        sample.main(["--checkpoint", str(tmp_path / "x.pt"), "--out", str(tmp_path / "out")])
+    assert stop.value.code == 2 and "last.bias" in capsys.readouterr().err
+
+
+def test_unconditional_networks_take_no_labels(tmp_path, capsys):
+    last = checkpoint.load(DIGITS)
+    network = last.network.__class__(1, 1, D=8, widths=(8,), blocks=1, heads=(0, 0), groups=4)
+    weights = {k: w.detach() for k, w in UNet(network).named_parameters()}
+    checkpoint.save(tmp_path / "x.pt", last._replace(network=network, weights=weights, ema=weights))
+    assert digits(checkpoint=str(tmp_path / "x.pt")).labels is None
+    for flags in (["--labels", "3"], ["--guidance", "1"]):
+        with pytest.raises(SystemExit):
+            sample.main(["--checkpoint", str(tmp_path / "x.pt"), "--out", str(tmp_path / "out"), *flags])
+        assert "has no classes" in capsys.readouterr().err

@@ -1,0 +1,245 @@
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch.testing import assert_close
+
+import checkpoint
+import data
+import train
+from train import Config
+
+ROOT = Path(__file__).parents[1]
+QUICK = ["--batch", "8", "--warmup", "2", "--log_every", "2", "--sample_every", "100", "--save_every", "3", "--T", "20"]
+
+
+def weights(out):
+    return checkpoint.load(out / "last.pt").weights
+
+
+def run(out, *flags):
+    train.main([*QUICK, "--out", str(out), *flags])
+
+
+def test_a_run_leaves_what_it_says(tmp_path, capsys):
+    run(tmp_path, "--steps", "5")
+    last = checkpoint.load(tmp_path / "last.pt")
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert last.step == 5 and last.data["classes"] == tuple("0123456789") and last.network.classes == 11
+    assert [line["step"] for line in lines] == [2, 4, 5] and {"loss", "norm", "lr", "images_per_second"} < {*lines[0]}
+    assert Image.open(tmp_path / "samples" / "000005.png").width > 600
+    assert Image.open(tmp_path / "loss.png").size > (100, 100)
+    said = capsys.readouterr().out
+    assert "173,921 parameters" in said and "seed 0" in said and "bits/dim" in said
+
+
+def test_the_loss_falls(tmp_path):
+    run(tmp_path, "--steps", "60", "--log_every", "20", "--batch", "32", "--T", "1000")
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize("flags", [[], ["--accumulate", "3"], ["--workers", "2"], ["--loss", "l1"]])
+def test_a_run_cut_in_two_ends_bitwise_where_the_whole_one_does(tmp_path, flags, monkeypatch, capsys):
+    run(tmp_path / "whole", "--steps", "6", *flags)
+    cut(tmp_path / "cut", 3, monkeypatch, *flags)
+    run(tmp_path / "cut", "--steps", "6", *flags)
+    assert "going on from step 3" in capsys.readouterr().out
+    whole, parts = (checkpoint.load(tmp_path / name / "last.pt") for name in ("whole", "cut"))
+    for name in ("weights", "ema", "optimizer"):
+        assert_close(getattr(parts, name), getattr(whole, name), rtol=0, atol=0)
+    logs = [[{k: v for k, v in json.loads(line).items() if k != "images_per_second"}
+             for line in (tmp_path / name / "log.jsonl").read_text().splitlines()] for name in ("whole", "cut")]
+    assert logs[0] == logs[1]
+
+
+def cut(out, step, monkeypatch, *flags):
+    """A run of 6 steps that dies after `step`, when its checkpoint is there."""
+    update = train.update
+
+    def dies(run, model, k, *batch):
+        if k > step:
+            raise KeyboardInterrupt
+        return update(run, model, k, *batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "update", dies)
+        with pytest.raises(KeyboardInterrupt):
+            run(out, "--steps", "6", *flags)
+
+
+def test_a_signal_ends_the_run_with_a_checkpoint(tmp_path):
+    flags = [*QUICK, "--steps", "100000", "--save_every", "100000", "--out", str(tmp_path)]
+    process = subprocess.Popen([sys.executable, "train.py", *flags], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    while not (tmp_path / "log.jsonl").exists():
+        assert process.poll() is None
+    os.kill(process.pid, signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and "stopped at step" in said
+    assert checkpoint.load(tmp_path / "last.pt").step > 0
+
+
+def test_parts_of_a_batch_add_up_to_it(tmp_path):
+    for parts in ("1", "3"):
+        run(tmp_path / parts, "--steps", "2", "--accumulate", parts)
+    assert_close(weights(tmp_path / "3"), weights(tmp_path / "1"), rtol=1e-3, atol=1e-4)
+
+
+def test_more_steps_go_on_and_no_more_do_nothing(tmp_path, capsys):
+    run(tmp_path, "--steps", "3")
+    run(tmp_path, "--steps", "4")
+    run(tmp_path, "--steps", "4")
+    assert checkpoint.load(tmp_path / "last.pt").step == 4
+    assert "going on from step 4" in capsys.readouterr().out
+
+
+def test_seed_minus_one_is_chosen_printed_and_kept(tmp_path, capsys):
+    run(tmp_path, "--steps", "2", "--seed", "-1")
+    seed = checkpoint.load(tmp_path / "last.pt").settings["seed"]
+    assert seed >= 0 and f"seed {seed}" in capsys.readouterr().out
+    run(tmp_path, "--steps", "3", "--seed", "-1")
+    assert checkpoint.load(tmp_path / "last.pt").settings["seed"] == seed
+
+
+def test_seeds_differ(tmp_path):
+    for seed in ("0", "1"):
+        run(tmp_path / seed, "--steps", "1", "--seed", seed)
+    assert not torch.equal(weights(tmp_path / "0")["first.weight"], weights(tmp_path / "1")["first.weight"])
+
+
+def test_bf16_trains_float32_weights(tmp_path):
+    for dtype in ("float32", "bf16"):
+        run(tmp_path / dtype, "--steps", "4", "--dtype", dtype)
+    half, full = (torch.cat([w.flatten() for w in weights(tmp_path / d).values()]) for d in ("bf16", "float32"))
+    assert half.dtype == torch.float32
+    assert 0 < (half - full).norm() < 0.2 * full.norm()
+
+
+def test_hybrid_learns_a_variance(tmp_path):
+    run(tmp_path, "--steps", "3", "--loss", "hybrid", "--target", "eps")
+    assert checkpoint.load(tmp_path / "last.pt").network.out_channels == 2
+
+
+@pytest.mark.parametrize("mode, classes", [("RGB", 0), ("RGBA", 2), ("L", 2)])
+def test_a_folder_of_pictures(tmp_path, mode, classes):
+    for k in range(6):
+        path = tmp_path / "pictures" / (f"class{k % 2}" if classes else "") / f"{k}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new(mode, (10 + k, 12)).save(path)
+    run(tmp_path / "run", "--steps", "2", "--data", str(tmp_path / "pictures"), "--size", "8x12", "--flip")
+    last = checkpoint.load(tmp_path / "run" / "last.pt")
+    assert last.data["shape"] == (len(mode), 8, 12) and last.network.classes == (classes + 1 if classes else 0)
+
+
+def test_null_one_trains_without_labels(tmp_path):
+    run(tmp_path, "--steps", "2", "--null", "1")
+    assert checkpoint.load(tmp_path / "last.pt").network.classes == 0
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_changes_nothing(tmp_path, monkeypatch, capsys):
+    run(tmp_path, "--steps", "3")
+    before = weights(tmp_path)
+    objective = train.objective
+    monkeypatch.setattr(train, "objective", lambda *args: objective(*args) * float("nan"))
+    with pytest.raises(SystemExit) as stop:
+        run(tmp_path, "--steps", "50")
+    assert stop.value.code == 2 and "not finite 5 steps in a row, up to step 8" in capsys.readouterr().err
+    assert_close(weights(tmp_path), before, rtol=0, atol=0)
+
+
+def test_one_bad_step_is_skipped(tmp_path, monkeypatch):
+    config = replace(Config(), T=20, batch=8, out=str(tmp_path))
+    run_ = train.begin(config, data.load("digits"))
+    before = {name: w.detach().clone() for name, w in run_.weights.items()}
+    pixels, labels = data.Steps(run_.dataset, 8, 0, False)[1]
+    monkeypatch.setattr(train, "objective", lambda *args: args[2](args[3], args[4]).flatten(1).mean(1) * float("inf"))
+    _, norm = train.update(run_, train.denoiser(run_), 1, pixels, labels)
+    assert not norm.isfinite()
+    assert_close({name: w.detach() for name, w in run_.weights.items()}, before, rtol=0, atol=0)
+
+
+def test_times_are_stratified_and_cover_the_chain():
+    config = Config(batch=50, T=1000)
+    t = torch.stack([train.draw(config, step, torch.zeros(50).long(), 10)[0] for step in range(1, 201)])
+    assert_close((t - 1) // 20, torch.arange(50).expand(200, 50))
+    assert t.min() >= 1 and t.max() <= 1000 and len(t.unique()) > 950
+
+
+def test_labels_are_hidden_as_often_as_asked():
+    config = Config(batch=1000, null=0.1)
+    _, labels = train.draw(config, 1, torch.arange(1000) % 10, 10)
+    assert 70 < (labels == 10).sum() < 130
+    assert_close(labels[labels != 10], (torch.arange(1000) % 10)[labels != 10])
+
+
+def test_average_is_ramped_and_takes_weights_alone():
+    weights = {"w": torch.tensor([1.], requires_grad=True)}
+    ema = {"w": torch.tensor([0.])}
+    train.update_average(ema, weights, decay=0.9, k=0)
+    assert_close(ema["w"], torch.tensor([0.9]))                     # 1 - (1 + 0)/(10 + 0)
+    train.update_average(ema, weights, decay=0.9, k=10**6)
+    assert_close(ema["w"], torch.tensor([0.91]))
+    assert set(train.begin(Config(), data.load("digits")).ema) == {
+        name for name, _ in train.UNet(train.network_for(Config(), data.load("digits"))).named_parameters()}
+
+
+def test_learning_rate_rises_and_falls():
+    config = Config(steps=1000, warmup=100, lr=1., final=0.1)
+    assert_close(train.learning_rate(config, 50), 0.5 * (0.1 + 0.9 * (1 + math.cos(0.05 * math.pi)) / 2))
+    assert_close(train.learning_rate(config, 1000), 0.1)
+    assert_close(train.learning_rate(replace(config, final=1.), 700), 1.)
+
+
+@pytest.mark.parametrize("flags, says", [
+    (["--data", "mnst"], "no data set 'mnst'"), (["--network", "vgg"], "network is 'vgg'"),
+    (["--target", "y"], "target is 'y'"), (["--loss", "huber"], "loss is 'huber'"),
+    (["--schedule", "flat"], "schedule is 'flat'"), (["--T", "0"], "T is 0"), (["--batch", "0"], "batch is 0"),
+    (["--accumulate", "9"], "accumulate is 9"), (["--lr", "-1"], "lr is -1"), (["--lr", "nan"], "lr is nan"),
+    (["--null", "2"], "null is 2"), (["--seed", "-2"], "seed is -2"), (["--seed", "2147483648"], "seed is 2147483648"),
+    (["--dtype", "fp8"], "dtype is 'fp8'"), (["--device", "tpu"], "device is 'tpu'"),
+    (["--size", "9x8"], "9 x 8 pixels do not halve"), (["--steps", "-5"], "steps is -5"),
+    (["--workers", "-1"], "workers is -1")])
+def test_bad_flags_are_one_sentence_and_exit_2(tmp_path, capsys, flags, says):
+    with pytest.raises(SystemExit) as stop:
+        run(tmp_path, *flags)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and says in error and error.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_of_other_settings_is_refused_and_kept(tmp_path, capsys):
+    run(tmp_path, "--steps", "2")
+    before = (tmp_path / "last.pt").read_bytes()
+    with pytest.raises(SystemExit) as stop:
+        run(tmp_path, "--steps", "2", "--target", "eps", "--lr", "0.1")
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and "--target v --lr 0.005" in error
+    assert (tmp_path / "last.pt").read_bytes() == before
+
+
+def test_a_damaged_checkpoint_is_named_and_kept(tmp_path, capsys):
+    (tmp_path / "last.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(SystemExit) as stop:
+        run(tmp_path, "--steps", "2")
+    assert stop.value.code == 2 and "last.pt is damaged" in capsys.readouterr().err
+    assert (tmp_path / "last.pt").read_bytes() == b"not a checkpoint"
+
+
+def test_a_truncated_picture_is_named(tmp_path, capsys):
+    Image.effect_noise((8, 8), 50).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:60])
+    with pytest.raises(SystemExit) as stop:
+        run(tmp_path / "run", "--data", str(tmp_path))
+    assert stop.value.code == 2 and "b.png" in capsys.readouterr().err
+
+
+def test_a_schedule_that_leaves_signal_is_announced(tmp_path, capsys):
+    run(tmp_path, "--steps", "1", "--schedule", "linear", "--T", "300")
+    assert "x_T still knows 0.036 bits/dim" in (said := capsys.readouterr().out) and "warning" in said

@@ -1,0 +1,207 @@
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.testing import assert_close
+
+from kernels import group_norm_silu_plain
+from unet import CONFIGS, Attention, Norm, ResBlock, UNet, UNetConfig, cast, check_size, sinusoid
+
+SMALL = UNetConfig(in_channels=3, out_channels=3, D=8, widths=(8, 16), blocks=1, heads=(0, 2, 2), groups=4)
+
+
+def awake(config, **kwargs):
+    """A network none of whose weights are zero, so that every path shows."""
+    torch.manual_seed(0)
+    unet = UNet(config, **kwargs).eval()
+    with torch.no_grad():
+        for p in unet.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    return unet
+
+
+def inputs(config, B=2, H=8, W=8):
+    labels = torch.arange(B) % config.classes if config.classes else None
+    return torch.randn(B, config.in_channels, H, W), torch.arange(1, B + 1) * 100, labels
+
+
+@pytest.mark.parametrize("name, parameters", [
+    ("digits", 173_921), ("cifar10", 35_746_307), ("lsun256", 113_673_219), ("improved-cifar10", 52_546_438),
+    ("adm64", 295_904_454)])
+def test_parameter_counts(name, parameters):
+    with torch.device("meta"):
+        assert sum(p.numel() for p in UNet(CONFIGS[name]).parameters()) == parameters
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_answers_in_the_right_shape(name):
+    config = CONFIGS[name]
+    size = 2 ** (len(config.widths) - 1)
+    with torch.device("meta"):
+        xt, t, labels = inputs(config, B=2, H=2 * size, W=4 * size)
+        labels = None if labels is None else labels.to("meta")
+        answer = UNet(config)(xt, t.to("meta"), labels)
+    assert answer.shape == (2, config.out_channels, 2 * size, 4 * size)
+
+
+@pytest.mark.parametrize("change", [
+    {}, {"blocks": 2}, {"blocks": 3}, {"resample": "conv"}, {"resample": "res"}, {"scale_shift": True},
+    {"scale_shift": True, "resample": "res"}, {"classes": 4}, {"out_channels": 6},
+    {"in_channels": 1, "out_channels": 1}, {"in_channels": 4, "out_channels": 4}, {"heads": (1, 4, 0)},
+    {"widths": (8, 12, 16), "heads": (0, 0, 0, 0)}])
+def test_every_weight_takes_part(change):
+    config = replace(SMALL, **change)
+    unet = awake(config)
+    xt, t, labels = inputs(config, H=8, W=12)
+    answer = unet(xt, t, labels)
+    assert answer.shape == (2, config.out_channels, 8, 12)
+    answer.square().sum().backward()
+    idle = [name for name, p in unet.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert not idle
+
+
+def test_depends_on_time_and_class():
+    config = replace(SMALL, classes=3)
+    unet = awake(config)
+    xt = torch.randn(1, 3, 8, 8).expand(2, -1, -1, -1)
+    one = torch.tensor([1, 1])
+    by_time = unet(xt, torch.tensor([400, 401]), one)
+    by_class = unet(xt, torch.tensor([400, 400]), torch.tensor([1, 2]))
+    assert (by_time[0] - by_time[1]).abs().max() > 1e-4
+    assert (by_class[0] - by_class[1]).abs().max() > 1e-3
+
+
+def test_starts_at_zero_and_passes_its_input_through_the_blocks():
+    unet = UNet(SMALL)
+    xt, t, _ = inputs(SMALL)
+    assert unet(xt, t).abs().max() == 0
+    block = ResBlock(8, 8, 2, SMALL, group_norm_silu_plain)
+    torch.nn.init.zeros_(block.conv2.weight), torch.nn.init.zeros_(block.conv2.bias)
+    torch.nn.init.zeros_(block.attention.out.weight), torch.nn.init.zeros_(block.attention.out.bias)
+    x = torch.randn(2, 8, 4, 4)
+    assert_close(block(x, torch.randn(2, 8)), x)
+
+
+def test_initial_weights_are_glorot_by_part():
+    unet = UNet(replace(SMALL, D=32, widths=(32, 64), heads=(0, 1, 1)))
+    for part, C in [(p, 64) for p in unet.middle[0].attention.qkv.weight.chunk(3)]:
+        assert_close(part.abs().max(), torch.tensor((6 / (C + C)) ** 0.5), rtol=0.02, atol=0)
+    for part in unet.time.weight.split(unet.time_widths):
+        if len(part):
+            assert_close(part.abs().max(), torch.tensor((6 / (128 + len(part))) ** 0.5), rtol=0.02, atol=0)
+
+
+def test_forward_is_trunk_of_embed():
+    config = replace(SMALL, classes=4)
+    unet = awake(config)
+    xt, t, labels = inputs(config)
+    row = unet.embed(t, labels)
+    assert row.shape == (2, sum(unet.time_widths))
+    assert_close(unet(xt, t, labels), unet.trunk(xt, row), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("scale_shift", [False, True])
+def test_block_is_the_published_formula(scale_shift):
+    """conv1's bias, added before the second norm, is where a convolution with a bias would have put it."""
+    config = replace(SMALL, scale_shift=scale_shift)
+    block = ResBlock(8, 16, 0, config, group_norm_silu_plain)
+    torch.nn.init.normal_(block.conv1.bias), torch.nn.init.normal_(block.norm2.weight)
+    x, time = torch.randn(2, 8, 4, 6), torch.randn(2, 32 if scale_shift else 16)
+    h = F.silu(F.group_norm(x, 4, block.norm1.weight, block.norm1.bias, 1e-6))
+    h = block.conv1(h)
+    each = time[:, :, None, None]
+    if scale_shift:
+        h = F.group_norm(h, 4, block.norm2.weight, block.norm2.bias, 1e-6) * (1 + each[:, :16]) + each[:, 16:]
+    else:
+        h = F.group_norm(h + each, 4, block.norm2.weight, block.norm2.bias, 1e-6)
+    assert_close(block(x, time), block.skip(x) + block.conv2(F.silu(h)))
+
+
+def test_attention_is_softmax_of_scaled_products():
+    attention = Attention(8, 2, SMALL, group_norm_silu_plain)
+    x = torch.randn(2, 8, 3, 5)
+    h = F.group_norm(x, 4, eps=1e-6).flatten(2).transpose(1, 2)
+    q, k, v = (part.view(2, 15, 2, 4) for part in attention.qkv(h).chunk(3, dim=2))
+    weight = torch.einsum("bnhc,bmhc->bhnm", q, k).div(2).softmax(-1)
+    out = attention.out(torch.einsum("bhnm,bmhc->bnhc", weight, v).flatten(2))
+    assert_close(attention(x), x + out.transpose(1, 2).view_as(x))
+
+
+def test_the_norm_is_the_one_given():
+    calls = []
+
+    def counted(x, *args, **kwargs):
+        calls.append(kwargs.get("silu", True))
+        return group_norm_silu_plain(x, *args, **kwargs)
+
+    unet = awake(SMALL, norm=counted)
+    unet(*inputs(SMALL)[:2])
+    assert len(calls) == sum(isinstance(m, Norm) for m in unet.modules())
+    assert calls.count(False) == sum(isinstance(m, Attention) for m in unet.modules()) > 0
+
+
+def test_sinusoid():
+    t = torch.tensor([0., 3.])
+    assert_close(sinusoid(t, 4, 1)[1], torch.tensor([3., 3e-4, 3., 3e-4]).mul(1).sin() * torch.tensor([1., 1, 0, 0])
+                 + torch.tensor([3., 3e-4, 3., 3e-4]).cos() * torch.tensor([0., 0, 1, 1]))
+    assert_close(sinusoid(t, 4, 0)[1, :2], torch.tensor([3., 0.03]).sin())
+    assert_close(sinusoid(t, 4, 1)[0], torch.tensor([0., 0, 1, 1]))
+
+
+def test_the_network_is_told_t_minus_one_scaled():
+    unet, quarter = awake(SMALL), awake(replace(SMALL, time_scale=0.25))
+    assert_close(unet.embed(torch.tensor([11])), quarter.embed(torch.tensor([41])))
+
+
+def test_dropout_only_while_training():
+    config = replace(SMALL, dropout=0.5)
+    unet = awake(config)
+    xt, t, _ = inputs(config)
+    assert_close(unet(xt, t), unet(xt, t), rtol=0, atol=0)
+    unet.train()
+    assert (unet(xt, t) - unet(xt, t)).abs().max() > 0
+
+
+def test_cast_spares_the_norms_and_keeps_the_answer():
+    unet = awake(SMALL)
+    xt, t, _ = inputs(SMALL)
+    full = unet(xt, t)
+    unet.load_state_dict(cast(unet.state_dict(), torch.bfloat16), assign=True)
+    assert {p.dtype for n, p in unet.named_parameters() if "norm" in n} == {torch.float32}
+    assert {p.dtype for n, p in unet.named_parameters() if "norm" not in n} == {torch.bfloat16}
+    half = unet(xt, t)
+    assert half.dtype == torch.bfloat16
+    assert (half.float() - full).norm() < 0.05 * full.norm()
+
+
+def test_float64_runs_throughout():
+    unet = awake(SMALL).double()
+    xt, t, _ = inputs(SMALL)
+    assert unet(xt.double(), t).dtype == torch.float64
+
+
+def test_conv_end_pads_below_and_right_only():
+    unet = awake(replace(SMALL, widths=(8, 8), heads=(0, 0, 0)))
+    down = unet.downs[1]
+    x = torch.randn(1, 8, 4, 4)
+    assert_close(down(x, None), F.conv2d(F.pad(x, (0, 1, 0, 1)), down.weight, down.bias, stride=2))
+
+
+@pytest.mark.parametrize("change, says", [
+    ({"heads": (0, 0)}, "heads is"), ({"resample": "pool"}, "resample is 'pool'"),
+    ({"widths": (8, 10)}, r"widths \[10\]"), ({"heads": (0, 3, 0)}, r"\(16, 3\)")])
+def test_impossible_networks_are_refused(change, says):
+    with pytest.raises(ValueError, match=says):
+        replace(SMALL, **change)
+
+
+def test_wrong_pictures_and_labels_are_refused():
+    with pytest.raises(ValueError, match="9 x 8 pixels.*10 x 8"):
+        check_size(SMALL, 3, 9, 8)
+    with pytest.raises(ValueError, match="1 channels"):
+        UNet(SMALL)(torch.zeros(1, 1, 8, 8), torch.tensor([1]))
+    with pytest.raises(ValueError, match="labels are given"):
+        UNet(SMALL)(torch.zeros(1, 3, 8, 8), torch.tensor([1]), torch.tensor([0]))
+    with pytest.raises(ValueError, match="labels are missing"):
+        UNet(replace(SMALL, classes=3))(torch.zeros(1, 3, 8, 8), torch.tensor([1]))

@@ -1,0 +1,348 @@
+"""Trains an image model.
+
+    python train.py                                     # digits, class-conditional: about 3 minutes on 2 cores
+    python train.py --data photos/ --size 64 --network cifar10 --compile --dtype bf16
+
+A run is a folder: last.pt (go on from it by repeating the command), log.jsonl, loss.png, samples/*.png.
+Every random number is a function of (seed, step), so a run that was stopped ends where it would have.
+"""
+
+import contextlib
+import json
+import math
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.func import functional_call
+from tqdm import tqdm
+
+import checkpoint
+import data
+import ddpm
+import noise
+from cli import DTYPES, choose_device, parent_made, parse, script
+from unet import CONFIGS, UNet, UNetConfig, cast, check_size
+
+PATIENCE = 5                                    # steps in a row that may fail before the run stops
+
+
+@dataclass(frozen=True)
+class Config:
+    """Trains an image model; repeat the command to go on where it stopped."""
+    data: str = "digits"                        # digits, a folder of images, or an .npz file
+    size: str = ""                              # pixels, as 64 or 48x64 (H x W); empty keeps the pictures' own
+    fit: str = "crop"                           # how they get there: crop (resized first) or pad
+    flip: bool = False                          # mirror half of the pictures
+    network: str = "digits"                     # a name in unet.CONFIGS; channels and classes follow the data
+    target: str = "v"                           # what the network answers: eps, x0 or v
+    loss: str = "l2"                            # l2, l1, or hybrid, which learns the variance too
+    schedule: str = "cosine"                    # linear, cosine, quadratic or sigmoid
+    T: int = 1000                               # steps of the forward process
+    null: float = 0.1                           # chance to hide the label, for guidance; 1 trains without labels
+    steps: int = 3000                           # updates in all
+    batch: int = 64                             # pictures an update
+    accumulate: int = 1                         # parts the batch is cut into, to save memory
+    lr: float = 5e-3                            # learning rate of Adam, betas 0.9 and 0.99
+    warmup: int = 100                           # updates in which it rises from 0
+    final: float = 0.01                         # the part of it left at the end, along a cosine; 1 keeps it all
+    clip: float = 1.0                           # largest norm of the gradient
+    ema: float = 0.995                          # decay of the weights' average, ramped as (1 + k)/(10 + k)
+    dtype: str = "float32"                      # float32, or bf16: all but norms and the weights' own copy
+    compile: bool = False                       # torch.compile the network
+    device: str = "auto"                        # cuda, cpu, or auto: cuda if there is one
+    seed: int = 0                               # of every random number; -1 chooses one, prints and keeps it
+    workers: int = 0                            # processes that read images ahead
+    log_every: int = 50                         # updates between lines of the log
+    sample_every: int = 1000                    # updates between grids of samples
+    save_every: int = 500                       # updates between checkpoints
+    out: str = "runs/digits"                    # folder of the run
+
+
+FREE = {"steps", "compile", "device", "workers", "log_every", "sample_every", "save_every", "out"}  # may change later
+
+
+def check(config: Config) -> None:
+    """Raises ValueError for settings that cannot work, naming the first."""
+    for name, allowed in {"network": CONFIGS, "target": ddpm.TARGETS, "loss": ("l2", "l1", "hybrid"),
+                          "schedule": ddpm.SCHEDULES, "dtype": DTYPES}.items():
+        if (value := getattr(config, name)) not in allowed:
+            raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
+    for name in ("T", "steps", "batch", "accumulate", "lr", "clip", "log_every", "sample_every", "save_every"):
+        if not getattr(config, name) > 0:
+            raise ValueError(f"{name} is {getattr(config, name)}; it must be above 0")
+    for name in ("null", "final", "ema"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise ValueError(f"{name} is {getattr(config, name)}; it must be between 0 and 1")
+    for name, least, most in (("warmup", 0, math.inf), ("workers", 0, math.inf), ("seed", -1, 2**31 - 1)):
+        if not least <= getattr(config, name) <= most:
+            raise ValueError(f"{name} is {getattr(config, name)}; it must be between {least} and {most}")
+    if config.accumulate > config.batch:
+        raise ValueError(f"accumulate is {config.accumulate}; it must be at most the batch, {config.batch}")
+
+
+def network_for(config: Config, dataset: data.Data) -> UNetConfig:
+    """The named network, its channels and classes those of the data; the null class is the last row."""
+    C = dataset.shape[0]
+    classes = len(dataset.classes) + 1 if dataset.classes and config.null < 1 else 0
+    network = replace(CONFIGS[config.network], in_channels=C, classes=classes,
+                      out_channels=2 * C if config.loss == "hybrid" else C)
+    check_size(network, *dataset.shape)
+    return network
+
+
+def learning_rate(config: Config, step: int) -> float:
+    """Rises for `warmup` steps, falls along a cosine to `final` of itself."""
+    cosine = (1 + math.cos(math.pi * min(step / config.steps, 1))) / 2
+    return config.lr * min(1, step / max(config.warmup, 1)) * (config.final + (1 - config.final) * cosine)
+
+
+def draw(config: Config, step: int, labels: Tensor, null: int) -> tuple[Tensor, Tensor]:
+    """t of each picture, one from each of B equal parts of 1..T, and its label, sometimes hidden."""
+    B = config.batch
+    u = noise.uniform(config.seed, step, B, noise.TIMES)
+    t = ((torch.arange(B) + u.double()) * config.T / B).long() + 1
+    hidden = noise.uniform(config.seed, step, B, noise.LABELS) < config.null
+    return t, torch.where(hidden, null, labels) if len(labels) else labels
+
+
+def update_average(ema: dict[str, Tensor], weights: dict[str, Tensor], decay: float, k: int) -> None:
+    """ema <- d ema + (1 - d) weights in place, d ramped so that the first weights are soon forgotten."""
+    d = min(decay, (1 + k) / (10 + k))
+    torch._foreach_lerp_(list(ema.values()), [weights[name].detach() for name in ema], 1 - d)
+
+
+def objective(config: Config, schedule: ddpm.Schedule, denoise: Callable, x0, t, eps) -> Tensor:
+    """The loss of each picture, (B,)."""
+    if config.loss == "hybrid":
+        return ddpm.hybrid_loss(schedule, denoise, x0, t, eps, target=config.target)
+    return ddpm.loss(schedule, denoise, x0, t, eps, target=config.target, kind=config.loss)
+
+
+class Run(NamedTuple):
+    """A training run: what changes from step to step, and what it is made of."""
+    config: Config
+    dataset: data.Data
+    schedule: ddpm.Schedule
+    unet: UNet
+    weights: dict[str, Tensor]
+    ema: dict[str, Tensor]
+    optimizer: torch.optim.Optimizer
+
+
+def begin(config: Config, dataset: data.Data) -> Run:
+    """A run at step 0."""
+    device = choose_device(config.device)
+    torch.manual_seed(config.seed)
+    unet = UNet(network_for(config, dataset)).to(device)
+    weights = dict(unet.named_parameters())
+    ema = {name: w.detach().clone() for name, w in weights.items()}
+    optimizer = torch.optim.Adam(weights.values(), betas=(0.9, 0.99), fused=True)
+    schedule = ddpm.Schedule(*(table.to(device) for table in ddpm.SCHEDULES[config.schedule](config.T)))
+    return Run(config, dataset, schedule, unet, weights, ema, optimizer)
+
+
+def save(run: Run, step: int, losses: list[Tensor]) -> None:
+    """Writes all of the run to last.pt, with the losses not yet in its log, and draws its curve."""
+    facts = {"name": run.dataset.name, "shape": run.dataset.shape, "classes": run.dataset.classes}
+    weights = {name: w.detach() for name, w in run.weights.items()}
+    checkpoint.save(Path(run.config.out, "last.pt"), checkpoint.Checkpoint(
+        run.unet.config, weights, run.ema, step, run.schedule.beta[1:], asdict(run.config), facts,
+        run.optimizer.state_dict(), losses, checkpoint.versions()))
+    plot(Path(run.config.out))
+
+
+def resume(run: Run, last: checkpoint.Checkpoint) -> None:
+    """Puts the run where the checkpoint is. Raises ValueError for another run's."""
+    ours = asdict(run.config)
+    changed = [name for name, value in last.settings.items() if name not in FREE and ours.get(name) != value]
+    if changed or tuple(last.data["shape"]) != run.dataset.shape or tuple(last.data["classes"]) != run.dataset.classes:
+        was = " ".join(f"--{name} {last.settings[name]}" for name in changed) or f"other data, {last.data}"
+        raise ValueError(f"{run.config.out}/last.pt was trained with {was}; repeat that, or choose another --out")
+    with torch.no_grad():
+        for ours, theirs in ((run.weights, last.weights), (run.ema, last.ema)):
+            for name, w in ours.items():
+                w.copy_(theirs[name])
+    run.optimizer.load_state_dict(last.optimizer)
+    print(f"going on from step {last.step} of {run.config.out}/last.pt")
+
+
+def denoiser(run: Run) -> Callable:
+    """(xt, t, labels) -> answer by the weights being trained, in the asked-for dtype; gradients reach the weights."""
+    if run.config.dtype == "float32":
+        model = run.unet
+    else:
+        def model(xt, t, labels):
+            return functional_call(run.unet, cast(run.weights, DTYPES[run.config.dtype]), (xt, t, labels))
+    return torch.compile(model) if run.config.compile else model
+
+
+def update(run: Run, model: Callable, step: int, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """One update of the weights (Ho et al. 2020, algorithm 1): the loss and the gradient's norm.
+
+    Where the norm is not finite, nothing is changed.
+    """
+    config, schedule, device = run.config, run.schedule, run.schedule.beta.device
+    t, labels = (d.to(device) for d in draw(config, step, labels, null=len(run.dataset.classes)))
+    x0 = data.to_unit(pixels.to(device, non_blocking=True))
+    seeds = noise.image_seeds(config.seed, torch.arange(config.batch, device=device))
+    eps = noise.normal(seeds, step, x0.shape[1:], noise.TRAIN)
+    torch.manual_seed(config.seed + step)                                         # dropout, too, is the step's
+
+    run.optimizer.zero_grad()
+    total = torch.zeros((), device=device)
+    for part in torch.arange(config.batch).chunk(config.accumulate):
+        y = labels[part] if run.unet.classes else None
+        losses = objective(config, schedule, partial(answer, model, y), x0[part], t[part], eps[part])
+        loss = losses.sum() / config.batch
+        loss.backward()
+        total += loss.detach()
+    norm = torch.nn.utils.clip_grad_norm_(run.weights.values(), config.clip)
+    if norm.isfinite():
+        for group in run.optimizer.param_groups:
+            group["lr"] = learning_rate(config, step)
+        run.optimizer.step()
+        update_average(run.ema, run.weights, config.ema, step)
+    return total, norm
+
+
+def answer(model: Callable, labels: Tensor | None, xt: Tensor, t: Tensor) -> Tensor:
+    return model(xt, t, labels)
+
+
+@script
+def main(argv: Sequence[str] | None = None) -> None:
+    config = parse(Config, argv)
+    check(config)
+    last = Path(config.out, "last.pt")
+    last = checkpoint.load(last) if last.exists() else None
+    if config.seed == -1:
+        config = replace(config, seed=last.settings["seed"] if last else random.randrange(2**31))
+    run = begin(config, data.load(config.data, config.size, config.fit))
+    announce(run)
+    if last:
+        resume(run, last)
+    train(run, last.step if last else 0, last.losses if last else [])
+
+
+def announce(run: Run) -> None:
+    """Says what is trained on what, and what the schedule leaves in x_T."""
+    config, (C, H, W), bits = run.config, run.dataset.shape, ddpm.schedule_check(run.schedule)
+    print(f"data     {config.data}: {len(run.dataset.images)} pictures of {C} x {H} x {W}, "
+          f"{len(run.dataset.classes)} classes")
+    print(f"network  {config.network}: {sum(w.numel() for w in run.weights.values()):,} parameters, {config.dtype}, "
+          f"on {run.schedule.beta.device}; seed {config.seed}")
+    print(f"schedule {config.schedule}, T = {config.T}: x_T still knows {bits:.2g} bits/dim")
+    if bits > 1e-3:
+        print("warning: sampling starts without what x_T knows; a larger T or another --schedule leaves less")
+
+
+def train(run: Run, start: int, losses: list[Tensor]) -> None:
+    """Updates from step start + 1 to the last, with a log, a checkpoint and a grid of samples now and then.
+
+    losses: of the steps before, as far as the log does not have them yet.
+    """
+    config, out, model = run.config, Path(run.config.out), denoiser(run)
+    steps = range(start + 1, config.steps + 1)
+    loader = data.batches(run.dataset, config.batch, config.seed, steps, config.flip, config.workers)
+    rewind(out / "log.jsonl", start)
+    failed, began = 0, time.perf_counter()
+    with stoppable() as stopped, tqdm(total=config.steps, initial=start, unit=" steps") as bar:
+        for step, (pixels, labels) in zip(steps, loader, strict=True):
+            loss, norm = update(run, model, step, pixels, labels)
+            failed = 0 if norm.isfinite() else failed + 1
+            if failed == PATIENCE:
+                raise ValueError(f"loss {loss:g} or its gradient was not finite {PATIENCE} steps in a row, up to step "
+                                 f"{step}; lower --lr or look at the data. The last checkpoint is sound")
+            losses = losses if failed else [*losses, loss]
+            bar.update()
+
+            def due(every: int, step: int = step) -> bool:
+                return step % every == 0 or step == config.steps
+
+            if due(config.log_every) and losses:
+                rate = (bar.n - bar.initial) * config.batch / (time.perf_counter() - began)
+                line = {"step": step, "loss": torch.stack(losses).mean().item(), "norm": norm.item(),
+                        "lr": learning_rate(config, step), "images_per_second": rate}
+                write(out / "log.jsonl", line)
+                bar.set_postfix(loss=f"{line['loss']:.4f}", images=f"{rate:.0f}/s")
+                losses = []
+            if due(config.sample_every):
+                grid(run).save(parent_made(out / "samples" / f"{step:06d}.png"))
+            if due(config.save_every) or stopped.is_set():
+                save(run, step, losses)
+            if stopped.is_set():
+                print(f"stopped at step {step}; the same command goes on from there")
+                return
+    print(f"{out}: last.pt, log.jsonl, loss.png, samples/; draw more with: python sample.py --checkpoint {out}/last.pt")
+
+
+@torch.no_grad()
+def grid(run: Run) -> Image.Image:
+    """Samples of the averaged weights so far, every class in turn, always from the same noise."""
+    device, classes = run.schedule.beta.device, run.dataset.classes
+    seeds = noise.image_seeds(0, torch.arange(5 * len(classes) if run.unet.classes else 16, device=device))
+    labels = torch.arange(len(seeds), device=device) % len(classes) if run.unet.classes else None
+    times = ddpm.timesteps(run.config.T, min(50, run.config.T))
+    rows = ddpm.sampler_rows(run.schedule, times, target=run.config.target,
+                             variance="learned" if run.config.loss == "hybrid" else "beta_tilde")
+    run.unet.eval()
+    *_, (_, x0, _) = ddpm.sample(lambda xt, t: functional_call(run.unet, run.ema, (xt, t, labels)),
+                                 rows, run.dataset.shape, seeds)
+    run.unet.train()
+    return data.grid(x0, columns=len(classes) if run.unet.classes else 4, heads=classes if run.unet.classes else ())
+
+
+# The run folder
+
+def rewind(path: Path, step: int) -> None:
+    """Drops the log's lines after the step that the run goes on from."""
+    if path.exists():
+        lines = [line for line in path.read_text().splitlines(keepends=True) if json.loads(line)["step"] <= step]
+        path.write_text("".join(lines))
+
+
+def write(path: Path, line: dict) -> None:
+    """Adds a line to the log."""
+    with parent_made(path).open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def plot(out: Path) -> None:
+    """Draws the log's loss as loss.png."""
+    if not (out / "log.jsonl").exists():
+        return
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
+    axes.plot([line["step"] for line in lines], [line["loss"] for line in lines])
+    axes.set(xlabel="step", ylabel="loss", yscale="log", title=out.name)
+    figure.savefig(out / "loss.png", dpi=120)
+    plt.close(figure)
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[threading.Event]:
+    """An event that is set by Ctrl-C or SIGTERM, instead of dying of it."""
+    stopped = threading.Event()
+    before = {s: signal.signal(s, lambda *_: stopped.set()) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopped
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
+
+
+if __name__ == "__main__":
+    main()
