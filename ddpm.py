@@ -24,9 +24,15 @@ from torch.special import ndtr
 
 from noise import normal
 
-TARGETS = ("eps", "x0", "v")
-VARIANCES = ("beta_tilde", "beta", "learned")
+TARGETS, VARIANCES = ("eps", "x0", "v"), ("beta_tilde", "beta", "learned")
+SAMPLERS, SPACINGS = ("ddim", "2m"), ("trailing", "leading", "linspace")
 COLUMNS = ("t", "s", "a", "b", "clip", "c0", "ct", "cp", "cz", "log_min", "log_max")
+
+
+def one_of(name: str, value: str, allowed) -> None:
+    """Raises ValueError unless value is one of the allowed."""
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
 
 
 # Schedules
@@ -40,11 +46,11 @@ class Schedule(NamedTuple):
 
 
 def from_betas(beta) -> Schedule:
-    """The schedule with these beta_1..beta_T, any sequence in (0, 1] ([1] eq. 4 and 7)."""
+    """The schedule with these beta_1..beta_T, any in (0, 1), of which the last may be 1 ([1] eq. 4 and 7)."""
     beta = torch.as_tensor(beta, dtype=torch.float64)
-    if beta.ndim != 1 or not len(beta) or not ((beta > 0) & (beta <= 1)).all():
-        raise ValueError(f"beta must be a list of numbers in (0, 1]; got shape {tuple(beta.shape)}, "
-                         f"{f'{beta.min():g} to {beta.max():g}' if beta.numel() else 'empty'}")
+    if beta.ndim != 1 or not len(beta) or not ((beta > 0) & (beta <= 1)).all() or (beta[:-1] == 1).any():
+        raise ValueError(f"beta must be numbers in (0, 1), of which the last may be 1; got shape "
+                         f"{tuple(beta.shape)}{f', {beta.min():g} to {beta.max():g}' if beta.numel() else ''}")
     beta = torch.cat([beta.new_zeros(1), beta])
     alpha = 1 - beta
     alpha_bar = alpha.cumprod(0)
@@ -84,11 +90,16 @@ SCHEDULES = {"linear": linear_schedule, "cosine": cosine_schedule,
              "quadratic": quadratic_schedule, "sigmoid": sigmoid_schedule}
 
 
+def schedule_length(schedule: Schedule) -> int:
+    """T, the number of steps."""
+    return len(schedule.beta) - 1
+
+
 def schedule_check(schedule: Schedule) -> float:
     """Bits/dim that x_T still knows of unit-variance data: KL(q(x_T | x0) || N(0, I)) = -log2(1 - alpha_bar_T)/2.
 
-    Sampling starts from N(0, I) all the same, so this is what every chain loses at once: 3e-5 for [1],
-    0.036 if the same betas stop at T = 300.
+    Sampling starts from N(0, I) all the same, so this is what every chain loses at once: 3e-5 for the linear
+    schedule of [1], 0.036 if its betas are crossed in 300 steps.
     """
     return -math.log2(1 - schedule.alpha_bar[-1].item()) / 2
 
@@ -115,7 +126,7 @@ def q_sample(schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
 def q_posterior(schedule: Schedule, x0: Tensor, xt: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, variance and log variance of q(x_{t-1} | x_t, x0) ([1] eq. 6-7); the variances are (B, 1, ...).
 
-    The log is clipped at t = 1, where the variance is zero, to that of t = 2 ([2] section 3.1).
+    The log is clipped at t = 1, where the variance is zero, to that of t = 2, so T must be 2 or more ([2] 3.1).
     """
     beta, alpha, alpha_bar, beta_tilde = schedule
     c0 = alpha_bar[t - 1].sqrt() * beta[t] / (1 - alpha_bar[t])
@@ -128,13 +139,12 @@ def q_posterior(schedule: Schedule, x0: Tensor, xt: Tensor, t: Tensor) -> tuple[
 
 def reading(alpha_bar: Tensor, target: str) -> tuple[Tensor, Tensor]:
     """a, b such that x0_hat = a xt + b answer; float64, shaped like alpha_bar ([1] eq. 15, [4] appendix D)."""
+    one_of("target", target, TARGETS)
     if target == "eps":
         return 1 / alpha_bar.sqrt(), -(1 / alpha_bar - 1).sqrt()
     if target == "x0":
         return torch.zeros_like(alpha_bar), torch.ones_like(alpha_bar)
-    if target == "v":
-        return alpha_bar.sqrt(), -(1 - alpha_bar).sqrt()
-    raise ValueError(f"target is {target!r}; it must be one of {', '.join(TARGETS)}")
+    return alpha_bar.sqrt(), -(1 - alpha_bar).sqrt()
 
 
 def predict(schedule: Schedule, answer: Tensor, xt: Tensor, t: Tensor, target: str) -> tuple[Tensor, Tensor]:
@@ -152,10 +162,10 @@ def implied_eps(schedule: Schedule, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor
 
 def truth(schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor, target: str) -> Tensor:
     """What a perfect network would answer: eps, x0, or v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0."""
-    if target != "v":
+    if target in ("eps", "x0"):
         return {"eps": eps, "x0": x0}[target]
-    a, b = like(x0, schedule.alpha_bar[t].sqrt(), (1 - schedule.alpha_bar[t]).sqrt())
-    return a * eps - b * x0
+    a, b = like(x0, *reading(schedule.alpha_bar[t], target))                    # x0 = a xt + b v, so v = a eps + b x0
+    return a * eps + b * x0
 
 
 def exact_denoiser(schedule: Schedule, data: Tensor, target: str = "eps") -> Callable:
@@ -207,6 +217,7 @@ def simple_loss(true: Tensor, answer: Tensor, kind: str = "l2") -> Tensor:
     if answer.shape != true.shape:
         raise ValueError(f"the network answered {tuple(answer.shape)} to {tuple(true.shape)}; with a learned "
                          f"variance use hybrid_loss, else the shapes must be equal")
+    one_of("kind", kind, ("l2", "l1"))
     error = true - answer.to(true.dtype)
     return {"l2": error.square, "l1": error.abs}[kind]().flatten(1).mean(1)
 
@@ -227,11 +238,6 @@ def hybrid_loss(schedule: Schedule, denoise: Callable, x0: Tensor, t: Tensor, ep
 
 # The bound
 
-def schedule_length(schedule: Schedule) -> int:
-    """T."""
-    return len(schedule.beta) - 1
-
-
 def p_mean_log_var(schedule: Schedule, answer: Tensor, xt: Tensor, t: Tensor, *,
                    target: str, variance: str, clip: bool) -> tuple[Tensor, Tensor]:
     """Mean and log variance of p(x_{t-1} | x_t) ([1] eq. 11, [2] eq. 15).
@@ -239,8 +245,10 @@ def p_mean_log_var(schedule: Schedule, answer: Tensor, xt: Tensor, t: Tensor, *,
     answer: (B, C, ...) or, for variance "learned", (B, 2C, ...) with v in the second half: log variance is
     log beta_tilde at v = -1 and log beta at v = 1. At t = 1 beta_tilde, and "beta" too, are those of t = 2.
     """
-    C = xt.shape[1]
-    x0_hat, _ = predict(schedule, answer[:, :C].to(xt.dtype), xt, t, target)
+    one_of("variance", variance, VARIANCES)
+    C, answer = xt.shape[1], answer.to(xt.dtype)
+    check_channels(answer, C, variance == "learned")
+    x0_hat, _ = predict(schedule, answer[:, :C], xt, t, target)
     mean, _, log_min = q_posterior(schedule, x0_hat.clamp(-1, 1) if clip else x0_hat, xt, t)
     if variance == "beta_tilde":
         return mean, log_min
@@ -248,7 +256,14 @@ def p_mean_log_var(schedule: Schedule, answer: Tensor, xt: Tensor, t: Tensor, *,
         [log_beta] = like(xt, torch.where(t > 1, schedule.beta[t], schedule.beta_tilde[2]).log())
         return mean, log_beta
     [log_max] = like(xt, schedule.beta[t].log())
-    return mean, between(answer[:, C:].to(xt.dtype), log_min, log_max)
+    return mean, between(answer[:, C:], log_min, log_max)
+
+
+def check_channels(answer: Tensor, C: int, learned: bool) -> None:
+    """Raises ValueError unless the answer has C channels or, as a learned variance must and a fixed one may, 2C."""
+    if answer.shape[1] != 2 * C and (learned or answer.shape[1] != C):
+        raise ValueError(f"the network answers {answer.shape[1]} channels to {C}; variance learned takes {2 * C}, "
+                         f"a fixed one {C} or {2 * C}")
 
 
 def between(v: Tensor, log_min: Tensor, log_max: Tensor) -> Tensor:
@@ -297,15 +312,14 @@ def prior_bits(schedule: Schedule, x0: Tensor) -> Tensor:
 
 def timesteps(T: int, steps: int, spacing: str = "trailing") -> Tensor:
     """`steps` times, decreasing, of 1..T: "trailing" begins at T, "leading" ends at 1, "linspace" does both."""
+    one_of("spacing", spacing, SPACINGS)
     if not 1 <= steps <= T:
         raise ValueError(f"steps is {steps}; a chain of T = {T} takes 1 to {T} steps")
     if spacing == "trailing":
         return (T - torch.arange(steps, dtype=torch.float64) * T / steps).round().long()
     if spacing == "leading":
         return (torch.arange(steps) * (T // steps) + 1).flip(0)
-    if spacing == "linspace":
-        return torch.linspace(1, T, steps, dtype=torch.float64).round().long().flip(0)
-    raise ValueError(f"spacing is {spacing!r}; it must be trailing, leading or linspace")
+    return torch.linspace(T - 1, 0, steps, dtype=torch.float64).round().long() + 1   # halves rounded as published
 
 
 def sampler_rows(schedule: Schedule, times, *, sampler: str = "ddim", target: str = "eps",
@@ -313,8 +327,9 @@ def sampler_rows(schedule: Schedule, times, *, sampler: str = "ddim", target: st
     """The sampler as a table (S, 11), float64, one row a step t -> s; `step` says what the columns do.
 
     times: decreasing integers in 1..T; the last step goes to 0. sampler: "ddim" ([3] eq. 12), which is
-    ancestral sampling ([1] algorithm 2) at eta = 1, or "2m", DPM-Solver++ of second order ([6] algorithm 2).
-    The chain is that of the listed times alone, so betas and variances are the shortened chain's.
+    ancestral sampling ([1] algorithm 2) at eta = 1, or "2m", DPM-Solver++ of second order ([6] algorithm 2),
+    which wants even steps: trailing times, not linspace. The chain is that of the listed times alone, so betas
+    and variances are the shortened chain's. The variance is the noise's; the mean's is always eta^2 beta_tilde.
     """
     t = torch.as_tensor(times, device=schedule.beta.device)
     T = schedule_length(schedule)
@@ -348,16 +363,14 @@ def sampler_rows(schedule: Schedule, times, *, sampler: str = "ddim", target: st
 
 def check_chain(t: Tensor, T: int, sampler: str, variance: str, eta: float) -> None:
     """Raises ValueError unless these make a sampler."""
+    one_of("sampler", sampler, SAMPLERS)
+    one_of("variance", variance, VARIANCES)
     if not len(t) or t[0] > T or t[-1] < 1 or (t.diff() >= 0).any():
         raise ValueError(f"times are {t.tolist()}; they must decrease and lie in 1..{T}")
     if not 0 <= eta <= 1:
         raise ValueError(f"eta is {eta:g}; it must be between 0 (DDIM) and 1 (DDPM)")
-    if sampler not in ("ddim", "2m"):
-        raise ValueError(f"sampler is {sampler!r}; it must be ddim or 2m")
     if sampler == "2m" and eta:
         raise ValueError(f"eta is {eta:g}; the 2m sampler adds no noise, leave eta at 0")
-    if variance not in VARIANCES:
-        raise ValueError(f"variance is {variance!r}; it must be one of {', '.join(VARIANCES)}")
 
 
 def step(rows: Tensor, i: Tensor, xt: Tensor, answer: Tensor, x0_prev: Tensor | None = None,
@@ -371,8 +384,8 @@ def step(rows: Tensor, i: Tensor, xt: Tensor, answer: Tensor, x0_prev: Tensor | 
     sigma = exp(log_var / 2), log_var = log_min + (v + 1)/2 (log_max - log_min). x0_prev: the last step's
     x0_hat, for 2m. z is drawn from the images' seeds unless given; without either no noise is added.
     """
-    row = rows.index_select(0, i)[0]
-    t, s, a, b, clip, c0, ct, cp, cz, log_min, log_max = row.to(xt.dtype)
+    row = rows.index_select(0, i)[0]                                              # no .item(): stays on the device
+    _, _, a, b, clip, c0, ct, cp, cz, log_min, log_max = row.to(xt.dtype)
     C = xt.shape[1]
     answer = answer.to(xt.dtype)
     x0_hat = (a * xt + b * answer[:, :C]).clamp(-clip, clip)
@@ -380,7 +393,7 @@ def step(rows: Tensor, i: Tensor, xt: Tensor, answer: Tensor, x0_prev: Tensor | 
     if x0_prev is not None:
         xs = xs + cp * x0_prev
     if z is None and seeds is not None:
-        z = normal(seeds, row[1].long(), xt.shape[1:])
+        z = normal(seeds, row[1].long(), xt.shape[1:])                            # s, not cast on the way
     if z is not None:
         sigma = (between(answer[:, C:], log_min, log_max) / 2).exp() if answer.shape[1] > C else 1
         xs = xs + cz * sigma * z
@@ -396,20 +409,18 @@ def sample(denoise: Callable, rows: Tensor, shape, seeds: Tensor, *,
     step: `step` or its fused twin. ahead: how many steps' noise to draw at once, which is quicker for small
     images and changes no bit. Raises ValueError if the answer's channels do not fit.
     """
-    times = rows[:, 0].long()
-    noisy, second_order, learned = ((rows[:, COLUMNS.index(c)] != 0).any().item() for c in ("cz", "cp", "log_max"))
+    steps = torch.arange(len(rows), device=rows.device).split(1)
+    times = rows[:, :1].long().expand(-1, len(seeds)).unbind()
+    noisy, second_order, learned = (rows[:, COLUMNS.index(c)].any().item() for c in ("cz", "cp", "log_max"))
     xt, x0_hat, z = normal(seeds, times[0], shape), None, None
     for k, s in enumerate(rows[:, 1].long().tolist()):
         if noisy and ahead > 1:
             if k % ahead == 0:
-                ahead_z = normal(seeds, rows[k:k + ahead, 1:2].long(), shape)
-            z = ahead_z[k % ahead]
-        answer = denoise(xt, times[k].expand(len(seeds)))
-        if answer.shape[1] != 2 * shape[0] and (learned or answer.shape[1] != shape[0]):
-            raise ValueError(f"the network answers {answer.shape[1]} channels to {shape[0]}; variance learned takes "
-                             f"twice as many, a fixed one as many or twice as many")
-        i = torch.full((1,), k, device=rows.device)
-        xt, x0_hat = step(rows, i, xt, answer, x0_hat if second_order else None,
+                drawn = normal(seeds, rows[k:k + ahead, 1:2].long(), shape).unbind()
+            z = drawn[k % ahead]
+        answer = denoise(xt, times[k])
+        check_channels(answer, shape[0], learned)
+        xt, x0_hat = step(rows, steps[k], xt, answer, x0_hat if second_order else None,
                           seeds if noisy and z is None else None, z=z)
         yield s, xt, x0_hat
 

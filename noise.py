@@ -38,7 +38,7 @@ def words(seeds: Tensor, s: int | Tensor, n: int, stream: int) -> tuple[Tensor, 
 
 
 def unit(word: Tensor) -> Tensor:
-    """A float32 in [0, 1] from a 32-bit word, its sign bit folded away (as Triton's `tl.rand`)."""
+    """A float32 in [0, 1) from a 32-bit word, its sign bit folded away (as Triton's `tl.rand`)."""
     return torch.minimum(word, MASK ^ word).float() * 4.6566127342e-10
 
 
@@ -65,7 +65,7 @@ def uniform(seed: int, s: int, n: int, stream: int) -> Tensor:
     """n numbers in [0, 1), float32, of (run seed, step, stream): shuffles, times, coins."""
     key = image_seeds(seed, torch.zeros((), dtype=torch.int64))
     u = torch.stack([unit(word) for word in words(key, s, n, stream)], dim=-1)
-    return u.flatten()[:n].clamp(max=1 - 2**-24)
+    return u.flatten()[:n]
 
 
 def image_seeds(seed: int, index: Tensor) -> Tensor:

@@ -123,9 +123,8 @@ def check(config: Config) -> None:
             raise ValueError(f"{name} is {getattr(config, name)}; it must be at least 1")
     if not math.isfinite(config.guidance):
         raise ValueError(f"guidance is {config.guidance}; it must be a number, 0 for none")
-    for name, allowed in {"weights": ("ema", "raw"), "dtype": DTYPES}.items():
-        if getattr(config, name) not in allowed:
-            raise ValueError(f"{name} is {getattr(config, name)!r}; it must be one of {', '.join(allowed)}")
+    ddpm.one_of("weights", config.weights, ("ema", "raw"))
+    ddpm.one_of("dtype", config.dtype, DTYPES)
 
 
 def draw(config: Config, keep: Callable[[list[int]], set[int]] = lambda times: set(),

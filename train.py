@@ -75,8 +75,7 @@ def check(config: Config) -> None:
     """Raises ValueError for settings that cannot work, naming the first."""
     for name, allowed in {"network": CONFIGS, "target": ddpm.TARGETS, "loss": ("l2", "l1", "hybrid"),
                           "schedule": ddpm.SCHEDULES, "dtype": DTYPES}.items():
-        if (value := getattr(config, name)) not in allowed:
-            raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
+        ddpm.one_of(name, getattr(config, name), allowed)
     for name in ("T", "steps", "batch", "accumulate", "lr", "clip", "log_every", "sample_every", "save_every"):
         if not getattr(config, name) > 0:
             raise ValueError(f"{name} is {getattr(config, name)}; it must be above 0")
