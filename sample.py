@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +28,7 @@ import ddpm
 import noise
 from checkpoint import Checkpoint
 from cli import DTYPES, choose_device, parent_made, parse, script
-from kernels.compile import compile_denoiser
+from kernels.compile import compile_denoiser, compile_loop, norm_for
 from unet import UNet, cast
 
 
@@ -70,12 +71,13 @@ class Drawn(NamedTuple):
 def network(last: Checkpoint, config: Config, weights: dict[str, Tensor] | None = None) -> UNet:
     """The checkpoint's network with the weights asked for, or these."""
     weights = weights or {"ema": last.ema, "raw": last.weights}[config.weights]
-    unet = UNet(last.network)
+    device = choose_device(config.device)
+    unet = UNet(last.network, norm_for(device)) if config.compile else UNet(last.network)
     try:
         unet.load_state_dict(cast(weights, DTYPES[config.dtype]), assign=True)
     except RuntimeError as error:
         raise ValueError(f"{config.checkpoint} does not fit its own network: {' '.join(str(error).split())}") from None
-    return unet.to(choose_device(config.device)).eval().requires_grad_(False)
+    return unet.to(device).eval().requires_grad_(False)
 
 
 def chain(last: Checkpoint, config: Config) -> Tensor:
@@ -136,24 +138,14 @@ def draw(config: Config, keep: Callable[[list[int]], set[int]] = lambda times: s
     check(config)
     device, last = choose_device(config.device), checkpoint.load(config.checkpoint)
     unet, rows, choices = network(last, config, weights), chain(last, config).to(device), choose_labels(last, config)
-    shape, null, times = tuple(last.data["shape"]), len(last.data["classes"]), [*rows[:, 0].int().tolist(), 0]
+    shape, times = tuple(last.data["shape"]), [*rows[:, 0].int().tolist(), 0]
     rounds = math.ceil(config.n / config.batch)
     size = math.ceil(config.n / rounds)                                           # every batch has this size
-    ahead = max(1, min(64, 2**22 // (size * math.prod(shape)))) if device.type == "cpu" else 1
     index = torch.arange(rounds * size)
     seeds = noise.image_seeds(config.seed, index).to(device).split(size)
     labels = choices[index % len(choices)].to(device).split(size) if choices is not None else None
-
-    def denoiser(k: int) -> Callable:
-        if labels is None:
-            return unet
-        return ddpm.guided(unet, labels[k], null, config.guidance)
-
-    if config.compile:
-        compile_denoiser(unet)
-        began = time.perf_counter()
-        denoiser(0)(torch.zeros(size, *shape, device=device), torch.ones(size, dtype=torch.int64, device=device))
-        print(f"compiled in {time.perf_counter() - began:.0f} s")
+    y = labels[0].clone() if labels is not None else None                         # the batch's, always in this place
+    run = sampler(config, unet, rows, shape, seeds[0], y, null=len(last.data["classes"]))
 
     kept = {t: [] for t in {0, *keep(times)}}
     began = time.perf_counter()
@@ -161,13 +153,30 @@ def draw(config: Config, keep: Callable[[list[int]], set[int]] = lambda times: s
         for k in range(rounds):
             if times[0] in kept:
                 kept[times[0]].append(noise.normal(seeds[k], times[0], shape).cpu())
-            for s, xs, _ in ddpm.sample(denoiser(k), rows, shape, seeds[k], ahead=ahead):
+            if y is not None:
+                y.copy_(labels[k])
+            for s, xs, _ in run(seeds[k]):
                 bar.update()
                 if s in kept:
                     kept[s].append(xs.cpu())
     states = {t: torch.cat(xs)[:config.n] for t, xs in kept.items()}
     asked = None if labels is None else torch.cat(labels)[:config.n].cpu()
     return Drawn(states[0], asked, tuple(last.data["classes"]), states, time.perf_counter() - began, rounds * len(rows))
+
+
+def sampler(config: Config, unet: UNet, rows: Tensor, shape, seeds: Tensor, y: Tensor | None, null: int) -> Callable:
+    """seeds -> `ddpm.sample`'s iterator, for batches as large as this one, whose labels are read from y."""
+    def denoiser(model: Callable) -> Callable:
+        return model if y is None else ddpm.guided(model, y, null, config.guidance)
+
+    if config.compile:
+        began = time.perf_counter()
+        run = compile_loop(denoiser(compile_denoiser(unet, rows[:, 0].long())), rows, shape, seeds)
+        print(f"compiled in {time.perf_counter() - began:.0f} s")
+        return run
+    elements = len(seeds) * math.prod(shape)
+    ahead = max(1, min(64, 2**22 // elements)) if rows.device.type == "cpu" else 1
+    return partial(ddpm.sample, denoiser(unet), rows, shape, ahead=ahead)
 
 
 @script

@@ -31,6 +31,7 @@ import data
 import ddpm
 import noise
 from cli import DTYPES, choose_device, parent_made, parse, script
+from kernels.compile import check_compiler
 from unet import CONFIGS, UNet, UNetConfig, cast, check_size
 
 PATIENCE = 5                                    # steps in a row that may fail before the run stops
@@ -182,7 +183,10 @@ def denoiser(run: Run) -> Callable:
     else:
         def model(xt, t, labels):
             return functional_call(run.unet, cast(run.weights, DTYPES[run.config.dtype]), (xt, t, labels))
-    return torch.compile(model) if run.config.compile else model
+    if run.config.compile:
+        check_compiler(run.schedule.beta.device)
+        return torch.compile(model, fullgraph=True)
+    return model
 
 
 def update(run: Run, model: Callable, step: int, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """Compiled kernels, each equal to plain lines that stand in the same file."""
 
 from kernels.group_norm_silu import group_norm_silu, group_norm_silu_plain
+from kernels.sampling_step import sampling_step
 
-__all__ = ["group_norm_silu", "group_norm_silu_plain"]
+__all__ = ["group_norm_silu", "group_norm_silu_plain", "sampling_step"]

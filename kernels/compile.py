@@ -1,16 +1,149 @@
-"""Speed applied from outside: torch.compile around the network's two functions."""
+"""Speed applied from outside: the plain U-Net and the plain loop, compiled, and on a GPU captured.
+
+Four exact rewritings, none of which changes precision or the files that hold the mathematics:
+- the time path of a chain is a table: one row a step and label, looked up instead of computed;
+- nearest-up and a 3x3 convolution are one transposed 4x4 convolution with summed weights;
+- torch.compile fuses what is left; on a GPU the norms and the sampling step are the kernels of this folder;
+- on a GPU one step of the chain is captured as a CUDA graph and replayed, with no host in it.
+"""
 
 import os
 import shutil
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+import ddpm
+from kernels.group_norm_silu import group_norm_silu, group_norm_silu_plain
+from kernels.sampling_step import sampling_step
+from noise import normal
+from unet import UNet, Up
 
 
-def compile_denoiser(unet: nn.Module) -> None:
-    """Compiles embed and trunk in place, at unchanged precision. Raises ValueError without a C++ compiler on a CPU."""
-    on_cpu = next(unet.parameters()).device.type == "cpu"
-    if on_cpu and not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++", "cl")):
+def check_compiler(device: torch.device) -> None:
+    """Raises ValueError where torch.compile could not work: on a CPU without a C++ compiler."""
+    compilers = (os.environ.get("CXX", "g++"), "g++", "clang++", "cl")
+    if device.type == "cpu" and not any(shutil.which(name) for name in compilers):
         raise ValueError("--compile on a CPU needs a C++ compiler and finds none; install g++, or leave --compile out")
-    unet.embed = torch.compile(unet.embed, fullgraph=True)
-    unet.trunk = torch.compile(unet.trunk, fullgraph=True)
+
+
+def norm_for(device: torch.device) -> Callable:
+    """The norm that is fastest under torch.compile: the kernel on a GPU; on a CPU the lines that Inductor can fuse."""
+    return group_norm_silu if device.type == "cuda" else group_norm_silu_plain
+
+
+@torch.no_grad()
+def compile_denoiser(unet: UNet, times: Tensor) -> Callable:
+    """(xt, t, labels) -> answer for sampling: the network, rewritten and compiled for the times of one chain.
+
+    times: int64 (S,), those that the chain visits. Changes the network in place; its weights must not change after.
+    """
+    device = next(unet.parameters()).device
+    check_compiler(device)
+    embed = time_table(unet, times)
+    for k, block in enumerate(unet.ups):
+        if isinstance(block, Up):
+            unet.ups[k] = SubpixelUp(block)
+    if device.type == "cuda":
+        unet.to(memory_format=torch.channels_last)
+    trunk = torch.compile(unet.trunk, fullgraph=True, options=None if device.type == "cuda" else {"freezing": True})
+    return lambda xt, t, labels=None: trunk(xt, embed(t, labels))
+
+
+def time_table(unet: UNet, times: Tensor) -> Callable:
+    """`unet.embed` for these times and every label, computed once: (t, labels) -> row, by one lookup.
+
+    Above 1 GiB of table, for a thousand classes say, it is `unet.embed` itself, compiled.
+    """
+    classes, device = unet.config.classes, times.device
+    if 4 * len(times) * max(classes, 1) * unet.time.out_features > 2**30:
+        return torch.compile(unet.embed, fullgraph=True)
+    step = torch.zeros(int(times.max()) + 1, dtype=torch.int64, device=device)
+    step[times] = torch.arange(len(times), device=device)
+    if not classes:
+        rows = unet.embed(times)                                                  # S width
+        return lambda t, labels: rows[step[t]]
+    rows = torch.stack([unet.embed(times, torch.full_like(times, k)) for k in range(classes)], dim=1)
+    return lambda t, labels: rows[step[t], labels]                                # of S classes width
+
+
+class SubpixelUp(nn.ConvTranspose2d):
+    """Nearest-up and a 3x3 convolution as one transposed convolution: each output pixel sees 2x2 input pixels.
+
+    Along one axis an even output sees input i - 1 by w0 and i by w1 + w2, an odd one i by w0 + w1 and i + 1 by
+    w2; the taps of a 4-wide kernel of stride 2 are therefore w2, w1 + w2, w0 + w1, w0. 16 products for 36.
+    """
+    time_width, resamples = 0, True
+
+    def __init__(self, up: Up):
+        C = up.in_channels
+        super().__init__(C, C, 4, stride=2, padding=1, device="meta")
+        w = up.weight.detach().to(torch.promote_types(up.weight.dtype, torch.float32))
+        taps = torch.tensor([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]], dtype=w.dtype, device=w.device)
+        summed = torch.einsum("yi,xj,abij->bayx", taps, taps, w).to(up.weight.dtype)
+        self.weight, self.bias = nn.Parameter(summed, requires_grad=False), up.bias
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        return super().forward(x)                                                 # B C 2H 2W
+
+
+def compile_loop(denoise: Callable, rows: Tensor, shape, seeds: Tensor) -> Callable:
+    """seeds -> `ddpm.sample`'s iterator, for any seeds as many as these: compiled, on a GPU captured.
+
+    Compiles (and captures) here, not at the first call. Whatever else `denoise` reads, labels say, it must find
+    in the same memory at every call.
+    """
+    if rows.device.type == "cuda":
+        return capture(denoise, rows, shape, seeds)
+    run = partial(ddpm.sample, denoise, rows, shape, step=torch.compile(ddpm.step, fullgraph=True))
+    for _ in islice(run(seeds), 2):                                               # the second step of 2m has x0_prev
+        pass
+    return run
+
+
+@torch.no_grad()
+def capture(denoise: Callable, rows: Tensor, shape, seeds: Tensor) -> Callable:
+    """One step of the chain, [network, sampling step, index + 1], as a CUDA graph that is replayed S times."""
+    seeds, times = seeds.clone(), rows[:, 0].long()
+    steps = rows[:, 1].long().tolist()
+    second_order = bool(rows[:, ddpm.COLUMNS.index("cp")].any())
+    noisy = bool(rows[:, ddpm.COLUMNS.index("cz")].any())
+    i = torch.zeros(1, dtype=torch.int64, device=rows.device)
+    xt = normal(seeds, times[0], shape)
+    x0_hat = torch.zeros_like(xt)
+
+    def step() -> None:
+        answer = denoise(xt, times.index_select(0, i).expand(len(seeds)))
+        xs, x0 = sampling_step(rows, i, xt, answer, x0_hat if second_order else None, seeds if noisy else None)
+        xt.copy_(xs)
+        x0_hat.copy_(x0)
+        i.add_(1)
+
+    def begin(new: Tensor) -> None:
+        seeds.copy_(new)
+        xt.copy_(normal(seeds, times[0], shape))
+        i.zero_()
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):                                                 # compiles, and lets libraries choose
+        ddpm.check_channels(denoise(xt, times[:1].expand(len(seeds))), shape[0], bool(rows[:, -1].any()))
+        for _ in range(3):
+            i.zero_()
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    i.zero_()
+    with torch.cuda.graph(graph):
+        step()
+
+    def run(seeds: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+        begin(seeds)
+        for s in steps:
+            graph.replay()
+            yield s, xt.clone(), x0_hat.clone()
+
+    return run
