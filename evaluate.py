@@ -86,7 +86,7 @@ def frechet(a: Tensor, b: Tensor) -> float:
     (mean_a, cov_a), (mean_b, cov_b) = ((x.double().mean(0), x.double().T.cov()) for x in (a, b))
     root = torch.linalg.eigvals(cov_a @ cov_b).real.clamp(min=0).sqrt().sum()     # trace of sqrt(cov_a cov_b)
     distance = (mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * root
-    return 100 * (distance / cov_b.trace()).item()
+    return 100 * max(0., (distance / cov_b.trace()).item())                      # rounding may pass 0
 
 
 def gaussians(train: data.Data, labels: Tensor, seed: int) -> Tensor:

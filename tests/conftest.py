@@ -1,10 +1,15 @@
-"""Without a GPU the kernels run in Triton's interpreter, which must be chosen before Triton is imported."""
+"""Without a GPU the kernels run in Triton's interpreter, which must be chosen before Triton is imported.
+
+One thread: at test sizes two are slower on a busy machine.
+"""
 
 import os
 
 import pytest
 import torch
 
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")           # for the processes that tests start
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
