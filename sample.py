@@ -27,7 +27,7 @@ import data
 import ddpm
 import noise
 from checkpoint import Checkpoint
-from cli import DTYPES, choose_device, parent_made, parse, script
+from cli import DTYPES, choose_device, parent_made, parse, script, settle_threads
 from kernels.compile import compile_denoiser, compile_loop, norm_for
 from unet import UNet, cast
 
@@ -77,6 +77,7 @@ def network(last: Checkpoint, config: Config, weights: dict[str, Tensor] | None 
         unet.load_state_dict(cast(weights, DTYPES[config.dtype]), assign=True)
     except RuntimeError as error:
         raise ValueError(f"{config.checkpoint} does not fit its own network: {' '.join(str(error).split())}") from None
+    settle_threads(unet)
     return unet.to(device).eval().requires_grad_(False)
 
 

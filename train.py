@@ -30,7 +30,7 @@ import checkpoint
 import data
 import ddpm
 import noise
-from cli import DTYPES, choose_device, parent_made, parse, script
+from cli import DTYPES, choose_device, parent_made, parse, script, settle_threads
 from kernels.compile import check_compiler
 from unet import CONFIGS, UNet, UNetConfig, cast, check_size
 
@@ -144,6 +144,7 @@ def begin(config: Config, dataset: data.Data) -> Run:
     device = choose_device(config.device)
     torch.manual_seed(config.seed)
     unet = UNet(network_for(config, dataset)).to(device)
+    settle_threads(unet)
     weights = dict(unet.named_parameters())
     ema = {name: w.detach().clone() for name, w in weights.items()}
     optimizer = torch.optim.Adam(weights.values(), betas=(0.9, 0.99), fused=True)

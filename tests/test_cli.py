@@ -3,7 +3,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from cli import choose_device, parse, script
+from cli import choose_device, parse, script, settle_threads
 
 
 @dataclass(frozen=True)
@@ -61,3 +61,13 @@ def test_devices():
     assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     with pytest.raises(ValueError, match="device is 'tpu'"):
         choose_device("tpu")
+
+
+@pytest.mark.parametrize("width, threads", [(10, 1), (1100, 2)])
+def test_small_networks_run_on_one_thread(width, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    settle_threads(torch.nn.Linear(width, width, device="meta"))
+    after = torch.get_num_threads()
+    torch.set_num_threads(before)
+    assert after == threads
