@@ -108,7 +108,7 @@ def compile_loop(denoise: Callable, rows: Tensor, shape, seeds: Tensor) -> Calla
 def capture(denoise: Callable, rows: Tensor, shape, seeds: Tensor) -> Callable:
     """One step of the chain, [network, sampling step, index + 1], as a CUDA graph that is replayed S times."""
     seeds, times = seeds.clone(), rows[:, 0].long()
-    steps = rows[:, 1].long().tolist()
+    steps, narrow = rows[:, 1].long().tolist(), rows.float()                      # as the kernel would cast each
     second_order = bool(rows[:, ddpm.COLUMNS.index("cp")].any())
     noisy = bool(rows[:, ddpm.COLUMNS.index("cz")].any())
     i = torch.zeros(1, dtype=torch.int64, device=rows.device)
@@ -117,7 +117,7 @@ def capture(denoise: Callable, rows: Tensor, shape, seeds: Tensor) -> Callable:
 
     def step() -> None:
         answer = denoise(xt, times.index_select(0, i).expand(len(seeds)))
-        xs, x0 = sampling_step(rows, i, xt, answer, x0_hat if second_order else None, seeds if noisy else None)
+        xs, x0 = sampling_step(narrow, i, xt, answer, x0_hat if second_order else None, seeds if noisy else None)
         xt.copy_(xs)
         x0_hat.copy_(x0)
         i.add_(1)
