@@ -22,14 +22,15 @@ import noise
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 CHANNELS = {"1": 1, "L": 1, "I;16": 1, "RGB": 3, "P": 3, "CMYK": 3, "YCbCr": 3, "RGBA": 4, "LA": 4, "PA": 4}
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-IN_MEMORY = 2**30                                       # bytes of pixels up to which a folder is read at once
+IN_MEMORY = 2**30                                       # bytes of pixels up to which a set is read at once
+ENDLESS = 2**32                                         # pictures of a set without end: as many as noise has keys
 
 
 class Data(NamedTuple):
     """A data set. images[indices] is a uint8 tensor (len(indices), C, H, W), whatever stands behind it."""
     name: str
-    images: Any                     # a uint8 tensor (N, C, H, W), or a Folder of the same indexing
-    labels: Tensor | None           # int64 (N,)
+    images: Any                     # a uint8 tensor (N, C, H, W), or what indexes like one, as a Folder
+    labels: Tensor | None           # int64 (N,), or what indexes like it
     classes: tuple[str, ...]        # the name of each label; empty without labels
     shape: tuple[int, int, int]     # C, H, W
 
@@ -49,21 +50,26 @@ def to_pixels(x: Tensor) -> Tensor:
 # Data sets
 
 def load(name: str, size: str = "", fit: str = "crop") -> Data:
-    """The data set `name`: "digits", a folder of images, or an .npz file.
+    """The data set `name`: "digits", one of `sources`' names, a folder of images, or an .npz file.
 
     size: "", the pictures' own; or "64", or "48x64" (H x W), reached by fit: "crop" resizes and crops at the
     centre, "pad" adds black all round. Raises ValueError for what cannot be read, naming it.
     """
+    import sources  # not above: it builds upon this file
+
     if fit not in ("crop", "pad"):
         raise ValueError(f"fit is {fit!r}; it must be crop or pad")
     if name == "digits":
         return resized(digits(), parse_size(size), fit)
+    if sources.known(name):
+        return sources.load(name, parse_size(size), fit)
     path = Path(name)
     if path.is_dir():
         return folder(path, parse_size(size), fit)
     if path.suffix == ".npz" and path.is_file():
         return resized(npz(path), parse_size(size), fit)
-    raise ValueError(f"no data set {name!r}; it must be digits, an existing folder of images, or an .npz file")
+    raise ValueError(f"no data set {name!r}; it must be an existing folder of images, an .npz file, digits, "
+                     f"{', '.join(sources.NAMES)}, or one of these with files of your own, as mnist:FOLDER")
 
 
 def digits(held_out: bool = False) -> Data:
@@ -94,8 +100,12 @@ def npz(path: Path) -> Data:
                              f"it must be {len(images)} whole numbers from 0")
         labels = torch.from_numpy(labels.astype(np.int64))
     images = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-    classes = () if labels is None else tuple(str(k) for k in range(int(labels.max()) + 1))
-    return Data(path.name, images, labels, classes, tuple(images.shape[1:]))
+    return Data(path.name, images, labels, () if labels is None else numbered(labels), tuple(images.shape[1:]))
+
+
+def numbered(labels: Tensor) -> tuple[str, ...]:
+    """Names for classes that have none: 0, 1, and so on."""
+    return tuple(str(k) for k in range(int(labels.max()) + 1))
 
 
 @dataclass(frozen=True)
@@ -120,7 +130,8 @@ def folder(path: Path, size: tuple[int, int] | None, fit: str) -> Data:
     """
     paths = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
     if not paths:
-        raise ValueError(f"no images under {path}; it takes {' '.join(sorted(SUFFIXES))}")
+        raise ValueError(f"no images under {path}; it takes {' '.join(sorted(SUFFIXES))}, or, with a name before it, "
+                         f"other files: cifar10:{path}")
     names = [p.relative_to(path).parts[0] if p.parent != path else "" for p in paths]
     classes = tuple(sorted(set(names)))
     if "" in classes and len(classes) > 1:
@@ -152,14 +163,14 @@ def header(path: Path) -> tuple[int, tuple[int, int]]:
         raise ValueError(f"cannot read the image {path}: {error}; mend or remove it") from None
 
 
-def read(path: Path, shape: tuple[int, int, int], fit: str) -> Tensor:
-    """The image as uint8 (C, H, W), whatever size it has."""
+def read(file, shape: tuple[int, int, int], fit: str, name: str = "") -> Tensor:
+    """The image as uint8 (C, H, W), whatever size it has. file: a path, or open, with a name for errors."""
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             image = image.point(lambda v: v / 257).convert("L") if image.mode == "I;16" else image
             return as_tensor(fitted(image.convert(MODES[shape[0]]), shape[1:], fit))
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read the image {path}: {error}; mend or remove it") from None
+        raise ValueError(f"cannot read the image {name or file}: {error}; mend or remove it") from None
 
 
 def as_tensor(image: Image.Image) -> Tensor:
@@ -204,11 +215,24 @@ def resized(data: Data, size: tuple[int, int] | None, fit: str) -> Data:
     return data._replace(images=images, shape=(data.shape[0], *size))
 
 
+def few(data: Data, n: int) -> Tensor:
+    """n pictures spread over the set, all if there are no more; of a stream its first ones."""
+    if hasattr(data.images, "first"):
+        return data.images.first(n)
+    N = len(data.images)
+    return data.images[torch.arange(min(n, N)) * N // min(n, N)]
+
+
 # Batches
 
 def order(n: int, batch: int, seed: int, step: int) -> Tensor:
-    """Which of n pictures make up the batch of this step, 1 the first: epoch after epoch, each shuffled anew."""
+    """Which of n pictures make up the batch of this step, 1 the first: epoch after epoch, each shuffled anew.
+
+    Those of a set without end come one after the other, each once.
+    """
     start = (step - 1) * batch
+    if n == ENDLESS:
+        return torch.arange(start, start + batch) % n
     epochs = range(start // n, (start + batch - 1) // n + 1)
     return torch.cat([permutation(n, seed, epoch) for epoch in epochs])[start % n:][:batch]
 
@@ -238,6 +262,8 @@ class Steps:
 
 def batches(data: Data, batch: int, seed: int, steps: range, flip: bool = False, workers: int = 0) -> DataLoader:
     """The batches of these steps, in order, prepared by `workers` processes (0: this one)."""
+    if workers and hasattr(data.images, "first"):
+        raise ValueError(f"workers is {workers}; a stream is read by one process, leave it at 0")
     return DataLoader(Steps(data, batch, seed, flip), sampler=steps, batch_size=None, num_workers=workers,
                       pin_memory=torch.cuda.is_available(), generator=torch.Generator())
 

@@ -148,6 +148,12 @@ def test_bad_requests_are_refused(name, size, fit, says):
         data.load(name, size, fit)
 
 
+def test_few_are_spread_over_the_set():
+    digits = data.digits()
+    assert_close(data.few(digits, 3), digits.images[[0, 400, 800]])
+    assert_close(data.few(digits, 5000), digits.images)
+
+
 @pytest.mark.parametrize("n, batch", [(10, 3), (10, 10), (3, 8), (1, 4)])
 def test_every_epoch_shows_every_picture_once(n, batch):
     steps = n * 4                                   # whole epochs, whatever the batch
@@ -156,6 +162,12 @@ def test_every_epoch_shows_every_picture_once(n, batch):
     assert_close(epochs.sort(dim=1).values, torch.arange(n).expand(len(epochs), n))
     if n == 10:
         assert len(epochs.unique(dim=0)) == len(epochs)
+
+
+def test_a_set_without_end_is_never_shown_twice():
+    seen = torch.cat([data.order(data.ENDLESS, 5, 7, step) for step in range(1, 4)])
+    assert_close(seen, torch.arange(15))
+    assert data.order(data.ENDLESS, 2, 0, data.ENDLESS // 2 + 1).tolist() == [0, 1]
 
 
 def test_order_depends_on_seed_and_step_alone():

@@ -1,0 +1,101 @@
+"""Given pictures mended: holes filled and noise removed by sampling from the posterior p(x0 | what is seen).
+
+    python -m examples.inpaint
+
+A posterior is the model's chain with a factor for what is seen multiplied into every step (Sohl-Dickstein et al. 2015,
+section 2.5). For a hole, the seen pixels are set to q(x_s | x0) after every step; going back up and down again a few
+times lets the rest agree with them (Lugmayr et al. 2022, RePaint, algorithm 1). For noise of known strength, the
+noisy picture, scaled, *is* an x_t, so the chain begins there.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import data
+import ddpm
+import noise
+from cli import parent_made, parse, script
+from examples.common import run, trained
+
+
+@dataclass(frozen=True)
+class Config:
+    """Fills holes in digits that the model has not seen, and takes noise from them."""
+    checkpoint: str = "weights/digits.pt"       # what train.py saved
+    n: int = 8                                  # pictures
+    draws: int = 4                              # samples of each posterior
+    steps: int = 50                             # of the chain
+    rounds: int = 5                             # how often each step is gone, with noise put back in between
+    sigma: float = 0.5                          # standard deviation of the noise to remove
+    seed: int = 0                               # of all noise
+    out: str = "out/inpaint.png"                # the picture
+
+
+@torch.no_grad()
+def inpaint(schedule: ddpm.Schedule, denoise: Callable, rows: Tensor, x0: Tensor, seen: Tensor, seeds: Tensor,
+            rounds: int) -> Tensor:
+    """x0 (B, ...) with the pixels that are not seen, a mask (B, ...), drawn anew; those seen stay as they are."""
+    T, shape = ddpm.schedule_length(schedule), x0.shape[1:]
+    xt = noise.normal(seeds, T, shape)
+    for k, (t, s) in enumerate(rows[:, :2].long()):
+        i = torch.tensor([k], device=rows.device)
+        for again in range(rounds):
+            key = s + (T + 1) * again                                   # every visit has noise of its own
+            z = noise.normal(seeds, key, shape)
+            xs, _ = ddpm.step(rows, i, xt, denoise(xt, t.expand(len(xt))), z=z)
+            known = ddpm.q_sample(schedule, x0, s.expand(len(x0)), noise.normal(seeds, key, shape, noise.INPAINT))
+            xs = torch.where(seen, known, xs)                           # at s = 0 known is x0 itself
+            if again < rounds - 1:                                      # back up: q(x_t | x_s)
+                keep = (schedule.alpha_bar[t] / schedule.alpha_bar[s]).float()
+                xt = keep.sqrt() * xs + (1 - keep).sqrt() * noise.normal(seeds, key + (T + 1) * rounds, shape)
+        xt = xs
+    return xt
+
+
+def denoised(schedule: ddpm.Schedule, denoise: Callable, y: Tensor, sigma: float, seeds: Tensor, target: str) -> Tensor:
+    """Samples of p(x0 | y) for y = x0 + sigma * noise: y sqrt(alpha_bar_t) is x_t where (1 - bar)/bar = sigma^2."""
+    bar = schedule.alpha_bar
+    t = max(1, int(((1 - bar) / bar - sigma**2).abs().argmin()))
+    rows = ddpm.sampler_rows(schedule, list(range(t, 0, -1)), target=target, eta=1)
+    return run(denoise, rows, bar[t].sqrt().float() * y, seeds)
+
+
+@script
+def main(argv: Sequence[str] | None = None) -> dict[str, Tensor]:
+    config = parse(Config, argv)
+    schedule, denoise, target = trained(config.checkpoint)
+    device = schedule.beta.device
+    given = data.to_unit(data.digits(held_out=True).images[:config.n]).to(device)
+    x0 = given.repeat_interleave(config.draws, dim=0)
+    seeds = noise.image_seeds(config.seed, torch.arange(len(x0), device=device))
+    seen = torch.ones_like(x0, dtype=torch.bool)
+    seen[:, :, x0.shape[2] // 2:] = False                               # the lower half is the hole
+
+    times = ddpm.timesteps(ddpm.schedule_length(schedule), config.steps)
+    rows = ddpm.sampler_rows(schedule, times, target=target, eta=1)
+    filled = inpaint(schedule, denoise, rows, x0, seen, seeds, config.rounds)
+    noisy = given + config.sigma * noise.normal(seeds[::config.draws], 0, x0.shape[1:], noise.INPAINT)
+    clean = denoised(schedule, denoise, noisy.repeat_interleave(config.draws, dim=0), config.sigma, seeds, target)
+
+    heads = ["given", "hole", *["filled"] * config.draws, "noisy", *["denoised"] * config.draws]
+    hole = torch.where(seen, x0, 0)[::config.draws]
+    columns = [given, hole, *filled.view(config.n, config.draws, *x0.shape[1:]).unbind(1),
+               noisy, *clean.view(config.n, config.draws, *x0.shape[1:]).unbind(1)]
+    data.grid(torch.stack(columns, dim=1).flatten(0, 1), len(columns), heads).save(parent_made(Path(config.out)))
+    mean = clean.view(config.n, config.draws, -1).mean(1)
+    print(f"noise of {config.sigma} leaves an error of {rms(clean - x0):.3f} a sample, "
+          f"{rms(mean - given.flatten(1)):.3f} their mean; see {config.out}")
+    return {"x0": x0, "seen": seen, "filled": filled, "noisy": noisy, "clean": clean}
+
+
+def rms(x: Tensor) -> float:
+    """Root of the mean square."""
+    return x.square().mean().sqrt().item()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Between two pictures: both are turned into noise, the noise is turned from one to the other, and drawn.
+
+    python -m examples.interpolate
+
+DDIM maps noise to pictures one to one, so a path through noise is a path through pictures. It runs along the great
+circle: halfway along the straight line Gaussian noise has only 0.7 of its length, which no picture comes from (Song,
+Meng, Ermon 2021, section 5.3).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import data
+import ddpm
+from cli import parent_made, parse, script
+from examples.common import trained
+from examples.invert import noise_of, picture_of
+
+
+@dataclass(frozen=True)
+class Config:
+    """Draws the way from digits to other digits through the model's noise; below, the plain mixtures of pixels."""
+    checkpoint: str = "weights/digits.pt"       # what train.py saved
+    pairs: int = 5                              # how many ways
+    stops: int = 9                              # pictures on each, both ends among them
+    steps: int = 250                            # of DDIM, up and down
+    out: str = "out/interpolate.png"            # the picture
+
+
+def slerp(x: Tensor, y: Tensor, w: Tensor) -> Tensor:
+    """From x (B, ...) at w = 0 to y at w = 1 along the great circle, at an even pace; w (S,) -> (S, B, ...)."""
+    cosine = torch.cosine_similarity(x.flatten(1), y.flatten(1), dim=1)
+    angle = cosine.clamp(-1, 1).acos().view(-1, *[1] * (x.ndim - 1))
+    w = w.view(-1, *[1] * x.ndim)
+    return (((1 - w) * angle).sin() * x + (w * angle).sin() * y) / angle.sin()
+
+
+@script
+def main(argv: Sequence[str] | None = None) -> tuple[Tensor, Tensor]:
+    config = parse(Config, argv)
+    schedule, denoise, target = trained(config.checkpoint)
+    times = ddpm.timesteps(ddpm.schedule_length(schedule), config.steps, "linspace")
+    ends = data.to_unit(data.digits(held_out=True).images[:2 * config.pairs]).to(schedule.beta.device)
+    w = torch.linspace(0, 1, config.stops, device=ends.device)
+
+    first, last = noise_of(schedule, denoise, ends, times, target).chunk(2)
+    path = slerp(first, last, w)                                        # S B C H W
+    drawn = picture_of(schedule, denoise, path.flatten(0, 1), times, target).view(path.shape)
+    mixed = torch.lerp(*ends.chunk(2), w.view(-1, 1, 1, 1, 1))
+
+    rows = torch.stack([drawn, mixed], dim=2).permute(1, 2, 0, 3, 4, 5)                   # B, drawn or mixed, S
+    data.grid(rows.flatten(0, 2), config.stops, [f"{v:.2g}" for v in w.tolist()]).save(parent_made(Path(config.out)))
+    print(f"pixels near black or white: {decided(drawn):.0%} of those drawn, {decided(mixed):.0%} of those mixed, "
+          f"{decided(ends):.0%} of the digits given; see {config.out}")
+    return drawn, ends
+
+
+def decided(x: Tensor) -> float:
+    """The share of pixels within a quarter of the range from black or white; mixtures are grey."""
+    return (x.abs() > 0.5).float().mean().item()
+
+
+if __name__ == "__main__":
+    main()
