@@ -19,6 +19,7 @@ DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 def parse(kind: type[T], argv: Sequence[str] | None, presets: dict[str, T] | None = None) -> T:
     """An instance of the dataclass `kind` from the command line: --field value, or --field / --no-field.
 
+    A field's last underscore is no part of its flag, so from_, which Python would not take without, is --from.
     With presets, --preset NAME chooses the defaults that the other flags change, and prints what it set.
     """
     comments = dict(re.findall(r"^    (\w+):.*?# (.*)$", inspect.getsource(kind), re.M))
@@ -27,14 +28,14 @@ def parse(kind: type[T], argv: Sequence[str] | None, presets: dict[str, T] | Non
         parser.add_argument("--preset", choices=sorted(presets), help="start from these settings")
     for field in dataclasses.fields(kind):
         how = {"action": argparse.BooleanOptionalAction} if field.type is bool else {"type": field.type}
-        parser.add_argument(f"--{field.name}", default=argparse.SUPPRESS,
+        parser.add_argument(f"--{field.name.rstrip('_')}", dest=field.name, default=argparse.SUPPRESS,
                             help=f"{comments[field.name]} ({field.default!r})".replace("%", "%%"), **how)
     flags = vars(parser.parse_args(argv))
     name = flags.pop("preset", None)
     if not name:
         return kind(**flags)
     settings = dataclasses.replace(presets[name], **flags)
-    print(f"preset {name}:", *(f"--{k} {v}" for k, v in dataclasses.asdict(settings).items()))
+    print(f"preset {name}:", *(f"--{k.rstrip('_')} {v}" for k, v in dataclasses.asdict(settings).items()))
     return settings
 
 

@@ -3,6 +3,7 @@
     python sample.py                                              # 100 digits from weights/digits.pt to out/grid.png
     python sample.py --labels 7 --steps 1000 --eta 1 --gif        # DDPM, and a film of it
     python sample.py --checkpoint runs/digits/last.pt --compile
+    python sample.py --from google/ddpm-cifar10-32 --n 16         # a published model
 
 The checkpoint knows the network, the schedule and the classes. Picture i is a function of (weights, seed, i):
 not of n, the batch, or what was drawn before.
@@ -11,7 +12,7 @@ not of n, the batch, or what was drawn before.
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import checkpoint
+import convert
 import data
 import ddpm
 import noise
@@ -36,6 +38,7 @@ from unet import UNet, cast
 class Config:
     """Draws pictures from a trained model."""
     checkpoint: str = "weights/digits.pt"       # what train.py saved
+    from_: str = ""                             # a published model instead: any --source of convert.py
     n: int = 100                                # pictures
     batch: int = 100                            # pictures at once, at most; changes no picture
     seed: int = 0                               # picture i is a function of the weights, the seed and i
@@ -44,7 +47,7 @@ class Config:
     steps: str = "50"                           # how many, or the times themselves, as 1000,600,200
     spacing: str = "trailing"                   # of the times: trailing, leading or linspace
     eta: float = 0.                             # noise a step: 0 is DDIM, 1 DDPM
-    variance: str = ""                          # beta_tilde, beta or learned; empty is learned where there is one
+    variance: str = ""                          # beta_tilde, beta or learned; empty is the model's own
     clip: bool = True                           # keep what the network takes for the picture in [-1, 1]
     guidance: float = 0.                        # w of (1 + w) eps(label) - w eps(no label)
     weights: str = "ema"                        # the averaged weights, or raw
@@ -89,8 +92,9 @@ def chain(last: Checkpoint, config: Config) -> Tensor:
     learned = last.network.out_channels == 2 * last.network.in_channels
     if config.variance == "learned" and not learned:
         raise ValueError(f"variance is learned, but {config.checkpoint} learned none; use beta_tilde or beta")
+    variance = config.variance or last.settings.get("variance", "learned" if learned else "beta_tilde")
     return ddpm.sampler_rows(schedule, times, sampler=config.sampler, target=last.settings["target"], eta=config.eta,
-                             clip=config.clip, variance=config.variance or ("learned" if learned else "beta_tilde"))
+                             clip=config.clip and last.settings.get("clip_x0", True), variance=variance)
 
 
 def choose_labels(last: Checkpoint, config: Config) -> Tensor | None:
@@ -137,7 +141,8 @@ def draw(config: Config, keep: Callable[[list[int]], set[int]] = lambda times: s
     weights: to be used instead of the checkpoint's.
     """
     check(config)
-    device, last = choose_device(config.device), checkpoint.load(config.checkpoint)
+    device, config = choose_device(config.device), replace(config, checkpoint=config.from_ or config.checkpoint)
+    last = convert.read(config.from_) if config.from_ else checkpoint.load(config.checkpoint)
     unet, rows, choices = network(last, config, weights), chain(last, config).to(device), choose_labels(last, config)
     shape, times = tuple(last.data["shape"]), [*rows[:, 0].int().tolist(), 0]
     rounds = math.ceil(config.n / config.batch)

@@ -12,6 +12,7 @@ class Config:
     n: int = 3                      # how many, at 100 %
     flip: bool = True               # mirror
     name: str = "x"                 # a name
+    from_: str = ""                 # named as a keyword
 
 
 def test_fields_are_flags_and_comments_their_help(capsys):
@@ -20,6 +21,7 @@ def test_fields_are_flags_and_comments_their_help(capsys):
     with pytest.raises(SystemExit):
         parse(Config, ["--help"])
     said = capsys.readouterr().out
+    assert parse(Config, ["--from", "z"]) == Config(from_="z") and "--from FROM" in said
     assert "What it does." in said and "how many, at 100 % (3)" in said and "a name ('x')" in said
 
 
@@ -33,7 +35,7 @@ def test_argparse_refuses(argv):
 def test_presets_are_defaults_that_flags_change_and_are_printed(capsys):
     presets = {"big": Config(n=100, name="big")}
     assert parse(Config, ["--preset", "big", "--n", "7"], presets) == Config(7, True, "big")
-    assert "preset big: --n 7 --flip True --name big" in capsys.readouterr().out
+    assert "preset big: --n 7 --flip True --name big --from" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("error, code", [(ValueError("n is 0"), 2), (PermissionError(13, "Permission denied", "f"), 2)])

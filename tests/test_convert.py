@@ -1,0 +1,511 @@
+import json
+import os
+import pickle
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+import checkpoint
+import convert
+import ddpm
+import sample
+from convert import DIFFUSERS, exported, from_diffusers, from_openai, to_diffusers
+from unet import CONFIGS, UNet, UNetConfig
+
+GOLDEN = Path(__file__).parent / "golden"
+CONFIG = json.loads((GOLDEN / "diffusers_unet_config.json").read_text())
+PUBLISHED = {"image_size": 16, "num_channels": 32, "num_res_blocks": 1, "channel_mult": "1,2",
+             "attention_resolutions": "8", "learn_sigma": True}
+OPENAI = {
+    "guided_unet_improved": {**PUBLISHED, "num_heads": 4},
+    "guided_unet_adm": {**PUBLISHED, "class_cond": True, "resblock_updown": True, "num_head_channels": 32},
+    "guided_unet_new_order": {**PUBLISHED, "num_channels": 64, "channel_mult": "0.5,1", "num_heads": 2,
+                              "use_scale_shift_norm": False, "resblock_updown": True, "diffusion_steps": 4000,
+                              "use_new_attention_order": True}}
+SMALL = UNetConfig(D=32, widths=(32, 64), blocks=1, heads=(0, 1, 1))
+SMALLS = {
+    "plain": SMALL, "no middle attention": replace(SMALL, heads=(0, 1, 0)), "conv": replace(SMALL, resample="conv"),
+    "res": replace(SMALL, resample="res"), "scale_shift": replace(SMALL, scale_shift=True, heads=(2, 4, 4)),
+    "classes": replace(SMALL, classes=5), "learned": replace(SMALL, out_channels=6), "freq_shift": replace(
+        SMALL, freq_shift=0, norm_eps=1e-5, groups=8, blocks=2), "gray": replace(SMALL, in_channels=1, out_channels=1)}
+
+
+def golden(name):
+    """Weights, and everything else."""
+    with np.load(GOLDEN / f"{name}.npz") as file:
+        arrays = {key: torch.from_numpy(file[key]) for key in file.files}
+    return ({key.removeprefix("weights/"): w for key, w in arrays.items() if key.startswith("weights/")},
+            {key: w for key, w in arrays.items() if not key.startswith("weights/")})
+
+
+@torch.no_grad()
+def answers_as_published(unet, arrays, labels=None):
+    assert_close(unet(arrays["x"], arrays["t"] + 1, labels), arrays["y"], rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def awake(network, seed=0):
+    """A network none of whose weights are zero or one, so that every path shows."""
+    torch.manual_seed(seed)
+    for p in network.parameters():
+        p.add_(0.05 * torch.randn_like(p))
+    return network.eval()
+
+
+def equal(one, other):
+    assert one.keys() == other.keys()
+    for name, w in one.items():
+        assert_close(w, other[name], rtol=0, atol=0)
+
+
+# The golden networks
+
+def test_diffusers():
+    weights, arrays = golden("diffusers_unet")
+    unet, schedule, choice = from_diffusers(weights, CONFIG)
+    answers_as_published(unet, arrays)
+    assert {p.dtype for p in unet.parameters()} == {torch.float32} and not unet.training
+    assert choice == {"target": "eps", "variance": "beta_tilde", "clip": True}
+    assert_close(schedule, ddpm.linear_schedule(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name, flags", OPENAI.items())
+def test_openai(name, flags):
+    weights, arrays = golden(name)
+    unet, schedule, choice = from_openai(weights, flags)
+    answers_as_published(unet, arrays, arrays["labels"] if unet.config.classes else None)
+    assert choice == {"target": "eps", "variance": "learned", "clip": True}
+    assert ddpm.schedule_length(schedule) == flags.get("diffusion_steps", 1000)
+    as_text = {key: str(value) for key, value in flags.items()}
+    assert from_openai(weights, as_text)[0].config == unet.config
+
+
+def test_the_given_weights_stay_as_they_are():
+    weights = {name: w.float() for name, w in golden("guided_unet_improved")[0].items()}
+    before = {name: w.clone() for name, w in weights.items()}
+    awake(from_openai(weights, OPENAI["guided_unet_improved"])[0])
+    equal(weights, before)
+
+
+def test_old_attention_names_and_cosines_first():
+    weights, arrays = golden("diffusers_unet")
+    new = {"to_q": "query", "to_k": "key", "to_v": "value", r"to_out\.0": "proj_attn"}
+    for ours, old in new.items():
+        weights = {re.sub(rf"\.{ours}\.", f".{old}.", name): w for name, w in weights.items()}
+    assert any("proj_attn" in name for name in weights) and not any("to_" in name for name in weights)
+    answers_as_published(from_diffusers(weights, CONFIG)[0], arrays)
+    layer = "time_embedding.linear_1.weight"
+    weights[layer] = weights[layer].roll(16, dims=1)
+    answers_as_published(from_diffusers(weights, {**CONFIG, "flip_sin_to_cos": True})[0], arrays)
+
+
+@pytest.mark.parametrize("flags, schedule, choice", [
+    ({}, ddpm.linear_schedule(), {"variance": "learned"}),
+    ({"diffusion_steps": 4000}, ddpm.linear_schedule(4000, 2.5e-5, 5e-3), {}),
+    ({"diffusion_steps": "100", "noise_schedule": "cosine"}, ddpm.cosine_schedule(100), {"target": "eps"}),
+    ({"predict_xstart": "True"}, ddpm.linear_schedule(), {"target": "x0"})])
+def test_openai_s_process(flags, schedule, choice):
+    weights, _ = golden("guided_unet_improved")
+    _, ours, chosen = from_openai(weights, OPENAI["guided_unet_improved"] | flags)
+    assert_close(ours, schedule)
+    assert choice.items() <= chosen.items()
+
+
+def openai_config(**flags):
+    return convert.openai_config(convert.flag_values({}, flags))
+
+
+def test_published_openai_flags_are_our_configs():
+    imagenet64 = {"attention_resolutions": "32,16,8", "class_cond": True, "diffusion_steps": 1000, "dropout": 0.1,
+                  "image_size": 64, "learn_sigma": True, "noise_schedule": "cosine", "num_channels": 192,
+                  "num_head_channels": 64, "num_res_blocks": 3, "resblock_updown": True, "use_fp16": True,
+                  "use_new_attention_order": True, "use_scale_shift_norm": True}
+    assert openai_config(**imagenet64) == CONFIGS["adm64"]
+    cifar10 = {"image_size": 32, "num_channels": 128, "num_res_blocks": 3, "learn_sigma": True, "dropout": 0.3,
+               "diffusion_steps": 4000, "noise_schedule": "cosine"}
+    assert openai_config(**cifar10) == replace(CONFIGS["improved-cifar10"], time_scale=0.25)
+    assert openai_config(**cifar10, rescale_timesteps=False).time_scale == 1
+
+
+@pytest.mark.parametrize("size, widths", [
+    (512, (128, 256, 256, 512, 512, 1024, 1024)), (256, (256, 256, 512, 512, 1024, 1024)),
+    (128, (256, 256, 512, 768, 1024)), (64, (256, 512, 768, 1024)), (32, (256, 512, 512, 512))])
+def test_channel_mult_by_image_size(size, widths):
+    config = openai_config(image_size=size, num_channels=256, num_head_channels=64, attention_resolutions="32,16,8")
+    assert config.widths == widths and config.D == 256
+    assert [size >> level in (32, 16, 8) for level in range(len(widths))] == [h > 0 for h in config.heads[:-1]]
+    assert config.heads[-1] == widths[-1] // 64
+
+
+@pytest.mark.parametrize("flags, variance", [({}, "beta"), ({"sigma_small": True}, "beta_tilde")])
+def test_a_fixed_variance_is_the_large_one_unless_told(flags, variance):
+    weights, _ = golden("guided_unet_improved")
+    for kind in ("weight", "bias"):
+        weights[f"out.2.{kind}"] = weights[f"out.2.{kind}"][:3]
+    flags = {**OPENAI["guided_unet_improved"], "learn_sigma": False, **flags}
+    assert from_openai(weights, flags)[2]["variance"] == variance
+
+
+# Every tensor is accounted for
+
+def spoiled(weights, name):
+    extra = {f"{name}.more": torch.zeros(2)}
+    return weights | {name: weights[name].repeat(2, *[1] * (weights[name].ndim - 1))} | extra
+
+
+@pytest.mark.parametrize("name, load, inside", [
+    ("diffusers_unet", lambda w: from_diffusers(w, CONFIG), "down_blocks.1.attentions.0.to_k.weight"),
+    ("guided_unet_adm", lambda w: from_openai(w, OPENAI["guided_unet_adm"]), "output_blocks.1.1.qkv.weight")])
+def test_missing_extra_and_misshaped_tensors_are_listed(name, load, inside):
+    weights, _ = golden(name)
+    first, *_, last = weights
+    weights = spoiled({key: w for key, w in weights.items() if key != last}, inside)
+    with pytest.raises(ValueError) as error:
+        load(weights)
+    said = str(error.value)
+    assert f"1 missing: {last};" in said and f"1 extra: {inside}.more;" in said
+    assert f"1 misshaped: {inside} {tuple(weights[inside].shape)} for" in said and first not in said
+
+
+def test_no_kind_of_tensor_can_be_left_out_or_bent():
+    weights, _ = golden("guided_unet_adm")
+    kinds = {re.sub(r"blocks\.\d+", "", key): key for key in weights}
+    assert len(kinds) > 40
+    for key in kinds.values():
+        for others in ({k: w for k, w in weights.items() if k != key}, weights | {key: weights[key].flatten()[:-1]}):
+            with pytest.raises(ValueError, match=re.escape(key)):
+                from_openai(others, OPENAI["guided_unet_adm"])
+
+
+# Settings that are refused
+
+@pytest.mark.parametrize("change, says", [
+    ({"act_fn": "relu"}, "act_fn 'relu'"), ({"center_input_sample": True}, "center_input_sample True"),
+    ({"time_embedding_type": "fourier"}, "time_embedding_type 'fourier'"), ({"mid_block_type": None}, "mid_block_type"),
+    ({"mid_block_scale_factor": 1.4}, "mid_block_scale_factor"), ({"downsample_padding": 2}, "downsample_padding 2"),
+    ({"up_block_types": ["UpBlock2D", "AttnUpBlock2D"]}, "up_block_types"), ({"time_embedding_dim": 64}, "time_embedd"),
+    ({"down_block_types": ["SkipDownBlock2D", "AttnDownBlock2D"]}, "down_block_types"),
+    ({"class_embed_type": "timestep"}, "class_embed_type"), ({"_class_name": "UNet2DConditionModel"}, "_class_name"),
+    ({"resnet_time_scale_shift": "spatial"}, "resnet_time_scale_shift 'spatial'"), ({"upsample_type": "resnet"}, "up"),
+    ({"resnet_time_scale_shift": "scale_shift"}, "attn_norm_num_groups None")])
+def test_other_unet2dmodels_are_refused(change, says):
+    with pytest.raises(ValueError, match=f"config.json says {says}"):
+        from_diffusers({}, {**CONFIG, **change})
+
+
+@pytest.mark.parametrize("change", [{"act_fn": "swish"}, {"time_embedding_dim": 128}, {"attn_norm_num_groups": 32}])
+def test_other_words_for_the_same_network(change):
+    weights, arrays = golden("diffusers_unet")
+    answers_as_published(from_diffusers(weights, {**CONFIG, **change})[0], arrays)
+
+
+@pytest.mark.parametrize("change, says", [
+    ({"thresholding": True}, "thresholding True"), ({"clip_sample_range": 2.0}, "clip_sample_range 2.0"),
+    ({"rescale_betas_zero_snr": True}, "rescale"), ({"variance_type": "learned"}, "variance_type 'learned'"),
+    ({"beta_schedule": "laplace"}, "beta_schedule"), ({"_class_name": "ScoreSdeVeScheduler"}, "_class_name"),
+    ({"prediction_type": "flow"}, "prediction_type 'flow'")])
+def test_other_schedulers_are_refused(change, says):
+    with pytest.raises(ValueError, match=f"scheduler_config.json says {says}"):
+        convert.from_scheduler_config(change)
+
+
+@pytest.mark.parametrize("flags, says", [
+    ({"image_size": 48}, "image_size 48"), ({"num_heads_upsample": 2}, "num_heads_upsample is 2"),
+    ({"large_size": 256}, "flags have large_size"), ({"learn_sigma": "maybe"}, "learn_sigma is 'maybe'"),
+    ({"noise_schedule": "sqrt"}, "noise_schedule is 'sqrt'"), ({"num_heads": "many"}, "num_heads is 'many'")])
+def test_other_flags_are_refused(flags, says):
+    weights, _ = golden("guided_unet_improved")
+    flags = {**OPENAI["guided_unet_improved"], "channel_mult": "" if "image_size" in flags else "1,2", **flags}
+    with pytest.raises(ValueError, match=says):
+        from_openai(weights, flags)
+
+
+@pytest.mark.parametrize("change, says", [
+    ({"time_scale": 0.25}, "time_scale is 0.25"), ({"D": 64}, "D is 64"),
+    ({"heads": (2, 2, 2)}, r"heads are \[16, 32\]")])
+def test_what_a_unet2dmodel_cannot_say_is_not_written(tmp_path, change, says):
+    with pytest.raises(ValueError, match=says):
+        to_diffusers(UNet(replace(SMALL, **change)), ddpm.linear_schedule(), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_unknown_choices_are_not_written(tmp_path):
+    for choice in ({"target": "noise"}, {"variance": "big"}):
+        with pytest.raises(ValueError, match="must be one of"):
+            to_diffusers(UNet(SMALL), ddpm.linear_schedule(), tmp_path / "new", **choice)
+    assert not (tmp_path / "new").exists()
+
+
+# Round trip
+
+CHOICE = {"target": "v", "variance": "beta", "clip": False}
+
+
+@pytest.mark.parametrize("name, config", SMALLS.items())
+def test_ours_to_diffusers_to_ours_is_exact(tmp_path, name, config):
+    pytest.importorskip("safetensors")
+    unet, schedule = awake(UNet(config)), ddpm.cosine_schedule(50)
+    to_diffusers(unet, schedule, tmp_path, **CHOICE, size=(16, 24))
+    again, same_schedule, choice = from_diffusers(tmp_path)
+    assert again.config == config and choice == CHOICE
+    equal(unet.state_dict(), again.state_dict())
+    assert_close(same_schedule, schedule, rtol=0, atol=0)
+    assert convert.read(str(tmp_path)).data["shape"] == (config.in_channels, 16, 24)
+
+
+# Beside diffusers itself
+
+CIFAR10 = {"act_fn": "silu", "attention_head_dim": None, "block_out_channels": [128, 256, 256, 256],
+           "center_input_sample": False, "downsample_padding": 0, "flip_sin_to_cos": False, "freq_shift": 1,
+           "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"], "in_channels": 3,
+           "layers_per_block": 2, "mid_block_scale_factor": 1, "norm_eps": 1e-6, "norm_num_groups": 32,
+           "out_channels": 3, "sample_size": 32, "time_embedding_type": "positional",
+           "up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"]}
+
+
+def test_the_cifar10_network_answers_as_diffusers_does():
+    diffusers = pytest.importorskip("diffusers")
+    model = awake(diffusers.UNet2DModel(**CIFAR10))
+    unet, _, _ = from_diffusers(model.state_dict(), CIFAR10)
+    assert unet.config == replace(CONFIGS["cifar10"], dropout=0.)
+    x, t = torch.randn(2, 3, 32, 32), torch.tensor([3, 977])
+    with torch.no_grad():
+        answer = unet(x, t + 1)
+        assert_close(answer, model(x, t).sample, rtol=1e-5, atol=1e-5 * answer.abs().max().item())
+        x, unet, model = x.double(), unet.double(), model.double()
+        assert_close(unet(x, t + 1), model(x, t).sample, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name, config", SMALLS.items())
+def test_what_is_written_opens_in_diffusers_and_answers_the_same(tmp_path, name, config):
+    diffusers = pytest.importorskip("diffusers")
+    unet = awake(UNet(config))
+    to_diffusers(unet, ddpm.linear_schedule(), tmp_path, size=(16, 24))
+    model = diffusers.DDPMPipeline.from_pretrained(tmp_path).unet
+    x, t = torch.randn(2, config.in_channels, 16, 24), torch.tensor([1, 1000])
+    labels = torch.tensor([0, 4]) if config.classes else None
+    with torch.no_grad():
+        assert_close(model(x, t - 1, class_labels=labels).sample, unet(x, t, labels), rtol=1e-5, atol=1e-5)
+    equal(dict(model.state_dict()), exported(unet, DIFFUSERS))
+
+
+@torch.no_grad()
+def trajectory(unet, schedule, steps, **choice):
+    """Our lines on the noise that a diffusers pipeline draws from the same generator: every x_s."""
+    generator = torch.Generator().manual_seed(0)
+    rows = ddpm.sampler_rows(schedule, ddpm.timesteps(len(schedule.beta) - 1, steps, "leading"), **choice)
+    xt = torch.randn(2, 3, 16, 16, generator=generator)
+    for k, (t, s) in enumerate(rows[:, :2].long().tolist()):
+        z = torch.randn(xt.shape, generator=generator) if choice["eta"] and s else None
+        xt, _ = ddpm.step(rows, torch.tensor([k]), xt, unet(xt, torch.full((2,), t)), z=z)
+        yield xt
+
+
+@pytest.mark.parametrize("kind, eta, settings, choice", [
+    ("DDPMPipeline", 1., {}, {"variance": "beta_tilde", "clip": True}),
+    ("DDPMPipeline", 1., {"clip_sample": False}, {"clip": False}),
+    ("DDPMPipeline", 1., {"variance_type": "fixed_large"}, {"variance": "beta"}),
+    ("DDPMPipeline", 1., {"variance_type": "learned_range"}, {"variance": "learned"}),
+    ("DDPMPipeline", 1., {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"}, {"target": "v"}),
+    ("DDPMPipeline", 1., {"prediction_type": "sample"}, {"target": "x0"}),
+    ("DDIMPipeline", 0., {}, {}), ("DDIMPipeline", 0., {"clip_sample": False}, {}),
+    ("DDIMPipeline", 0., {"prediction_type": "v_prediction"}, {}),
+    ("DDIMPipeline", 1., {"beta_schedule": "scaled_linear"}, {})])
+def test_a_whole_chain_is_the_pipeline_s(kind, eta, settings, choice):
+    diffusers = pytest.importorskip("diffusers")
+    learned = settings.get("variance_type") == "learned_range"
+    model = awake(diffusers.UNet2DModel(**{**CONFIG, "out_channels": 6 if learned else 3}))
+    scheduler = diffusers.DDPMScheduler(**settings)
+    unet, schedule, said = from_diffusers(model.state_dict(), dict(model.config), dict(scheduler.config))
+    assert choice.items() <= said.items()
+    pipeline = getattr(diffusers, kind)(model, scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    step, chain = pipeline.scheduler.step, []
+
+    def recorded(*args, **kwargs):
+        result = step(*args, **kwargs)
+        chain.append(result.prev_sample)
+        return result
+
+    pipeline.scheduler.step = recorded
+    more = {"eta": eta, "use_clipped_model_output": True} if kind == "DDIMPipeline" else {}
+    images = pipeline(batch_size=2, generator=torch.Generator().manual_seed(0), num_inference_steps=50,
+                      output_type="np", **more).images
+    ours = list(trajectory(unet, schedule, 50, eta=eta, **said))
+    for xs, theirs in zip(ours, chain, strict=True):
+        assert_close(xs, theirs, rtol=0, atol=1e-4 * max(1, theirs.abs().max().item()))
+    assert_close((ours[-1] / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1), torch.from_numpy(images), rtol=0, atol=1e-4)
+
+
+# Files
+
+def folder(path, kind="safetensors", pipeline=True):
+    """The golden network as a folder of diffusers."""
+    weights, _ = golden("diffusers_unet")
+    home = path / "unet" if pipeline else path
+    home.mkdir(parents=True)
+    (home / "config.json").write_text(json.dumps(CONFIG))
+    if kind == "bin":
+        torch.save(weights, home / "diffusion_pytorch_model.bin")
+    else:
+        pytest.importorskip("safetensors.torch").save_file(weights, home / "diffusion_pytorch_model.safetensors")
+    scheduler = path / "scheduler" / "scheduler_config.json" if pipeline else path / "scheduler_config.json"
+    scheduler.parent.mkdir(exist_ok=True)
+    scheduler.write_text(json.dumps({"variance_type": "fixed_large", "num_train_timesteps": 500, "clip_sample": True}))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["bin", "safetensors"])
+@pytest.mark.parametrize("pipeline", [True, False])
+def test_folders_and_files(tmp_path, kind, pipeline):
+    path = folder(tmp_path / "model", kind, pipeline)
+    _, arrays = golden("diffusers_unet")
+    for source in (path, str(next(path.rglob(f"*.{kind}")))):
+        unet, schedule, choice = from_diffusers(source)
+        answers_as_published(unet, arrays)
+        assert choice["variance"] == "beta" and ddpm.schedule_length(schedule) == 500
+    assert from_diffusers(path, scheduler={"num_train_timesteps": 7})[2]["variance"] == "beta_tilde"
+
+
+def drawn(tmp_path, *flags):
+    sample.main([*flags, "--n", "2", "--steps", "3", "--eta", "1", "--npz", "--out", str(tmp_path / "out")])
+    with np.load(tmp_path / "out" / "pictures.npz") as file:
+        return file["arr_0"]
+
+
+@pytest.mark.parametrize("source", ["diffusers", "openai"])
+def test_convert_and_sample_from_are_the_same_pictures(tmp_path, capsys, source):
+    path, to = tmp_path / "model", str(tmp_path / "ours.pt")
+    if source == "diffusers":
+        folder(path, "bin")
+    else:
+        path = tmp_path / "model.pt"
+        torch.save(golden("guided_unet_adm")[0], path)
+        path.with_suffix(".json").write_text(json.dumps(OPENAI["guided_unet_adm"]))
+    convert.main(["--source", str(path), "--to", to])
+    assert "pictures of 3 x 16 x 16" in capsys.readouterr().out
+    pictures = drawn(tmp_path, "--from", str(path))
+    assert pictures.shape == (2, 16, 16, 3) and pictures.std() > 10
+    assert (pictures == drawn(tmp_path, "--checkpoint", to)).all()
+    assert (pictures == drawn(tmp_path, "--from", to)).all()
+    last = checkpoint.load(to)
+    chosen = sample.chain(last, sample.Config(eta=1.))
+    assert_close(chosen, sample.chain(last, sample.Config(eta=1., variance=last.settings["variance"])), rtol=0, atol=0)
+    assert last.settings["variance"] == {"diffusers": "beta", "openai": "learned"}[source]
+    unclipped = sample.chain(last._replace(settings={**last.settings, "clip_x0": False}), sample.Config())
+    clip = ddpm.COLUMNS.index("clip")
+    assert (chosen[:, clip] == 1).all() and unclipped[:, clip].isinf().all()
+
+
+def test_published_flags_on_the_command_line(tmp_path):
+    torch.save(golden("guided_unet_improved")[0], tmp_path / "model.pt")
+    flags = " ".join(f"--{name} {value}" for name, value in OPENAI["guided_unet_improved"].items())
+    convert.main(["--source", str(tmp_path / "model.pt"), "--to", str(tmp_path / "a.pt"), "--flags", flags])
+    (tmp_path / "flags.json").write_text(json.dumps(OPENAI["guided_unet_improved"]))
+    convert.main(["--source", str(tmp_path / "model.pt"), "--to", str(tmp_path / "b.pt"), "--flags",
+                  str(tmp_path / "flags.json")])
+    one, other = (checkpoint.load(tmp_path / name) for name in ("a.pt", "b.pt"))
+    assert one.network == other.network and one.data["shape"] == (3, 16, 16)
+    equal(one.ema, other.ema)
+
+
+def test_our_checkpoint_becomes_a_folder_and_comes_back(tmp_path):
+    pytest.importorskip("safetensors")
+    to, back = str(tmp_path / "ours.pt"), str(tmp_path / "back.pt")
+    convert.main(["--source", str(folder(tmp_path / "model")), "--to", to])
+    convert.main(["--source", to, "--to", str(tmp_path / "theirs")])
+    convert.main(["--source", str(tmp_path / "theirs"), "--to", back])
+    one, other = checkpoint.load(to), checkpoint.load(back)
+    assert one.network == other.network and one.settings == other.settings and one.data["shape"] == other.data["shape"]
+    equal(one.ema, other.ema)
+    assert_close(one.beta, other.beta, rtol=0, atol=0)
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("evil-was-here",)
+
+
+@pytest.mark.parametrize("name", ["x.pt", "x.bin", "x.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"text", b"\x00" * 99, pickle.dumps(Evil(), 2), "evil", "list", "cut"],
+                         ids=["empty", "text", "zeros", "pickle", "evil", "list", "cut"])
+def test_files_that_are_no_weights_are_refused_and_never_run(tmp_path, monkeypatch, name, content):
+    if name.endswith("safetensors"):
+        pytest.importorskip("safetensors")
+    monkeypatch.chdir(tmp_path)
+    if isinstance(content, bytes):
+        Path(name).write_bytes(content)
+    else:
+        torch.save({"evil": {"a": Evil()}, "list": [torch.zeros(2)], "cut": {"a": torch.zeros(9)}}[content], name)
+    if content == "cut":
+        Path(name).write_bytes(Path(name).read_bytes()[:-200])
+    with pytest.raises(ValueError, match=f"{name} (is damaged|holds)"):
+        convert.read(name)
+    assert not Path("evil-was-here").exists()
+
+
+def test_a_state_dict_needs_its_config():
+    with pytest.raises(ValueError, match="give config"):
+        from_diffusers({})
+
+
+@pytest.mark.parametrize("source, says", [
+    ("nowhere", "no file or folder nowhere"), ("runs/last.pt", "no file or folder runs/last.pt"), ("empty", "holds no"),
+    ("weights.pt", "flags are ''"), ("sizeless", "add sample_size"), ("torn", "is no JSON")])
+def test_what_is_not_there_is_one_sentence_and_exit_2(tmp_path, capsys, monkeypatch, source, says):
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    torch.save({"a": torch.zeros(2)}, "weights.pt")
+    folder(tmp_path / "sizeless", "bin"), folder(tmp_path / "torn", "bin")
+    Path("sizeless/unet/config.json").write_text(json.dumps({**CONFIG, "sample_size": None}))
+    Path("torn/unet/config.json").write_text("{")
+    for main, flag in ((convert.main, "--source"), (sample.main, "--from")):
+        with pytest.raises(SystemExit) as stop:
+            main([flag, source])
+        said = capsys.readouterr().err
+        assert stop.value.code == 2 and says in said and len(said.splitlines()) == 1
+
+
+# The hub, stubbed
+
+def test_a_hub_id_is_fetched(tmp_path, monkeypatch):
+    path, asked = folder(tmp_path / "cache", "bin", pipeline=False), []
+
+    def fetch(name, allow_patterns):
+        asked.append((name, allow_patterns))
+        return str(path)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=fetch))
+    answers_as_published(from_diffusers("google/ddpm-cifar10-32")[0], golden("diffusers_unet")[1])
+    assert convert.read("google/ddpm-cifar10-32").data["name"] == "google/ddpm-cifar10-32"
+    assert asked == [("google/ddpm-cifar10-32", ["*.json", "*.safetensors", "*.bin"])] * 2
+
+
+@pytest.mark.parametrize("error", [OSError("no route\nto host"), ValueError("bad id"), ConnectionError("offline")])
+def test_an_unreachable_hub_is_a_sentence(tmp_path, monkeypatch, error):
+    def fetch(name, allow_patterns):
+        raise error
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=fetch))
+    with pytest.raises(ValueError, match=f"the hub did not give it .*{str(error).splitlines()[0]}.*other means"):
+        convert.located("google/ddpm-cifar10-32")
+
+
+@pytest.mark.parametrize("package, use", [
+    ("huggingface_hub", lambda: convert.located("google/ddpm-cifar10-32")),
+    ("safetensors", lambda: convert.tensors(Path("x.safetensors")))])
+def test_a_package_that_is_not_there_is_a_sentence(tmp_path, monkeypatch, package, use):
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in sys.modules if name.split(".")[0] == package] + [package]:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ValueError, match=f"install it with: pip install {package}"):
+        use()
