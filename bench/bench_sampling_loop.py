@@ -1,0 +1,212 @@
+"""Whole sampling loops: ours from eager to captured, stage by stage; diffusers; denoising-diffusion-pytorch.
+
+Random weights, none of them zero: a GPU is faster on zeros. Every candidate draws B pictures by the same number of
+network calls, ours and diffusers' through the same network, denoising-diffusion-pytorch's through its own.
+"""
+
+import copy
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ddpm
+from bench.measure import CUDA, device, error_of, finished
+from kernels import group_norm_silu, group_norm_silu_plain, sampling_step
+from kernels.compile import compile_denoiser, compile_loop, time_table
+from kernels.equivalence import SIDES
+from noise import image_seeds, normal
+from unet import CONFIGS, UNet, cast
+
+STAGES = {"eager": "plain lines, float32 (TF32 in convolutions)", "bf16": "weights and activations in bf16",
+          "channels_last": "convolutions in their own layout", "compile": "torch.compile of network and step",
+          "kernels": "the fused norm and step", "time path": "the rows of all steps computed once",
+          "sub-pixel": "nearest-up and convolution as one transposed convolution",
+          "graph": "one step captured and replayed: all of --compile --dtype bf16"}
+PEERS = {"diffusers": {}, "diffusers channels_last": {"channels_last": True},
+         "diffusers compiled": {"channels_last": True, "mode": "reduce-overhead"},
+         "diffusers max-autotune": {"channels_last": True, "mode": "max-autotune"}}
+LUCIDRAINS = "denoising-diffusion-pytorch"
+
+
+class Loop(NamedTuple):
+    """Something that draws pictures."""
+    draw: Callable[[], Tensor]              # -> B pictures
+    error: Callable[[], float]              # of one answer of the network against float64, over the largest element
+    tolerance: float
+    parameters: int
+
+
+class Chain(NamedTuple):
+    """What is drawn: B pictures of a network's size by so many steps, DDIM at eta = 0, DDPM at 1."""
+    network: str
+    B: int
+    steps: int
+    eta: float
+
+
+@torch.no_grad()
+def awake(network: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    for p in network.parameters():
+        p.add_(0.02 * torch.randn_like(p))
+    return network.eval().requires_grad_(False).to(device())
+
+
+def shape_of(chain: Chain) -> tuple[int, int, int]:
+    return CONFIGS[chain.network].in_channels, SIDES[chain.network], SIDES[chain.network]
+
+
+@torch.no_grad()
+def ours(stage: str, chain: Chain) -> Loop:
+    """All that STAGES lists up to this stage."""
+    has = list(STAGES)[:list(STAGES).index(stage) + 1].__contains__
+    rows = ddpm.sampler_rows(ddpm.linear_schedule(), ddpm.timesteps(1000, chain.steps), eta=chain.eta).to(device())
+    seeds = image_seeds(0, torch.arange(chain.B)).to(device())
+    classes, dtype = CONFIGS[chain.network].classes, torch.bfloat16 if has("bf16") else torch.float32
+    labels = (seeds % classes,) if classes else ()
+    unet = awake(UNet(CONFIGS[chain.network], group_norm_silu if has("kernels") else group_norm_silu_plain))
+    exact = UNet(CONFIGS[chain.network]).to(device()).double().eval()
+    exact.load_state_dict(unet.state_dict())
+    unet.load_state_dict(cast(unet.state_dict(), dtype), assign=True)
+    model = denoiser(unet.requires_grad_(False), rows[:, 0].long(), has)
+
+    def denoise(xt: Tensor, t: Tensor) -> Tensor:
+        return model(xt, t, *labels)
+
+    def error() -> float:
+        xt, t = normal(seeds, 1000, shape_of(chain)), rows[:1, 0].long().expand(chain.B)
+        few = [each[:2] for each in (t, *labels)]
+        return error_of([denoise(xt, t)[:2]], [exact(xt[:2].double(), *few)])
+
+    if has("graph"):
+        run = compile_loop(denoise, rows, shape_of(chain), seeds)
+    else:
+        step = sampling_step if has("kernels") else torch.compile(ddpm.step) if has("compile") else ddpm.step
+        run = partial(ddpm.sample, denoise, rows, shape_of(chain), step=step)
+    return Loop(lambda: deque(run(seeds), maxlen=1)[0][1], error, 0.1 if has("bf16") else 0.03, count(unet))
+
+
+def denoiser(unet: UNet, times: Tensor, has: Callable[[str], bool]) -> Callable:
+    if has("sub-pixel"):
+        return compile_denoiser(unet, times)
+    if has("channels_last"):
+        unet.to(memory_format=torch.channels_last)
+    if has("time path"):
+        embed, trunk = time_table(unet, times), torch.compile(unet.trunk, fullgraph=True)
+        return lambda xt, t, *labels: trunk(xt, embed(t, *labels or (None,)))
+    return torch.compile(unet, fullgraph=True) if has("compile") else unet
+
+
+def count(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+def diffusers_unet(network: str) -> nn.Module:
+    """The same network by diffusers, with attention where ours has it."""
+    from diffusers import UNet2DModel
+    config = CONFIGS[network]
+    heads = config.heads[:-1]
+    return UNet2DModel(
+        sample_size=SIDES[network], in_channels=config.in_channels, out_channels=config.out_channels,
+        block_out_channels=config.widths, layers_per_block=config.blocks, norm_num_groups=config.groups,
+        norm_eps=config.norm_eps, freq_shift=config.freq_shift, flip_sin_to_cos=False, attention_head_dim=None,
+        downsample_padding=0 if config.resample == "conv_end" else 1, add_attention=bool(config.heads[-1]),
+        num_class_embeds=config.classes or None, dropout=config.dropout,
+        resnet_time_scale_shift="scale_shift" if config.scale_shift else "default",
+        down_block_types=["AttnDownBlock2D" if h else "DownBlock2D" for h in heads],
+        up_block_types=["AttnUpBlock2D" if h else "UpBlock2D" for h in reversed(heads)])
+
+
+@torch.no_grad()
+def diffusers(chain: Chain, channels_last: bool = False, mode: str = "") -> Loop:
+    """Its loop as its pipelines have it, but with the times on the device once; weights and pictures in bf16."""
+    from diffusers import DDIMScheduler, DDPMScheduler
+    scheduler = (DDPMScheduler if chain.eta else DDIMScheduler)(timestep_spacing="trailing")
+    scheduler.set_timesteps(chain.steps)
+    network = awake(diffusers_unet(chain.network))
+    exact = copy.deepcopy(network).double()
+    network.bfloat16().to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    if mode:
+        network.compile(mode=mode, fullgraph=True)
+    times = list(zip(scheduler.timesteps.tolist(), scheduler.timesteps.to(device()), strict=True))
+    labels = {"class_labels": torch.zeros(chain.B, dtype=torch.int64, device=device())}
+    labels = labels if CONFIGS[chain.network].classes else {}
+
+    def start() -> Tensor:
+        return torch.randn(chain.B, *shape_of(chain), dtype=torch.bfloat16, device=device())
+
+    @torch.no_grad()
+    def draw() -> Tensor:
+        xt = start()
+        for t, on_device in times:
+            torch.compiler.cudagraph_mark_step_begin()
+            xt = scheduler.step(network(xt, on_device, **labels).sample, t, xt).prev_sample
+        return xt
+
+    @torch.no_grad()
+    def error() -> float:
+        xt, t = start(), times[0][1]
+        few = {k: v[:2] for k, v in labels.items()}
+        return error_of([network(xt, t, **labels).sample[:2]], [exact(xt[:2].double(), t, **few).sample])
+
+    return Loop(draw, error, 0.1, count(network))
+
+
+def lucidrains(chain: Chain) -> Loop:
+    """Its own network, without classes, under autocast: it has no bf16 loop of its own."""
+    from denoising_diffusion_pytorch import GaussianDiffusion, Unet
+    config = CONFIGS[chain.network]
+    mults = tuple(w // config.widths[0] for w in config.widths)
+    network = awake(Unet(dim=config.widths[0], dim_mults=mults, channels=config.in_channels))
+    exact = copy.deepcopy(network).double()
+    process = GaussianDiffusion(network, image_size=SIDES[chain.network], timesteps=1000, beta_schedule="linear",
+                                sampling_timesteps=chain.steps, ddim_sampling_eta=chain.eta,
+                                objective="pred_noise").to(device())
+
+    @torch.no_grad()
+    def half(function: Callable, *arguments) -> Tensor:
+        with torch.autocast(device().type, torch.bfloat16):
+            return function(*arguments)
+
+    def error() -> float:
+        xt, t = torch.randn(2, *shape_of(chain), device=device()), torch.full((2,), 999, device=device())
+        with torch.no_grad():
+            return error_of([half(network, xt, t)], [exact(xt.double(), t.double())])
+
+    return Loop(lambda: half(process.sample, chain.B), error, 0.1, count(network))
+
+
+def stages() -> list[str]:
+    """Those that mean anything here: without a GPU there are no kernels and no graph, and the time path comes after."""
+    return list(STAGES) if CUDA else ["eager", "bf16", "channels_last", "compile"]
+
+
+def build(name: str, chain: Chain) -> Loop:
+    """A candidate by its name."""
+    if name in STAGES:
+        return ours(name, chain)
+    return lucidrains(chain) if name == LUCIDRAINS else diffusers(chain, **PEERS[name])
+
+
+CHAIN = Chain("cifar10", 8, 50, 0.) if CUDA else Chain("digits", 4, 5, 0.)
+
+
+@pytest.mark.parametrize("name", [*STAGES, "diffusers", "diffusers channels_last", LUCIDRAINS])
+def test_loop(benchmark, name):
+    if name in STAGES and name not in stages():
+        pytest.skip(f"{name} needs a GPU")
+    if name not in STAGES and not find_spec(name.split()[0].replace("-", "_")):
+        pytest.skip(f"{name} is not installed")
+    loop = build(name, CHAIN)
+    error = loop.error()
+    assert error <= loop.tolerance
+    benchmark.group = f"{CHAIN}"
+    benchmark.extra_info |= {"error": error, "parameters": loop.parameters}
+    loop.draw()
+    benchmark(finished(loop.draw))

@@ -1,0 +1,88 @@
+"""One reverse step, x_t -> x_s: eager, torch.compile, Triton, both, diffusers' scheduler."""
+
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+
+import pytest
+import torch
+from torch import Tensor
+
+import ddpm
+from bench.measure import CUDA, Work, device, error_of, time_with
+from kernels import sampling_step
+from kernels.equivalence import LAYOUTS, step_arguments
+from kernels.group_norm_silu import INTERPRET
+
+NAMES = ("eager", "eager, counter noise", "compiled", "compiled, counter noise", "triton", "triton compiled",
+         "diffusers")
+
+
+def candidates(noise: bool) -> dict[str, Callable]:
+    """(rows, i, xt, answer, seeds) -> xs. Those without counter noise draw from PyTorch's generator."""
+    def eager(rows: Tensor, i: Tensor, xt: Tensor, answer: Tensor, seeds: Tensor) -> Tensor:
+        return ddpm.step(rows, i, xt, answer, z=torch.randn_like(xt) if noise else None)[0]
+
+    def counter(rows: Tensor, i: Tensor, xt: Tensor, answer: Tensor, seeds: Tensor) -> Tensor:
+        return ddpm.step(rows, i, xt, answer, None, seeds)[0]
+
+    def triton(rows: Tensor, i: Tensor, xt: Tensor, answer: Tensor, seeds: Tensor) -> Tensor:
+        return sampling_step(rows, i, xt, answer, None, seeds if noise else None, keep_x0=False)[0]
+
+    compiled = partial(torch.compile, fullgraph=True, dynamic=False)
+    found = {"eager": eager, "compiled": compiled(eager)}
+    if noise:
+        found |= {"eager, counter noise": counter, "compiled, counter noise": compiled(counter)}
+    if CUDA or INTERPRET:
+        found |= {"triton": triton, "triton compiled": compiled(triton)}
+    if find_spec("diffusers"):
+        found["diffusers"] = scheduler_step(noise)
+    return found
+
+
+def scheduler_step(noise: bool) -> Callable:
+    """The same step t -> s by DDPMScheduler or, without noise, DDIMScheduler; t is read from the row, once."""
+    from diffusers import DDIMScheduler, DDPMScheduler
+    scheduler = (DDPMScheduler if noise else DDIMScheduler)(clip_sample=True, timestep_spacing="trailing")
+    scheduler.set_timesteps(50)
+    times = {}
+
+    def step(rows: Tensor, i: Tensor, xt: Tensor, answer: Tensor, seeds: Tensor) -> Tensor:
+        if i not in times:
+            times[i] = int(rows[i, 0].item()) - 1                                 # published schedulers count from 0
+        return scheduler.step(answer, times[i], xt).prev_sample
+    return step
+
+
+def step_work(shape: tuple[int, ...], dtype: torch.dtype, layout: str, noise: bool) -> Work:
+    """A step in the middle of 50; the error is that of the last step, which adds no noise.
+
+    Useful: x_t and the answer read, x_s written.
+    """
+    rows = ddpm.sampler_rows(ddpm.linear_schedule(), ddpm.timesteps(1000, 50), eta=float(noise)).to(device())
+    xt, answer, _, seeds = step_arguments(rows, shape, dtype, layout)
+    middle, last = (torch.tensor([k], device=device()) for k in (25, 49))
+    true = ddpm.step(rows, last, xt.double(), answer.double())[0]
+
+    def calls(function: Callable, n: int) -> list[Callable]:
+        return [partial(torch.no_grad()(function), rows, middle, xt.clone(), answer.clone(), seeds) for _ in range(n)]
+
+    name = f"sampling step {'with' if noise else 'without'} noise {shape} {layout}"
+    return Work(name, candidates(noise), calls,
+                error=lambda function: error_of([function(rows, last, xt, answer, seeds)], [true]),
+                tolerance=1e-2 if dtype == torch.bfloat16 else 1e-4, size=xt.numel() * (8 + dtype.itemsize))
+
+
+SHAPES = [(128, 3, 32, 32), (512, 3, 256, 256)] if CUDA else [(8, 3, 32, 32)]
+DTYPE = torch.bfloat16 if CUDA else torch.float32
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("noise", [False, True], ids=["no noise", "noise"])
+@pytest.mark.parametrize("name", NAMES)
+def test_step(benchmark, name, noise, shape, layout):
+    work = step_work(shape, DTYPE, layout, noise)
+    if name not in work.candidates:
+        pytest.skip(f"{name} does not run here")
+    time_with(benchmark, work, name)

@@ -1,0 +1,138 @@
+"""One update: noise, loss, gradient, its norm clipped, Adam, the average of the weights. Ours and peers."""
+
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import data
+import ddpm
+import noise
+import train
+from bench.bench_sampling_loop import LUCIDRAINS, SIDES, awake, count, diffusers_unet
+from bench.measure import CUDA, device, finished
+from kernels import group_norm_silu
+from unet import CONFIGS, Norm, UNet
+
+OURS = {"eager": {}, "bf16": {"dtype": "bf16"}, "bf16 compiled": {"dtype": "bf16", "compile": True},
+        "bf16 compiled kernels": {"dtype": "bf16", "compile": True}}
+PEERS = ("diffusers", "diffusers compiled", LUCIDRAINS)
+
+
+class Learner(NamedTuple):
+    update: Callable[[], object]
+    error: Callable[[], float]              # of the loss against float64, relative
+    parameters: int
+
+
+def ours(name: str, network: str, B: int) -> Learner:
+    """train.update on random pixels, in channels_last unless it is eager."""
+    shape = (CONFIGS[network].in_channels, SIDES[network], SIDES[network])
+    pixels = torch.randint(256, (B, *shape), dtype=torch.uint8).to(device())
+    labels = torch.empty(0, dtype=torch.int64)
+    config = train.Config(network=network, batch=B, lr=1e-4, target="eps", schedule="linear", **OURS[name])
+    run = train.begin(config, data.Data("random", pixels, labels, (), shape))
+    awake(run.unet).requires_grad_(True).train()
+    if name != "eager":
+        run.unet.to(memory_format=torch.channels_last)
+    for module in run.unet.modules():
+        if isinstance(module, Norm) and "kernels" in name:
+            module.norm = group_norm_silu
+    run = run._replace(ema={k: w.detach().clone() for k, w in run.weights.items()})
+    model = train.denoiser(run)
+
+    def update() -> object:
+        return train.update(run, model, 1, pixels, labels)
+    return Learner(update, partial(loss_error, run, model, data.to_unit(pixels)), count(run.unet))
+
+
+@torch.no_grad()
+def loss_error(run: train.Run, model: Callable, x0: Tensor) -> float:
+    """Of the loss by this model, beside the plain network's in float64 with the same weights."""
+    B = len(x0)
+    t = (torch.arange(B, device=device()) * 1000 // B) + 1
+    eps = noise.normal(noise.image_seeds(0, torch.arange(B, device=device())), 1, x0.shape[1:], noise.TRAIN)
+    plain = UNet(run.unet.config).to(device()).double()
+    plain.load_state_dict(run.unet.state_dict())
+    got, true = (ddpm.loss(run.schedule, denoise, each, t, eps.to(each.dtype)).mean().item() for denoise, each in
+                 ((lambda xt, t: model(xt, t, None), x0), (plain, x0.double())))
+    return abs(got / true - 1)
+
+
+def peer(name: str, network: str, B: int) -> Learner:
+    """The same by others, under autocast to bf16: fused Adam, clipped, averaged as ours."""
+    config = CONFIGS[network]
+    x0 = 2 * torch.rand(B, config.in_channels, SIDES[network], SIDES[network], device=device()) - 1
+    if name == LUCIDRAINS:
+        from denoising_diffusion_pytorch import GaussianDiffusion, Unet
+        mults = tuple(w // config.widths[0] for w in config.widths)
+        model = awake(Unet(dim=config.widths[0], dim_mults=mults, channels=config.in_channels))
+        process = GaussianDiffusion(model, image_size=SIDES[network], beta_schedule="linear", objective="pred_noise",
+                                    auto_normalize=False).to(device())
+        loss = partial(process, x0)
+    else:
+        from diffusers import DDPMScheduler
+        model = awake(diffusers_unet(network)).to(memory_format=torch.channels_last)
+        if "compiled" in name:
+            model.compile(fullgraph=True)
+        loss = partial(diffusers_loss, model, DDPMScheduler(), x0, config.classes)
+    return learner(model.requires_grad_(True).train(), loss)
+
+
+def diffusers_loss(model: nn.Module, scheduler, x0: Tensor, classes: int) -> Tensor:
+    t, eps = torch.randint(1000, (len(x0),), device=x0.device), torch.randn_like(x0)
+    answer = model(scheduler.add_noise(x0, eps, t), t, class_labels=t % classes if classes else None).sample
+    return (answer - eps).square().mean()
+
+
+def learner(model: nn.Module, loss: Callable[[], Tensor]) -> Learner:
+    parameters = list(model.parameters())
+    optimizer = torch.optim.Adam(parameters, lr=1e-4, fused=True)
+    ema = [p.detach().clone() for p in parameters]
+
+    def value() -> Tensor:
+        with torch.autocast(device().type, torch.bfloat16):
+            return loss()
+
+    def update() -> None:
+        optimizer.zero_grad()
+        value().backward()
+        nn.utils.clip_grad_norm_(parameters, 1.)
+        optimizer.step()
+        torch._foreach_lerp_(ema, [p.detach() for p in parameters], 0.005)
+
+    def error() -> float:
+        """Of the loss under autocast, the same numbers drawn, against float32: these networks mix in constants."""
+        losses = []
+        for run in (value, loss):
+            torch.manual_seed(0)
+            losses.append(run().item())
+        return abs(losses[0] / losses[1] - 1)
+    return Learner(update, error, sum(p.numel() for p in parameters))
+
+
+def build(name: str, network: str, B: int) -> Learner:
+    return ours(name, network, B) if name in OURS else peer(name, network, B)
+
+
+SIZE = ("cifar10", 128) if CUDA else ("digits", 16)
+TOLERANCE = 0.02                            # of the loss
+
+
+@pytest.mark.parametrize("name", [*OURS, *PEERS])
+def test_update(benchmark, name):
+    if "compiled" in name and not CUDA:
+        pytest.skip(f"{name} takes minutes to compile on a CPU")
+    if name in PEERS and not find_spec(name.split()[0].replace("-", "_")):
+        pytest.skip(f"{name} is not installed")
+    learner = build(name, *SIZE)
+    error = learner.error()
+    assert error <= TOLERANCE
+    benchmark.group = f"training step, {SIZE[0]}, batch {SIZE[1]}"
+    benchmark.extra_info |= {"error": error, "parameters": learner.parameters}
+    learner.update()
+    benchmark(finished(learner.update))
