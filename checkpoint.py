@@ -31,8 +31,9 @@ class Checkpoint(NamedTuple):
     settings: dict[str, Any]        # train.py's, every field
     data: dict[str, Any]            # name, shape, classes
     optimizer: dict[str, Any]       # empty if given away
-    losses: list[Tensor]            # of the steps since the last line of the log
+    losses: list[Tensor]            # records of the steps since the last line of the log
     versions: dict[str, str]
+    history: Tensor | None = None   # the last losses of each t, where they choose the next t's
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
@@ -58,7 +59,9 @@ def load(path: Path) -> Checkpoint:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is damaged or no checkpoint of train.py; use another file") from error
-    if not isinstance(content, dict) or content.pop("format", None) != FORMAT or {*content} != {*Checkpoint._fields}:
+    fields = {*Checkpoint._fields}
+    if not isinstance(content, dict) or content.pop("format", None) != FORMAT or not (
+            fields - {*Checkpoint._field_defaults} <= {*content} <= fields):
         raise ValueError(f"{path} is no checkpoint of train.py; use one that train.py or checkpoint.py wrote")
     return Checkpoint(**content)._replace(network=UNetConfig(**content["network"]))
 

@@ -224,7 +224,14 @@ def simple_loss(true: Tensor, answer: Tensor, kind: str = "l2") -> Tensor:
 
 def hybrid_loss(schedule: Schedule, denoise: Callable, x0: Tensor, t: Tensor, eps: Tensor, *,
                 target: str = "eps", cdf: Callable = ndtr) -> Tensor:
-    """The loss for a learned variance, (B,): simple + T/1000 bound, the bound teaching only the variance.
+    """The loss for a learned variance, (B,): simple + T/1000 bound, the bound teaching only the variance."""
+    simple, bound = hybrid_parts(schedule, denoise, x0, t, eps, target=target, cdf=cdf)
+    return simple + bound
+
+
+def hybrid_parts(schedule: Schedule, denoise: Callable, x0: Tensor, t: Tensor, eps: Tensor, *,
+                 target: str = "eps", cdf: Callable = ndtr) -> tuple[Tensor, Tensor]:
+    """The simple loss and T/1000 of the bound, each (B,).
 
     As published ([2] section 3.1, lambda = 0.001 of a bound of T terms): in bits, x0 unclipped.
     """
@@ -233,7 +240,7 @@ def hybrid_loss(schedule: Schedule, denoise: Callable, x0: Tensor, t: Tensor, ep
     frozen = torch.cat([answer[:, :C].detach(), answer[:, C:]], dim=1)
     bound = bound_terms(schedule, lambda xt, t: frozen, x0, t, eps,
                         target=target, variance="learned", clip=False, cdf=cdf)
-    return simple_loss(truth(schedule, x0, t, eps, target), answer[:, :C]) + bound * schedule_length(schedule) / 1000
+    return simple_loss(truth(schedule, x0, t, eps, target), answer[:, :C]), bound * schedule_length(schedule) / 1000
 
 
 # The bound

@@ -17,7 +17,6 @@ from data import ENDLESS
 
 DISCS = 512                                 # a picture; about one pixel in 700 stays uncovered and shows the first
 SMALL, LARGE = 1 / 16, 1 / 2                # radii, in units of the picture's shorter side
-STREAM = 7                                  # of noise, beside those that noise.py names
 
 
 def discs(index: Tensor, H: int, W: int) -> Tensor:
@@ -26,7 +25,7 @@ def discs(index: Tensor, H: int, W: int) -> Tensor:
     Radii have density ~ r^-3 between SMALL and LARGE; centres are uniform, as far out as a disc can reach in. The
     picture's shorter side is 1.
     """
-    words = noise.words(noise.image_seeds(0, index), 0, 6 * DISCS, STREAM)
+    words = noise.words(noise.image_seeds(0, index), 0, 6 * DISCS, noise.LEAVES)
     u = torch.stack([noise.unit(word) for word in words], dim=-1).view(-1, DISCS, 6).permute(2, 1, 0)
     size = torch.tensor([H, W])[:, None, None] / min(H, W)
     r2 = SMALL**2 / (1 - u[:1] * (1 - (SMALL / LARGE)**2))                      # no power, no root: exact to the bit

@@ -1,6 +1,9 @@
 """Scores a trained model.
 
     python evaluate.py digits                        # quality, class agreement and memorisation of the digits model
+    python evaluate.py nll                           # bits/dim of the held-out digits, term by term
+    python evaluate.py neighbours                    # samples beside the nearest training pictures
+    python evaluate.py fid --data cifar10            # Frechet Inception distance; needs pip install pytorch-fid
     python evaluate.py classifier                    # trains the small classifier that the scores look through
 
 Scores of digits, each beside its floor (the training set itself) and its ceilings. FD: Frechet distance to
@@ -21,6 +24,8 @@ from torch import Tensor
 
 import checkpoint
 import data
+import fid
+import likelihood
 import noise
 import sample
 from cli import parent_made, parse, script
@@ -39,6 +44,20 @@ class Digits:
     guidance: float = 0.                        # w of classifier-free guidance
     weights: str = "ema"                        # the averaged weights, or raw
     seed: int = 0                               # of the samples
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Draws samples, each beside the training pictures nearest to it: copies would show."""
+    checkpoint: str = "weights/digits.pt"       # what train.py saved
+    data: str = ""                              # the pictures looked among; empty is what it was trained on
+    fit: str = "crop"                           # how they get to the model's size: crop or pad
+    among: int = 0                              # how many of those, the first; 0 is all
+    n: int = 10                                 # samples
+    k: int = 5                                  # neighbours of each
+    steps: str = "50"                           # of the sampler, as for sample.py
+    seed: int = 0                               # of the samples
+    out: str = "out/neighbours.png"             # the picture
 
 
 @dataclass(frozen=True)
@@ -83,10 +102,7 @@ def train_classifier(steps: int) -> dict[str, Tensor]:
 
 def frechet(a: Tensor, b: Tensor) -> float:
     """Frechet distance of two point clouds (N, D), taken as Gaussians, in per cent of b's variance."""
-    (mean_a, cov_a), (mean_b, cov_b) = ((x.double().mean(0), x.double().T.cov()) for x in (a, b))
-    root = torch.linalg.eigvals(cov_a @ cov_b).real.clamp(min=0).sqrt().sum()     # trace of sqrt(cov_a cov_b)
-    distance = (mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * root
-    return 100 * max(0., (distance / cov_b.trace()).item())                      # rounding may pass 0
+    return 100 * fid.frechet(fid.statistics(a), fid.statistics(b)) / b.double().var(0).sum().item()
 
 
 def gaussians(train: data.Data, labels: Tensor, seed: int) -> Tensor:
@@ -137,6 +153,37 @@ def digits(argv: Sequence[str]) -> None:
         print(f"{name:24}" + "".join(f"{value:8.3f}" for value in score(weights, x, labels).values()))
 
 
+def nearest(x: Tensor, images, k: int, batch: int = 1000) -> tuple[Tensor, Tensor]:
+    """The k images, uint8 as in `data.Data`, nearest to each x (N, C, H, W): distances a pixel, indices, (N, k)."""
+    found = torch.empty(len(x), 0), torch.empty(len(x), 0, dtype=torch.int64)
+    for index in torch.arange(len(images)).split(batch):
+        known = data.to_unit(images[index]).flatten(1)
+        distances = torch.cdist(x.flatten(1), known, compute_mode="donot_use_mm_for_euclid_dist") / known.shape[1]**0.5
+        both = torch.cat([found[0], distances], dim=1), torch.cat([found[1], index.expand(len(x), -1)], dim=1)
+        order = both[0].argsort(dim=1, stable=True)[:, :k]
+        found = both[0].gather(1, order), both[1].gather(1, order)
+    return found
+
+
+def neighbours(argv: Sequence[str]) -> None:
+    """Draws the picture: a row a sample, the sample first."""
+    config = parse(Neighbours, argv)
+    last = checkpoint.load(config.checkpoint)
+    found = data.load(config.data or last.settings.get("data", ""), "{1}x{2}".format(*last.data["shape"]), config.fit)
+    found = likelihood.first(found, config.among)
+    if found.shape != tuple(last.data["shape"]) or not 1 <= config.k <= len(found.images):
+        raise ValueError(f"k is {config.k}, of {len(found.images)} pictures of {found.shape}; the model's are "
+                         f"{last.data['shape']}; use others, or another k")
+    drawn = sample.draw(sample.Config(checkpoint=config.checkpoint, n=config.n, steps=config.steps, seed=config.seed))
+    distances, index = nearest(drawn.x, found.images, config.k)
+    x = torch.cat([drawn.x[:, None], data.to_unit(found.images[index.flatten()]).view(-1, config.k, *found.shape)], 1)
+    data.grid(x.flatten(0, 1), 1 + config.k, ("sample", "nearest", *map(str, range(2, config.k + 1)))).save(
+        parent_made(Path(config.out)))
+    own = nearest(x[:, 1], found.images, 2)[0][:, 1]                              # of real pictures to one another
+    print(f"root mean square distance a pixel, of 2: {config.n} samples to their nearest picture "
+          f"{distances[:, 0].median():.3f}, those pictures to their own nearest {own.median():.3f}; see {config.out}")
+
+
 def classifier(argv: Sequence[str]) -> None:
     """Trains and keeps the classifier, and prints how many held-out digits it knows."""
     config = parse(Classifier, argv)
@@ -150,7 +197,8 @@ def classifier(argv: Sequence[str]) -> None:
 @script
 def main(argv: Sequence[str] | None = None) -> None:
     command, *rest = (sys.argv[1:] if argv is None else argv) or [""]
-    commands = {"digits": digits, "classifier": classifier}
+    commands = {"digits": digits, "nll": likelihood.nll, "neighbours": neighbours, "fid": fid.fid,
+                "classifier": classifier}
     if command not in commands:
         raise ValueError(f"no command {command!r}; it must be one of {', '.join(commands)}")
     commands[command](rest)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 MASK = 0xFFFFFFFF
-SAMPLE, TRAIN, INPAINT, SHUFFLE, TIMES, LABELS, FLIPS = range(7)    # streams: independent numbers for each use
+SAMPLE, TRAIN, INPAINT, SHUFFLE, TIMES, LABELS, FLIPS, LEAVES = range(8)    # streams: independent numbers for each use
 
 
 def philox(key, counter):

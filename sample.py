@@ -30,7 +30,7 @@ import ddpm
 import noise
 from checkpoint import Checkpoint
 from cli import DTYPES, choose_device, parent_made, parse, script, settle_threads
-from kernels.compile import compile_denoiser, compile_loop, norm_for
+from kernels.compile import compile_denoiser, compile_loop, fast_unet
 from unet import UNet, cast
 
 
@@ -75,7 +75,7 @@ def network(last: Checkpoint, config: Config, weights: dict[str, Tensor] | None 
     """The checkpoint's network with the weights asked for, or these."""
     weights = weights or {"ema": last.ema, "raw": last.weights}[config.weights]
     device = choose_device(config.device)
-    unet = UNet(last.network, norm_for(device)) if config.compile else UNet(last.network)
+    unet = fast_unet(last.network, device) if config.compile else UNet(last.network)
     try:
         unet.load_state_dict(cast(weights, DTYPES[config.dtype]), assign=True)
     except RuntimeError as error:

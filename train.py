@@ -2,13 +2,13 @@
 
     python train.py                                     # digits, class-conditional: about 3 minutes on 2 cores
     python train.py --data photos/ --size 64 --network cifar10 --compile --dtype bf16
+    python train.py --preset cars64                     # the recipe of a source; other flags change it
 
 A run is a folder: last.pt (go on from it by repeating the command), log.jsonl, loss.png, samples/*.png.
 Every random number is a function of (seed, step), so a run that was stopped ends where it would have.
 """
 
 import contextlib
-import json
 import math
 import random
 import signal
@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.func import functional_call
 from tqdm import tqdm
@@ -30,10 +29,15 @@ import checkpoint
 import data
 import ddpm
 import noise
+import presets
+import run_folder
 from cli import DTYPES, choose_device, parent_made, parse, script, settle_threads
-from kernels.compile import check_compiler
+from kernels.compile import fast_unet
 from unet import CONFIGS, UNet, UNetConfig, cast, check_size
 
+LOSSES, LEARNED = ("l2", "l1", "hybrid", "bound"), ("hybrid", "bound")
+SAMPLINGS = ("stratified", "importance")
+HISTORY = 10                                    # losses of each t that importance sampling goes by
 PATIENCE = 5                                    # steps in a row that may fail before the run stops
 
 
@@ -46,7 +50,8 @@ class Config:
     flip: bool = False                          # mirror half of the pictures
     network: str = "digits"                     # a name in unet.CONFIGS; channels and classes follow the data
     target: str = "v"                           # what the network answers: eps, x0 or v
-    loss: str = "l2"                            # l2, l1, or hybrid, which learns the variance too
+    loss: str = "l2"                            # l2 or l1; hybrid or bound, which learn the variance too
+    sampling: str = "stratified"                # of t: stratified, or importance, by the last losses of each t
     schedule: str = "cosine"                    # linear, cosine, quadratic or sigmoid
     T: int = 1000                               # steps of the forward process
     null: float = 0.1                           # chance to hide the label, for guidance; 1 trains without labels
@@ -56,7 +61,7 @@ class Config:
     lr: float = 5e-3                            # learning rate of Adam, betas 0.9 and 0.99
     warmup: int = 100                           # updates in which it rises from 0
     final: float = 0.01                         # the part of it left at the end, along a cosine; 1 keeps it all
-    clip: float = 1.0                           # largest norm of the gradient
+    clip: float = 1.0                           # largest norm of the gradient; inf lets it be
     ema: float = 0.995                          # decay of the weights' average, ramped as (1 + k)/(10 + k)
     dtype: str = "float32"                      # float32, or bf16: all but norms and the weights' own copy
     compile: bool = False                       # torch.compile the network
@@ -69,12 +74,13 @@ class Config:
     out: str = "runs/digits"                    # folder of the run
 
 
+PRESETS = {name: replace(Config(), **changes, out=f"runs/{name}") for name, changes in presets.PRESETS.items()}
 FREE = {"steps", "compile", "device", "workers", "log_every", "sample_every", "save_every", "out"}  # may change later
 
 
 def check(config: Config) -> None:
     """Raises ValueError for settings that cannot work, naming the first."""
-    for name, allowed in {"network": CONFIGS, "target": ddpm.TARGETS, "loss": ("l2", "l1", "hybrid"),
+    for name, allowed in {"network": CONFIGS, "target": ddpm.TARGETS, "loss": LOSSES, "sampling": SAMPLINGS,
                           "schedule": ddpm.SCHEDULES, "dtype": DTYPES}.items():
         ddpm.one_of(name, getattr(config, name), allowed)
     for name in ("T", "steps", "batch", "accumulate", "lr", "clip", "log_every", "sample_every", "save_every"):
@@ -95,7 +101,7 @@ def network_for(config: Config, dataset: data.Data) -> UNetConfig:
     C = dataset.shape[0]
     classes = len(dataset.classes) + 1 if dataset.classes and config.null < 1 else 0
     network = replace(CONFIGS[config.network], in_channels=C, classes=classes,
-                      out_channels=2 * C if config.loss == "hybrid" else C)
+                      out_channels=2 * C if config.loss in LEARNED else C)
     check_size(network, *dataset.shape)
     return network
 
@@ -106,13 +112,37 @@ def learning_rate(config: Config, step: int) -> float:
     return config.lr * min(1, step / max(config.warmup, 1)) * (config.final + (1 - config.final) * cosine)
 
 
-def draw(config: Config, step: int, labels: Tensor, null: int) -> tuple[Tensor, Tensor]:
-    """t of each picture, one from each of B equal parts of 1..T, and its label, sometimes hidden."""
+def draw(config: Config, step: int, labels: Tensor, null: int, p: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """t of each picture, one from each of B equal parts of 1..T, and its label, sometimes hidden.
+
+    p: (T,) float64, how likely each t is; then the parts are equally likely instead of equally long.
+    """
     B = config.batch
-    u = noise.uniform(config.seed, step, B, noise.TIMES)
-    t = ((torch.arange(B) + u.double()) * config.T / B).long() + 1
+    u = torch.arange(B) + noise.uniform(config.seed, step, B, noise.TIMES).double()
+    if p is None:
+        t = (u * config.T / B).long() + 1
+    else:
+        t = torch.searchsorted(p.cumsum(0), u / B, right=True).clamp(max=config.T - 1) + 1
     hidden = noise.uniform(config.seed, step, B, noise.LABELS) < config.null
     return t, torch.where(hidden, null, labels) if len(labels) else labels
+
+
+def importance(history: Tensor) -> Tensor:
+    """p_t, (T,) float64, as the root mean square of each t's last losses (Nichol & Dhariwal 2021, eq. 18).
+
+    history: (T, 10), NaN where there is no loss yet; until all are there p is even, and a thousandth of it stays so.
+    """
+    even = torch.full((len(history),), 1 / len(history), dtype=torch.float64)
+    if history.isnan().any():
+        return even
+    p = history.double().square().mean(1).sqrt()
+    return 0.999 * p / p.sum() + 0.001 * even
+
+
+def remember(history: Tensor, t: Tensor, losses: Tensor) -> None:
+    """Puts the losses (B,) of times t (B,) into the history, in place, each for the oldest of its t."""
+    for row, loss in zip((t - 1).tolist(), losses.tolist(), strict=True):
+        history[row] = torch.cat([history[row, 1:], history.new_tensor([loss])])
 
 
 def update_average(ema: dict[str, Tensor], weights: dict[str, Tensor], decay: float, k: int) -> None:
@@ -122,10 +152,17 @@ def update_average(ema: dict[str, Tensor], weights: dict[str, Tensor], decay: fl
 
 
 def objective(config: Config, schedule: ddpm.Schedule, denoise: Callable, x0, t, eps) -> Tensor:
-    """The loss of each picture, (B,)."""
+    """The loss of each picture, (1, B); with "hybrid" (3, B), followed by the two parts that it is the sum of.
+
+    "bound" is T times the bound's term, whose mean over t is the whole bound (but its prior) in bits/dim.
+    """
     if config.loss == "hybrid":
-        return ddpm.hybrid_loss(schedule, denoise, x0, t, eps, target=config.target)
-    return ddpm.loss(schedule, denoise, x0, t, eps, target=config.target, kind=config.loss)
+        simple, bound = ddpm.hybrid_parts(schedule, denoise, x0, t, eps, target=config.target)
+        return torch.stack([simple + bound, simple, bound])
+    if config.loss == "bound":
+        terms = ddpm.bound_terms(schedule, denoise, x0, t, eps, target=config.target, variance="learned", clip=False)
+        return config.T * terms[None]
+    return ddpm.loss(schedule, denoise, x0, t, eps, target=config.target, kind=config.loss)[None]
 
 
 class Run(NamedTuple):
@@ -137,29 +174,32 @@ class Run(NamedTuple):
     weights: dict[str, Tensor]
     ema: dict[str, Tensor]
     optimizer: torch.optim.Optimizer
+    history: Tensor | None          # (T, 10), with importance sampling
 
 
 def begin(config: Config, dataset: data.Data) -> Run:
     """A run at step 0."""
     device = choose_device(config.device)
     torch.manual_seed(config.seed)
-    unet = UNet(network_for(config, dataset)).to(device)
+    network = network_for(config, dataset)
+    unet = fast_unet(network, device) if config.compile else UNet(network).to(device)
     settle_threads(unet)
     weights = dict(unet.named_parameters())
     ema = {name: w.detach().clone() for name, w in weights.items()}
     optimizer = torch.optim.Adam(weights.values(), betas=(0.9, 0.99), fused=True)
     schedule = ddpm.Schedule(*(table.to(device) for table in ddpm.SCHEDULES[config.schedule](config.T)))
-    return Run(config, dataset, schedule, unet, weights, ema, optimizer)
+    history = torch.full((config.T, HISTORY), math.nan) if config.sampling == "importance" else None
+    return Run(config, dataset, schedule, unet, weights, ema, optimizer, history)
 
 
-def save(run: Run, step: int, losses: list[Tensor]) -> None:
-    """Writes all of the run to last.pt, with the losses not yet in its log, and draws its curve."""
+def save(run: Run, step: int, records: list[Tensor]) -> None:
+    """Writes all of the run to last.pt, with the records not yet in its log, and draws its curves."""
     facts = {"name": run.dataset.name, "shape": run.dataset.shape, "classes": run.dataset.classes}
     weights = {name: w.detach() for name, w in run.weights.items()}
     checkpoint.save(Path(run.config.out, "last.pt"), checkpoint.Checkpoint(
         run.unet.config, weights, run.ema, step, run.schedule.beta[1:], asdict(run.config), facts,
-        run.optimizer.state_dict(), losses, checkpoint.versions()))
-    plot(Path(run.config.out))
+        run.optimizer.state_dict(), records, checkpoint.versions(), run.history))
+    run_folder.plot(Path(run.config.out))
 
 
 def resume(run: Run, last: checkpoint.Checkpoint) -> None:
@@ -173,6 +213,8 @@ def resume(run: Run, last: checkpoint.Checkpoint) -> None:
         for ours, theirs in ((run.weights, last.weights), (run.ema, last.ema)):
             for name, w in ours.items():
                 w.copy_(theirs[name])
+    if run.history is not None:
+        run.history.copy_(last.history)
     run.optimizer.load_state_dict(last.optimizer)
     print(f"going on from step {last.step} of {run.config.out}/last.pt")
 
@@ -184,39 +226,41 @@ def denoiser(run: Run) -> Callable:
     else:
         def model(xt, t, labels):
             return functional_call(run.unet, cast(run.weights, DTYPES[run.config.dtype]), (xt, t, labels))
-    if run.config.compile:
-        check_compiler(run.schedule.beta.device)
-        return torch.compile(model, fullgraph=True)
-    return model
+    return torch.compile(model, fullgraph=True) if run.config.compile else model
 
 
 def update(run: Run, model: Callable, step: int, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """One update of the weights (Ho et al. 2020, algorithm 1): the loss and the gradient's norm.
+    """One update of the weights (Ho et al. 2020, algorithm 1): the step's record and the gradient's norm.
 
     Where the norm is not finite, nothing is changed.
     """
     config, schedule, device = run.config, run.schedule, run.schedule.beta.device
-    t, labels = (d.to(device) for d in draw(config, step, labels, null=len(run.dataset.classes)))
+    p = None if run.history is None else importance(run.history)
+    t, labels = draw(config, step, labels, len(run.dataset.classes), p)
+    weights = torch.ones(config.batch) if p is None else (1 / (config.T * p[t - 1])).float()     # mean 1: unbiased
+    times, labels, even = t.to(device), labels.to(device), weights.to(device)
     x0 = data.to_unit(pixels.to(device, non_blocking=True))
     seeds = noise.image_seeds(config.seed, torch.arange(config.batch, device=device))
     eps = noise.normal(seeds, step, x0.shape[1:], noise.TRAIN)
     torch.manual_seed(config.seed + step)                                         # dropout, too, is the step's
 
     run.optimizer.zero_grad()
-    total = torch.zeros((), device=device)
+    parts = []
     for part in torch.arange(config.batch).chunk(config.accumulate):
         y = labels[part] if run.unet.classes else None
-        losses = objective(config, schedule, partial(answer, model, y), x0[part], t[part], eps[part])
-        loss = losses.sum() / config.batch
-        loss.backward()
-        total += loss.detach()
+        parts.append(objective(config, schedule, partial(answer, model, y), x0[part], times[part], eps[part]))
+        ((even[part] * parts[-1][0]).sum() / config.batch).backward()
+        parts[-1] = parts[-1].detach()
+    losses = torch.cat(parts, dim=1).cpu()
     norm = torch.nn.utils.clip_grad_norm_(run.weights.values(), config.clip)
     if norm.isfinite():
         for group in run.optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
         run.optimizer.step()
         update_average(run.ema, run.weights, config.ema, step)
-    return total, norm
+        if run.history is not None:
+            remember(run.history, t, losses[0])
+    return run_folder.record(config.T, t, weights, losses), norm
 
 
 def answer(model: Callable, labels: Tensor | None, xt: Tensor, t: Tensor) -> Tensor:
@@ -225,7 +269,7 @@ def answer(model: Callable, labels: Tensor | None, xt: Tensor, t: Tensor) -> Ten
 
 @script
 def main(argv: Sequence[str] | None = None) -> None:
-    config = parse(Config, argv)
+    config = parse(Config, argv, PRESETS)
     check(config)
     last = Path(config.out, "last.pt")
     last = checkpoint.load(last) if last.exists() else None
@@ -241,7 +285,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def announce(run: Run) -> None:
     """Says what is trained on what, and what the schedule leaves in x_T."""
     config, (C, H, W), bits = run.config, run.dataset.shape, ddpm.schedule_check(run.schedule)
-    print(f"data     {config.data}: {len(run.dataset.images)} pictures of {C} x {H} x {W}, "
+    N = len(run.dataset.images)
+    print(f"data     {config.data}: {'endless' if N == data.ENDLESS else N} pictures of {C} x {H} x {W}, "
           f"{len(run.dataset.classes)} classes")
     print(f"network  {config.network}: {sum(w.numel() for w in run.weights.values()):,} parameters, {config.dtype}, "
           f"on {run.schedule.beta.device}; seed {config.seed}")
@@ -250,40 +295,41 @@ def announce(run: Run) -> None:
         print("warning: sampling starts without what x_T knows; a larger T or another --schedule leaves less")
 
 
-def train(run: Run, start: int, losses: list[Tensor]) -> None:
+def train(run: Run, start: int, records: list[Tensor]) -> None:
     """Updates from step start + 1 to the last, with a log, a checkpoint and a grid of samples now and then.
 
-    losses: of the steps before, as far as the log does not have them yet.
+    records: of the steps before, as far as the log does not have them yet.
     """
     config, out, model = run.config, Path(run.config.out), denoiser(run)
     steps = range(start + 1, config.steps + 1)
     loader = data.batches(run.dataset, config.batch, config.seed, steps, config.flip, config.workers)
-    rewind(out / "log.jsonl", start)
+    run_folder.rewind(out, start)
     failed, began = 0, time.perf_counter()
     with stoppable() as stopped, tqdm(total=config.steps, initial=start, unit=" steps") as bar:
         for step, (pixels, labels) in zip(steps, loader, strict=True):
-            loss, norm = update(run, model, step, pixels, labels)
+            record, norm = update(run, model, step, pixels, labels)
             failed = 0 if norm.isfinite() else failed + 1
             if failed == PATIENCE:
+                loss = run_folder.means([record])["loss"]
                 raise ValueError(f"loss {loss:g} or its gradient was not finite {PATIENCE} steps in a row, up to step "
                                  f"{step}; lower --lr or look at the data. The last checkpoint is sound")
-            losses = losses if failed else [*losses, loss]
+            records = records if failed else [*records, record]
             bar.update()
 
             def due(every: int, step: int = step) -> bool:
                 return step % every == 0 or step == config.steps
 
-            if due(config.log_every) and losses:
+            if due(config.log_every) and records:
                 rate = (bar.n - bar.initial) * config.batch / (time.perf_counter() - began)
-                line = {"step": step, "loss": torch.stack(losses).mean().item(), "norm": norm.item(),
+                line = {"step": step, **run_folder.means(records), "norm": norm.item(),
                         "lr": learning_rate(config, step), "images_per_second": rate}
-                write(out / "log.jsonl", line)
+                run_folder.write(out, line)
                 bar.set_postfix(loss=f"{line['loss']:.4f}", images=f"{rate:.0f}/s")
-                losses = []
+                records = []
             if due(config.sample_every):
-                grid(run).save(parent_made(out / "samples" / f"{step:06d}.png"))
+                run_folder.write(out, {"step": step, **show(run, parent_made(out / "samples" / f"{step:06d}.png"))})
             if due(config.save_every) or stopped.is_set():
-                save(run, step, losses)
+                save(run, step, records)
             if stopped.is_set():
                 print(f"stopped at step {step}; the same command goes on from there")
                 return
@@ -291,49 +337,27 @@ def train(run: Run, start: int, losses: list[Tensor]) -> None:
 
 
 @torch.no_grad()
-def grid(run: Run) -> Image.Image:
-    """Samples of the averaged weights so far, every class in turn, always from the same noise."""
+def show(run: Run, path: Path) -> dict[str, list[float]]:
+    """Draws samples of the averaged weights so far, every class in turn, always from the same noise, and their tint."""
     device, classes = run.schedule.beta.device, run.dataset.classes
     seeds = noise.image_seeds(0, torch.arange(5 * len(classes) if run.unet.classes else 16, device=device))
     labels = torch.arange(len(seeds), device=device) % len(classes) if run.unet.classes else None
     times = ddpm.timesteps(run.config.T, min(50, run.config.T))
     rows = ddpm.sampler_rows(run.schedule, times, target=run.config.target,
-                             variance="learned" if run.config.loss == "hybrid" else "beta_tilde")
+                             variance="learned" if run.config.loss in LEARNED else "beta_tilde")
     run.unet.eval()
     *_, (_, x0, _) = ddpm.sample(lambda xt, t: functional_call(run.unet, run.ema, (xt, t, labels)),
                                  rows, run.dataset.shape, seeds)
     run.unet.train()
-    return data.grid(x0, columns=len(classes) if run.unet.classes else 4, heads=classes if run.unet.classes else ())
+    columns, heads = (len(classes), classes) if run.unet.classes else (4, ())
+    data.grid(x0, columns, heads).save(path)
+    return {**tint("samples", x0), **tint("data", data.to_unit(data.few(run.dataset, 512)))}
 
 
-# The run folder
-
-def rewind(path: Path, step: int) -> None:
-    """Drops the log's lines after the step that the run goes on from."""
-    if path.exists():
-        lines = [line for line in path.read_text().splitlines(keepends=True) if json.loads(line)["step"] <= step]
-        path.write_text("".join(lines))
-
-
-def write(path: Path, line: dict) -> None:
-    """Adds a line to the log."""
-    with parent_made(path).open("a") as file:
-        file.write(json.dumps(line) + "\n")
-
-
-def plot(out: Path) -> None:
-    """Draws the log's loss as loss.png."""
-    if not (out / "log.jsonl").exists():
-        return
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
-    axes.plot([line["step"] for line in lines], [line["loss"] for line in lines])
-    axes.set(xlabel="step", ylabel="loss", yscale="log", title=out.name)
-    figure.savefig(out / "loss.png", dpi=120)
-    plt.close(figure)
+def tint(name: str, x: Tensor) -> dict[str, list[float]]:
+    """Mean and standard deviation of each channel of x (N, C, H, W): samples off the data's have a colour cast."""
+    channels = x.transpose(0, 1).flatten(1)
+    return {f"{name}_mean": channels.mean(1).tolist(), f"{name}_std": channels.std(1).tolist()}
 
 
 @contextlib.contextmanager

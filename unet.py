@@ -259,15 +259,19 @@ CONFIGS = {
     "digits": UNetConfig(1, 1, D=16, widths=(16, 32), blocks=1, heads=(0, 0, 0), classes=11, scale_shift=True,
                          resample="conv", groups=8, norm_eps=1e-5),
     # Ho et al. 2020: CIFAR-10, 35.7 M, and 256 x 256 LSUN and CelebA-HQ, 113.7 M
-    "cifar10": CIFAR10,
+    "cifar10": replace(CIFAR10, dropout=0.1),
     "lsun256": replace(CIFAR10, widths=(128, 128, 256, 256, 512, 512), heads=(0, 0, 0, 0, 1, 0, 1)),
-    # Nichol & Dhariwal 2021: CIFAR-10 with a learned variance
+    # Nichol & Dhariwal 2021: CIFAR-10 with a learned variance and T = 4000, told in thousandths of the chain
     "improved-cifar10": replace(CIFAR10, out_channels=6, blocks=3, heads=(0, 4, 4, 0, 4), scale_shift=True,
-                                resample="conv", dropout=0.3, norm_eps=1e-5, freq_shift=0),
+                                resample="conv", dropout=0.3, norm_eps=1e-5, freq_shift=0, time_scale=0.25),
     # Dhariwal & Nichol 2021: class-conditional ImageNet at 64 x 64, 64 channels a head
     "adm64": replace(CIFAR10, out_channels=6, D=192, widths=(192, 384, 576, 768), blocks=3, heads=(0, 6, 9, 12, 12),
                      classes=1000, scale_shift=True, resample="res", dropout=0.1, norm_eps=1e-5, freq_shift=0),
-    # the sizes of two well-known tutorials: MNIST padded to 32 x 32, Stanford Cars at 64 x 64
+    # the sizes of four well-known tutorials: MNIST padded to 32 x 32, Stanford Cars at 64 x 64, a folder at
+    # 128 x 128, ImageNet at 64 x 64
     "mnist32": UNetConfig(1, 1, D=64, widths=(64, 128, 256, 512), heads=(0, 8, 0, 0, 0), dropout=0.1),
     "cars64": UNetConfig(D=32, widths=(64, 128, 256, 512, 1024), blocks=1, heads=(0, 0, 0, 0, 0, 0)),
+    "folder128": UNetConfig(D=64, widths=(64, 128, 256, 512), heads=(0, 0, 0, 4, 4), scale_shift=True, groups=8,
+                            resample="conv", norm_eps=1e-5),
+    "imagenet64": UNetConfig(D=128, widths=(128, 256, 384, 512), heads=(0, 0, 8, 8, 8), resample="conv", dropout=0.1),
 }

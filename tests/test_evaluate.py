@@ -1,5 +1,6 @@
 import pytest
 import torch
+from PIL import Image
 from torch.testing import assert_close
 
 import checkpoint
@@ -63,8 +64,26 @@ def test_digits_prints_the_model_between_floor_and_ceiling(capsys):
     assert 0.85 < model[3] < 1.2                                                  # mem
 
 
+@pytest.mark.parametrize("batch", [7, 1000])
+def test_nearest_are_the_nearest(batch):
+    images = data.digits().images[:50]
+    x = data.to_unit(images[[3, 20, 41]]) + 0.01
+    distances, index = evaluate.nearest(x, images, 4, batch)
+    every = (x[:, None] - data.to_unit(images)).square().flatten(2).mean(2).sqrt()
+    assert_close(distances, every.sort(1).values[:, :4])
+    assert_close(every.gather(1, index), distances)
+    assert index[:, 0].tolist() == [3, 20, 41]
+
+
+def test_neighbours_draws_each_sample_beside_its_own(tmp_path, capsys):
+    evaluate.main(["neighbours", "--n", "3", "--k", "2", "--steps", "5", "--out", str(tmp_path / "n.png")])
+    assert Image.open(tmp_path / "n.png").size == (3 * 68 + 4, 24 + 3 * 68)
+    assert "3 samples to their nearest picture 0." in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("argv, says", [
-    ([], "no command ''"), (["fid"], "no command 'fid'"), (["digits", "--checkpoint", "no.pt"], "no checkpoint no.pt")])
+    ([], "no command ''"), (["is"], "no command 'is'"), (["digits", "--checkpoint", "no.pt"], "no checkpoint no.pt"),
+    (["neighbours", "--k", "0"], "k is 0")])
 def test_bad_requests_are_one_sentence_and_exit_2(argv, says, capsys):
     with pytest.raises(SystemExit) as stop:
         evaluate.main(argv)

@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,9 @@ from torch.testing import assert_close
 
 import checkpoint
 import data
+import ddpm
+import noise
+import run_folder
 import train
 from train import Config
 
@@ -32,9 +36,10 @@ def run(out, *flags):
 def test_a_run_leaves_what_it_says(tmp_path, capsys):
     run(tmp_path, "--steps", "5")
     last = checkpoint.load(tmp_path / "last.pt")
-    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    *lines, grid = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert last.step == 5 and last.data["classes"] == tuple("0123456789") and last.network.classes == 11
     assert [line["step"] for line in lines] == [2, 4, 5] and {"loss", "norm", "lr", "images_per_second"} < {*lines[0]}
+    assert grid["step"] == 5 and {"samples_mean", "samples_std", "data_mean", "data_std"} < {*grid}
     assert Image.open(tmp_path / "samples" / "000005.png").width > 600
     assert Image.open(tmp_path / "loss.png").size > (100, 100)
     said = capsys.readouterr().out
@@ -43,21 +48,26 @@ def test_a_run_leaves_what_it_says(tmp_path, capsys):
 
 def test_the_loss_falls(tmp_path):
     run(tmp_path, "--steps", "60", "--log_every", "20", "--batch", "32", "--T", "1000")
-    losses = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in run_folder.read(tmp_path) if "loss" in line]
     assert losses[-1] < 0.7 * losses[0]
 
 
-@pytest.mark.parametrize("flags", [[], ["--accumulate", "3"], ["--workers", "2"], ["--loss", "l1"]])
+@pytest.mark.parametrize("flags", [[], ["--accumulate", "3"], ["--workers", "2"], ["--loss", "l1"],
+                                   ["--loss", "bound", "--sampling", "importance", "--T", "3", "--batch", "32"]])
 def test_a_run_cut_in_two_ends_bitwise_where_the_whole_one_does(tmp_path, flags, monkeypatch, capsys):
     run(tmp_path / "whole", "--steps", "6", *flags)
     cut(tmp_path / "cut", 3, monkeypatch, *flags)
+    shutil.copytree(tmp_path / "cut", tmp_path / "half")
     run(tmp_path / "cut", "--steps", "6", *flags)
     assert "going on from step 3" in capsys.readouterr().out
     whole, parts = (checkpoint.load(tmp_path / name / "last.pt") for name in ("whole", "cut"))
     for name in ("weights", "ema", "optimizer"):
         assert_close(getattr(parts, name), getattr(whole, name), rtol=0, atol=0)
-    logs = [[{k: v for k, v in json.loads(line).items() if k != "images_per_second"}
-             for line in (tmp_path / name / "log.jsonl").read_text().splitlines()] for name in ("whole", "cut")]
+    if "importance" in flags:                                       # and it had begun to choose before the cut
+        assert_close(parts.history, whole.history, rtol=0, atol=0)
+        assert not checkpoint.load(tmp_path / "half" / "last.pt").history.isnan().any()
+    logs = [[{k: v for k, v in line.items() if k != "images_per_second"} for line in run_folder.read(tmp_path / name)]
+            for name in ("whole", "cut")]
     assert logs[0] == logs[1]
 
 
@@ -123,11 +133,6 @@ def test_bf16_trains_float32_weights(tmp_path):
     assert 0 < (half - full).norm() < 0.2 * full.norm()
 
 
-def test_hybrid_learns_a_variance(tmp_path):
-    run(tmp_path, "--steps", "3", "--loss", "hybrid", "--target", "eps")
-    assert checkpoint.load(tmp_path / "last.pt").network.out_channels == 2
-
-
 @pytest.mark.parametrize("mode, classes", [("RGB", 0), ("RGBA", 2), ("L", 2)])
 def test_a_folder_of_pictures(tmp_path, mode, classes):
     for k in range(6):
@@ -160,7 +165,7 @@ def test_one_bad_step_is_skipped(tmp_path, monkeypatch):
     run_ = train.begin(config, data.load("digits"))
     before = {name: w.detach().clone() for name, w in run_.weights.items()}
     pixels, labels = data.Steps(run_.dataset, 8, 0, False)[1]
-    monkeypatch.setattr(train, "objective", lambda *args: args[2](args[3], args[4]).flatten(1).mean(1) * float("inf"))
+    monkeypatch.setattr(train, "objective", lambda *args: math.inf * args[2](args[3], args[4]).flatten(1).mean(1)[None])
     _, norm = train.update(run_, train.denoiser(run_), 1, pixels, labels)
     assert not norm.isfinite()
     assert_close({name: w.detach() for name, w in run_.weights.items()}, before, rtol=0, atol=0)
@@ -171,6 +176,128 @@ def test_times_are_stratified_and_cover_the_chain():
     t = torch.stack([train.draw(config, step, torch.zeros(50).long(), 10)[0] for step in range(1, 201)])
     assert_close((t - 1) // 20, torch.arange(50).expand(200, 50))
     assert t.min() >= 1 and t.max() <= 1000 and len(t.unique()) > 950
+
+
+# Importance sampling of t
+
+def history(T, seed=0):
+    return torch.rand(T, train.HISTORY, generator=torch.Generator().manual_seed(seed)) * torch.arange(1, T + 1)[:, None]
+
+
+def test_importance_is_the_root_mean_square_and_even_until_all_is_known():
+    losses = history(7)
+    p, rms = train.importance(losses), losses.double().square().mean(1).sqrt()
+    assert_close(p, 0.999 * rms / rms.sum() + 0.001 / 7)
+    losses[3, 0] = math.nan
+    assert_close(train.importance(losses), torch.full((7,), 1 / 7, dtype=torch.float64))
+
+
+def test_remember_keeps_the_last_ten_of_each_t():
+    losses = torch.full((3, train.HISTORY), math.nan)
+    train.remember(losses, torch.tensor([2, 2, 3] + [2] * 10), torch.arange(13.))
+    assert losses[0].isnan().all() and losses[1].tolist() == list(range(3, 13))
+    assert losses[2, -1] == 2 and losses[2, :-1].isnan().all()
+
+
+def test_importance_sampling_is_unbiased():
+    config, p, none = Config(batch=16, T=20), train.importance(history(20)), torch.zeros(0)
+    t = torch.cat([train.draw(config, step, none, 0, p)[0] for step in range(2000)])
+    share = (t - 1).bincount(minlength=20).double() / len(t)
+    assert_close(share, p, rtol=0.05, atol=0)
+    g = torch.linspace(3, -1, 20).exp().double()                    # large where p is small
+    assert_close((g / (20 * p))[t - 1].mean(), g.mean(), rtol=0.01, atol=0)
+    assert abs(g[t - 1].mean() / g.mean() - 1) > 0.3                # without the weights it would not be
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_the_gradient_is_weighted(tmp_path, accumulate):
+    config = Config(T=20, batch=8, sampling="importance", clip=math.inf, accumulate=accumulate, out=str(tmp_path))
+    run_ = train.begin(config, data.load("digits"))
+    with torch.no_grad():
+        run_.weights["last.weight"].normal_(generator=torch.Generator().manual_seed(0))
+    run_.history.copy_(history(20))
+    p = train.importance(run_.history)
+    pixels, labels = data.Steps(run_.dataset, 8, 0, False)[1]
+    t, y = train.draw(config, 1, labels, 10, p)
+    eps = noise.normal(noise.image_seeds(0, torch.arange(8)), 1, (1, 8, 8), noise.TRAIN)
+    losses = train.objective(config, run_.schedule, lambda xt, t: run_.unet(xt, t, y), data.to_unit(pixels), t, eps)[0]
+    expected = torch.autograd.grad((losses / (20 * p[t - 1])).mean(), run_.weights["last.weight"])[0]
+    record, _ = train.update(run_, train.denoiser(run_), 1, pixels, labels)
+    assert_close(run_.weights["last.weight"].grad, expected.float(), rtol=1e-4, atol=1e-6)
+    assert_close(record[:, 0].sum(), (1 / (20 * p[t - 1])).sum(), rtol=1e-6, atol=0)
+    assert run_.history[t[0] - 1, -1] == pytest.approx(losses[0].item(), rel=1e-4)
+
+
+# What the log says
+
+@pytest.mark.parametrize("loss, channels, names", [
+    ("l2", 1, {"loss"}), ("hybrid", 2, {"loss", "simple", "bound"}), ("bound", 2, {"loss"})])
+def test_the_log_has_the_losses_and_their_quarters(tmp_path, loss, channels, names):
+    run(tmp_path, "--steps", "4", "--loss", loss, "--target", "eps")
+    *lines, grid = run_folder.read(tmp_path)
+    assert checkpoint.load(tmp_path / "last.pt").network.out_channels == channels
+    for line in lines:
+        assert {*line} & set(run_folder.PARTS) == names and len(line["quarters"]) == 4
+        assert line["loss"] == pytest.approx(sum(line["quarters"]) / 4)             # 8 pictures, 2 a quarter
+        if loss == "hybrid":
+            assert line["loss"] == pytest.approx(line["simple"] + line["bound"])
+
+
+def test_records_are_weighted_means_by_quarter():
+    t, weights = torch.tensor([1, 2, 3, 8]), torch.tensor([1., 3., 2., 2.])
+    losses = torch.tensor([[4., 8., 1., 3.]])
+    line = run_folder.means([run_folder.record(8, t, weights, losses)] * 2)
+    assert line == {"loss": 4.5, "quarters": [7., 1., None, 3.]}
+
+
+def test_bound_only_is_the_bound(tmp_path):
+    run_ = train.begin(Config(T=5, batch=4, loss="bound", target="eps", null=1.), data.load("digits"))
+    x0, t = data.to_unit(run_.dataset.images[:5]), torch.arange(1, 6)
+    eps = noise.normal(noise.image_seeds(0, t), 0, (1, 8, 8))
+    terms = ddpm.bound_terms(run_.schedule, run_.unet, x0, t, eps, target="eps", variance="learned", clip=False)
+    assert_close(train.objective(run_.config, run_.schedule, run_.unet, x0, t, eps), 5 * terms[None])
+    assert terms.min() > 0
+
+
+def test_tint_is_each_channel_s_mean_and_deviation():
+    x = torch.randn(50, 3, 8, 8) * torch.tensor([1., 2., 3.]).view(3, 1, 1) + torch.tensor([0., 1., -1.]).view(3, 1, 1)
+    tint = train.tint("samples", x)
+    assert_close(torch.tensor(tint["samples_mean"]), torch.tensor([0., 1., -1.]), rtol=0, atol=0.2)
+    assert_close(torch.tensor(tint["samples_std"]), torch.tensor([1., 2., 3.]), rtol=0.1, atol=0)
+
+
+# Recipes
+
+@pytest.mark.parametrize("name", train.PRESETS)
+def test_every_preset_can_work_and_is_its_own_run(name, tmp_path, capsys):
+    config = train.PRESETS[name]
+    train.check(config)
+    C, size = (1, 32) if name == "mnist32" else (3, int(config.size or 32))
+    pictures = data.Data("x", torch.zeros(2, C, size, size, dtype=torch.uint8), None, (), (C, size, size))
+    assert train.network_for(config, pictures).out_channels == (2 * C if config.loss in train.LEARNED else C)
+    assert config.out == f"runs/{name}"
+
+
+@pytest.mark.parametrize("name, recipe", [
+    ("cars64", "T=300 batch=128 lr=0.001 size=64 flip=True loss=l2 schedule=linear target=eps"),
+    ("mnist32", "T=1000 batch=64 lr=2e-05 size=32 fit=pad ema=0.9999 schedule=linear"),
+    ("folder128", "size=128 loss=l1 batch=16 accumulate=2 lr=8e-05 steps=10000 dtype=float32 sample_every=1000"),
+    ("cifar10", "T=1000 batch=128 lr=0.0002 ema=0.9999 clip=1.0 steps=800000 flip=True schedule=linear"),
+    ("improved-cifar10", "T=4000 schedule=cosine loss=hybrid lr=0.0001 batch=128 sampling=stratified"),
+    ("improved-cifar10-bound", "T=4000 schedule=cosine loss=bound sampling=importance"),
+    ("imagenet64", "T=4000 schedule=cosine batch=129 accumulate=3 lr=0.0002 loss=hybrid save_every=10000"),
+    ("imagenet64-guided", "T=1000 null=0.2 lr=0.0003 batch=1024 steps=600000 loss=hybrid")])
+def test_presets_are_the_recipes_of_their_sources(name, recipe):
+    settings = vars(train.PRESETS[name])
+    assert {part: str(settings[part.split("=")[0]]) for part in recipe.split()} == {
+        part: part.split("=")[1] for part in recipe.split()}
+
+
+def test_a_preset_is_printed_and_flags_change_it(tmp_path, capsys):
+    run(tmp_path, "--preset", "folder128", "--data", "digits", "--size", "8", "--network", "digits", "--steps", "2")
+    said = capsys.readouterr().out
+    assert "preset folder128:" in said and "--loss l1" in said and "--batch 8" in said
+    assert checkpoint.load(tmp_path / "last.pt").settings["lr"] == 8e-5
 
 
 def test_labels_are_hidden_as_often_as_asked():
@@ -201,6 +328,7 @@ def test_learning_rate_rises_and_falls():
 @pytest.mark.parametrize("flags, says", [
     (["--data", "mnst"], "no data set 'mnst'"), (["--network", "vgg"], "network is 'vgg'"),
     (["--target", "y"], "target is 'y'"), (["--loss", "huber"], "loss is 'huber'"),
+    (["--sampling", "even"], "sampling is 'even'"),
     (["--schedule", "flat"], "schedule is 'flat'"), (["--T", "0"], "T is 0"), (["--batch", "0"], "batch is 0"),
     (["--accumulate", "9"], "accumulate is 9"), (["--lr", "-1"], "lr is -1"), (["--lr", "nan"], "lr is nan"),
     (["--null", "2"], "null is 2"), (["--seed", "-2"], "seed is -2"), (["--seed", "2147483648"], "seed is 2147483648"),
