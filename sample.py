@@ -181,7 +181,7 @@ def sampler(config: Config, unet: UNet, rows: Tensor, shape, seeds: Tensor, y: T
         print(f"compiled in {time.perf_counter() - began:.0f} s")
         return run
     elements = len(seeds) * math.prod(shape)
-    ahead = max(1, min(64, 2**22 // elements)) if rows.device.type == "cpu" else 1
+    ahead = max(1, min(64, 2**17 // elements)) if rows.device.type == "cpu" else 1      # what caches hold
     return partial(ddpm.sample, denoiser(unet), rows, shape, ahead=ahead)
 
 
