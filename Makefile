@@ -4,20 +4,20 @@
 PYTHON ?= python3
 RUN = .venv/bin/python
 
-run: .venv/ready
+run: .venv/requirements.txt
 	$(RUN) sample.py
-	@echo "The picture out/grid.png is there. Now training the same model from nothing, about 3 minutes:"
+	@echo "The picture out/grid.png is there. Now training the same model from nothing, a few minutes:"
 	$(RUN) train.py
 	$(RUN) sample.py --checkpoint runs/digits/last.pt --out out/new
 	@echo "Pictures: out/grid.png (committed weights), out/new/grid.png (yours), runs/digits/samples/ (on the way)"
 
-test: .venv/ready
+test: .venv/requirements-test.txt
 	$(RUN) -m ruff check .
 	$(RUN) -m pytest
 
-.venv/ready: requirements.txt
+.venv/%.txt: %.txt requirements.txt
 	$(PYTHON) -m venv .venv
-	$(RUN) -m pip install --quiet --requirement requirements.txt
-	touch $@
+	$(RUN) -m pip install --quiet --requirement $<
+	cp $< $@
 
 .PHONY: run test
