@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import functools
 import inspect
+import io
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -64,6 +65,15 @@ def settle_threads(network: torch.nn.Module) -> None:
     """One CPU thread for a network of under a million parameters: two gain little, and on a busy machine lose much."""
     if sum(w.numel() for w in network.parameters()) < 1e6:
         torch.set_num_threads(1)
+
+
+def picture_path(out: str) -> Path:
+    """Where a figure will go: what could not be written is refused now, and a picture already there is left alone."""
+    from matplotlib.figure import Figure
+    path = parent_made(Path(out))
+    Figure().savefig(io.BytesIO(), format=path.suffix[1:] or None)
+    path.open("ab").close()
+    return path
 
 
 def parent_made(path: Path) -> Path:

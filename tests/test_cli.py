@@ -3,7 +3,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from cli import choose_device, parse, script, settle_threads
+from cli import choose_device, parse, picture_path, script, settle_threads
 
 
 @dataclass(frozen=True)
@@ -73,3 +73,14 @@ def test_small_networks_run_on_one_thread(width, threads):
     after = torch.get_num_threads()
     torch.set_num_threads(before)
     assert after == threads
+
+
+def test_a_picture_s_name_is_tried_before_the_work_and_its_old_picture_kept(tmp_path):
+    old = tmp_path / "new" / "a.png"
+    assert picture_path(str(old)) == old and old.exists()
+    old.write_bytes(b"a picture")
+    picture_path(str(old))
+    assert old.read_bytes() == b"a picture"
+    for bad, error in ((tmp_path / "a.xyz", ValueError), (old / "b.png", OSError)):
+        with pytest.raises(error):
+            picture_path(str(bad))
