@@ -1,6 +1,6 @@
 """Several processes as one: torchrun starts them, torch.distributed joins them. Without torchrun there is one.
 
-    torchrun --nproc-per-node=4 train.py                                # one machine
+    torchrun --nproc-per-node=4 -- train.py --batch 256                 # one machine; what follows -- is the script's
     torchrun --nnodes=2 --nproc-per-node=4 --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 train.py    # on each of two
 """
 

@@ -11,6 +11,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
@@ -19,6 +20,7 @@ import checkpoint
 import data
 import distributed
 import run_folder
+import sample
 import train
 
 ROOT = Path(__file__).parents[1]
@@ -30,7 +32,7 @@ IMPORTANCE = ["--T", "2", "--loss", "bound", "--sampling", "importance", "--accu
 
 def torchrun(n, script, *flags):
     return subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n}",
-                             script, *flags], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                             "--", script, *flags], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def finished(process):
@@ -161,3 +163,13 @@ def test_a_signal_to_torchrun_ends_all_with_a_checkpoint(tmp_path):
     step = checkpoint.load(tmp_path / "last.pt").step
     assert f"stopped at step {step};" in said
     assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])["step"] == step
+
+
+def test_pictures_do_not_depend_on_the_number_of_processes(tmp_path):
+    flags = ["--checkpoint", "weights/digits.pt", "--n", "13", "--batch", "4", "--steps", "3", "--eta", "1", "--npz"]
+    said = finished(torchrun(2, "sample.py", *flags, "--out", str(tmp_path / "two")))
+    assert said.count("13 pictures in") == 1
+    sample.main([*flags, "--out", str(tmp_path / "one")])
+    two, one = (np.load(tmp_path / name / "pictures.npz") for name in ("two", "one"))
+    assert (two["arr_1"] == one["arr_1"]).all() and two["arr_0"].shape == (13, 8, 8, 1)
+    assert abs(two["arr_0"].astype(int) - one["arr_0"]).max() <= 1  # rounding, at most
