@@ -7,7 +7,7 @@ import functools
 import math
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -245,26 +245,28 @@ def permutation(n: int, seed: int, epoch: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Steps:
-    """The batch of every step: steps[k] is (pixels uint8 (B, C, H, W), labels int64 (B,) or empty)."""
+    """The batch of every step: steps[k] is (pixels uint8 (B, C, H, W), labels int64 (B,) or empty), or a share."""
     data: Data
     batch: int
     seed: int
     flip: bool
+    share: slice = field(default_factory=lambda: slice(None))      # what this process takes of a batch
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
-        chosen = order(len(self.data.images), self.batch, self.seed, step)
+        chosen = order(len(self.data.images), self.batch, self.seed, step)[self.share]
         pixels = self.data.images[chosen]
         if self.flip:
-            coin = noise.uniform(self.seed, step, self.batch, noise.FLIPS) < 0.5
+            coin = noise.uniform(self.seed, step, self.batch, noise.FLIPS)[self.share] < 0.5
             pixels = torch.where(coin[:, None, None, None], pixels.flip(-1), pixels)
         return pixels, chosen[:0] if self.data.labels is None else self.data.labels[chosen]
 
 
-def batches(data: Data, batch: int, seed: int, steps: range, flip: bool = False, workers: int = 0) -> DataLoader:
-    """The batches of these steps, in order, prepared by `workers` processes (0: this one)."""
+def batches(data: Data, batch: int, seed: int, steps: range, flip: bool = False, workers: int = 0,
+            share: slice = slice(None)) -> DataLoader:
+    """The batches of these steps, or a share of each, in order, prepared by `workers` processes (0: this one)."""
     if workers and hasattr(data.images, "first"):
         raise ValueError(f"workers is {workers}; a stream is read by one process, leave it at 0")
-    return DataLoader(Steps(data, batch, seed, flip), sampler=steps, batch_size=None, num_workers=workers,
+    return DataLoader(Steps(data, batch, seed, flip, share), sampler=steps, batch_size=None, num_workers=workers,
                       pin_memory=torch.cuda.is_available(), generator=torch.Generator())
 
 

@@ -4,20 +4,21 @@
     python sample.py --labels 7 --steps 1000 --eta 1 --gif        # DDPM, and a film of it
     python sample.py --checkpoint runs/digits/last.pt --compile
     python sample.py --from google/ddpm-cifar10-32 --n 16         # a published model
+    torchrun --nproc-per-node=4 -- sample.py --n 50000 --npz      # by 4 processes; -- or torchrun takes --n for its own
 
 The checkpoint knows the network, the schedule and the classes. Picture i is a function of (weights, seed, i):
-not of n, the batch, or what was drawn before.
+not of n, the batch, the processes, or what was drawn before.
 """
 
+import hashlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -27,7 +28,9 @@ import checkpoint
 import convert
 import data
 import ddpm
+import distributed
 import noise
+import pictures
 from checkpoint import Checkpoint
 from cli import DTYPES, choose_device, parent_made, parse, script, settle_threads
 from kernels.compile import compile_denoiser, compile_loop, fast_unet
@@ -39,8 +42,8 @@ class Config:
     """Draws pictures from a trained model."""
     checkpoint: str = "weights/digits.pt"       # what train.py saved
     from_: str = ""                             # a published model instead: any --source of convert.py
-    n: int = 100                                # pictures
-    batch: int = 100                            # pictures at once, at most; changes no picture
+    n: int = 100                                # pictures; grid.png and the film show the first 1000 or so
+    batch: int = 100                            # pictures at once, at most, of a process; changes no picture
     seed: int = 0                               # picture i is a function of the weights, the seed and i
     labels: str = ""                            # as 7 or cat,dog, repeated; empty is all in turn, none is no label
     sampler: str = "ddim"                       # ddim, or 2m: DPM-Solver++ of second order
@@ -54,16 +57,20 @@ class Config:
     snapshots: str = ""                         # times, as 1000,500,0: strip.png shows the nearest on the way
     gif: bool = False                           # reverse.gif, a film of the whole chain
     png: bool = False                           # every picture as a file of its own
-    npz: bool = False                           # pictures.npz with arr_0 uint8 (n, H, W, C), arr_1 labels
+    npz: bool = False                           # pictures.npz with arr_0 uint8 (n, H, W, C), arr_1 labels; resumable
     dtype: str = "float32"                      # float32, or bf16: all weights but the norms'
     compile: bool = False                       # torch.compile; the pictures agree to about 1e-4
     device: str = "auto"                        # cuda, cpu, or auto: cuda if there is one
     out: str = "out"                            # folder for grid.png and the rest
 
 
+SHOWN = 1000                                    # pictures of a grid or a film, at most
+
+
 class Drawn(NamedTuple):
     """Pictures, and what is to be known of them."""
-    x: Tensor                       # (n, C, H, W) in [-1, 1]
+    n: int                          # how many were drawn
+    x: Tensor | None                # (n, C, H, W) in [-1, 1]; None of what was already there
     labels: Tensor | None           # (n,); the null class is the last
     classes: tuple[str, ...]        # names of all but the null class
     states: dict[int, Tensor]       # x_t at the times kept, and x_0
@@ -140,34 +147,57 @@ def draw(config: Config, keep: Callable[[list[int]], set[int]] = lambda times: s
 
     weights: to be used instead of the checkpoint's.
     """
+    return joined(list(drawings(config, keep, weights)))
+
+
+def joined(parts: list[Drawn]) -> Drawn:
+    """All of what was drawn in parts."""
+    states = {t: torch.cat([part.states[t] for part in parts]) for t in parts[0].states}
+    labels = None if parts[0].labels is None else torch.cat([part.labels for part in parts])
+    return Drawn(len(states[0]), states[0], labels, parts[0].classes, states,
+                 sum(part.seconds for part in parts), sum(part.calls for part in parts))
+
+
+def drawings(config: Config, keep: Callable[[list[int]], set[int]] = lambda times: set(),
+             weights: dict[str, Tensor] | None = None, done: int = 0) -> Iterator[Drawn]:
+    """What `draw` gives, batch after batch, each of all processes together and on all of them.
+
+    done: pictures already there; the batches that lie among them are told, not drawn.
+    """
     check(config)
     device, config = choose_device(config.device), replace(config, checkpoint=config.from_ or config.checkpoint)
     last = convert.read(config.from_) if config.from_ else checkpoint.load(config.checkpoint)
     unet, rows, choices = network(last, config, weights), chain(last, config).to(device), choose_labels(last, config)
     shape, times = tuple(last.data["shape"]), [*rows[:, 0].int().tolist(), 0]
-    rounds = math.ceil(config.n / config.batch)
-    size = math.ceil(config.n / rounds)                                           # every batch has this size
-    index = torch.arange(rounds * size)
+    rounds = math.ceil(config.n / (config.batch * distributed.world()))
+    size = math.ceil(config.n / (rounds * distributed.world()))                   # every batch has this size
+    whole = size * distributed.world()
+    index = torch.arange(rounds * whole)
     seeds = noise.image_seeds(config.seed, index).to(device).split(size)
-    labels = choices[index % len(choices)].to(device).split(size) if choices is not None else None
-    y = labels[0].clone() if labels is not None else None                         # the batch's, always in this place
+    labels = choices[index % len(choices)].to(device) if choices is not None else None
+    y = labels[:size].clone() if labels is not None else None                     # the batch's, always in this place
     run = sampler(config, unet, rows, shape, seeds[0], y, null=len(last.data["classes"]))
 
-    kept = {t: [] for t in {0, *keep(times)}}
-    began = time.perf_counter()
-    with tqdm(total=rounds * len(rows), unit=" steps", leave=False) as bar:
+    wanted, classes = {0, *keep(times)}, tuple(last.data["classes"])
+    with tqdm(total=rounds * len(rows), unit=" steps", leave=False, disable=distributed.rank() > 0) as bar:
         for k in range(rounds):
-            if times[0] in kept:
-                kept[times[0]].append(noise.normal(seeds[k], times[0], shape).cpu())
+            began, mine = time.perf_counter(), k * distributed.world() + distributed.rank()
+            n = min(whole, config.n - k * whole)
+            asked = None if labels is None else labels[k * whole:][:n].cpu()
+            if k * whole + n <= done:
+                bar.update(len(rows))
+                yield Drawn(n, None, asked, classes, {}, 0., 0)
+                continue
+            states = {}
+            if times[0] in wanted:
+                states[times[0]] = distributed.gathered(noise.normal(seeds[mine], times[0], shape))[:n].cpu()
             if y is not None:
-                y.copy_(labels[k])
-            for s, xs, _ in run(seeds[k]):
+                y.copy_(labels[mine * size:][:size])
+            for s, xs, _ in run(seeds[mine]):
                 bar.update()
-                if s in kept:
-                    kept[s].append(xs.cpu())
-    states = {t: torch.cat(xs)[:config.n] for t, xs in kept.items()}
-    asked = None if labels is None else torch.cat(labels)[:config.n].cpu()
-    return Drawn(states[0], asked, tuple(last.data["classes"]), states, time.perf_counter() - began, rounds * len(rows))
+                if s in wanted:
+                    states[s] = distributed.gathered(xs)[:n].cpu()
+            yield Drawn(n, states[0], asked, classes, states, time.perf_counter() - began, len(rows))
 
 
 def sampler(config: Config, unet: UNet, rows: Tensor, shape, seeds: Tensor, y: Tensor | None, null: int) -> Callable:
@@ -194,23 +224,58 @@ def main(argv: Sequence[str] | None = None) -> None:
         frames = times[::max(1, len(times) // 60)] if config.gif else []
         return {*frames, *(nearest(t, times) for t in wanted)}
 
-    drawn, out = draw(config, keep), Path(config.out)
-    if not drawn.x.isfinite().all():
-        raise ValueError(f"{config.checkpoint} drew pictures that are not finite; its training went wrong")
+    with distributed.joined(config.device):
+        drawn, writes = write(config, keep), distributed.rank() == 0
+    if not writes:
+        return
+    out = Path(config.out)
     columns, heads = table(drawn)
     data.grid(drawn.x, columns, heads).save(parent_made(out / "grid.png"))
     if wanted:
         strip(drawn, [nearest(t, list(drawn.states)) for t in wanted]).save(out / "strip.png")
     if config.gif:
         film(drawn, columns, out / "reverse.gif")
-    if config.png:
-        for i, pixels in enumerate(data.to_pixels(drawn.x)):
-            data.as_image(pixels).save(parent_made(out / "png" / f"{i:06d}.png"))
+    print(f"{config.n} pictures in {drawn.seconds:.2f} s, {drawn.n / (drawn.seconds or math.inf):.1f} images/s, "
+          f"{drawn.calls} network calls{' of twice the batch' if config.guidance else ''}; see {out}/grid.png")
+
+
+def write(config: Config, keep: Callable[[list[int]], set[int]]) -> Drawn:
+    """Draws the pictures and writes --png and --npz on the way, batch after batch; returns the first SHOWN."""
+    out, rows, writes = Path(config.out), Path(config.out, f"pictures-{key(config)}.npy"), distributed.rank() == 0
+    done = pictures.begun(rows) if config.npz and not (config.png or config.gif or config.snapshots) else 0
+    shown, labels, seconds, calls, first, new = [], [], 0., 0, 0, 0
+    for part in drawings(config, keep, done=distributed.first_s(done)):
+        if part.x is not None and not part.x.isfinite().all():
+            raise ValueError(f"{config.checkpoint} drew pictures that are not finite; its training went wrong")
+        n, seconds, calls = part.n, seconds + part.seconds, calls + part.calls
+        new += n if part.x is not None else 0
+        if writes and part.x is None and first < SHOWN:
+            x = data.to_unit(pictures.read(rows, first, n))
+            part = part._replace(x=x, states={0: x})
+        elif writes and part.x is not None:
+            put(config, out, rows, first, data.to_pixels(part.x))
+        if first < SHOWN:
+            shown.append(part)
+        labels, first = [*labels, part.labels], first + n
+    if writes and config.npz:
+        pictures.finish(rows, out / "pictures.npz", None if labels[0] is None else torch.cat(labels))
+    return (joined(shown) if writes else shown[0])._replace(n=new, seconds=seconds, calls=calls)
+
+
+def put(config: Config, out: Path, rows: Path, first: int, pixels: Tensor) -> None:
+    """Writes pictures, the first of them number `first`, uint8 (B, C, H, W)."""
     if config.npz:
-        labels = {} if drawn.labels is None else {"arr_1": drawn.labels.numpy()}
-        np.savez(out / "pictures.npz", arr_0=data.to_pixels(drawn.x).permute(0, 2, 3, 1).numpy(), **labels)
-    print(f"{config.n} pictures in {drawn.seconds:.2f} s, {config.n / drawn.seconds:.1f} images/s, {drawn.calls} "
-          f"network calls{' of twice the batch' if config.guidance else ''}; see {out}/grid.png")
+        pictures.append(rows, config.n, first, pixels)
+    for i, picture in enumerate(pixels if config.png else (), first):
+        data.as_image(picture).save(parent_made(out / "png" / f"{i:06d}.png"))
+
+
+def key(config: Config) -> str:
+    """A name for the pictures asked for: a digest of the settings they depend on and the file of weights."""
+    settings = replace(config, batch=1, snapshots="", gif=False, png=False, npz=False, device="", out="")
+    file = Path(config.from_ or config.checkpoint)
+    content = hashlib.sha256(file.read_bytes() if file.is_file() else b"").hexdigest()
+    return hashlib.sha256(f"{settings} {content}".encode()).hexdigest()[:12]
 
 
 def nearest(t: int, times: list[int]) -> int:

@@ -4,6 +4,8 @@
     python train.py --data photos/ --size 64 --network cifar10 --compile --dtype bf16
     python train.py --preset cars64                     # the recipe of a source; other flags change it
 
+    torchrun --nproc-per-node=4 train.py                # the same batch, shared by 4 processes (distributed.py)
+
 A run is a folder: last.pt (go on from it by repeating the command), log.jsonl, loss.png, samples/*.png.
 Every random number is a function of (seed, step), so a run that was stopped ends where it would have.
 """
@@ -28,12 +30,13 @@ from tqdm import tqdm
 import checkpoint
 import data
 import ddpm
+import distributed
 import noise
 import presets
 import run_folder
 from cli import DTYPES, choose_device, parent_made, parse, script, settle_threads
 from kernels.compile import fast_unet
-from unet import CONFIGS, UNet, UNetConfig, cast, check_size
+from unet import CONFIGS, Cast, UNet, UNetConfig, check_size
 
 LOSSES, LEARNED = ("l2", "l1", "hybrid", "bound"), ("hybrid", "bound")
 SAMPLINGS = ("stratified", "importance")
@@ -96,6 +99,14 @@ def check(config: Config) -> None:
         raise ValueError(f"accumulate is {config.accumulate}; it must be at most the batch, {config.batch}")
 
 
+def check_share(config: Config) -> None:
+    """Raises ValueError unless the batch can be shared by the processes."""
+    n = distributed.world()
+    if config.batch % n or config.accumulate > config.batch // n:
+        raise ValueError(f"batch is {config.batch} and accumulate {config.accumulate}; for {n} processes batch must be "
+                         f"a multiple of {n}, and accumulate at most {max(1, config.batch // n)}")
+
+
 def network_for(config: Config, dataset: data.Data) -> UNetConfig:
     """The named network, its channels and classes those of the data; the null class is the last row."""
     C = dataset.shape[0]
@@ -112,8 +123,9 @@ def learning_rate(config: Config, step: int) -> float:
     return config.lr * min(1, step / max(config.warmup, 1)) * (config.final + (1 - config.final) * cosine)
 
 
-def draw(config: Config, step: int, labels: Tensor, null: int, p: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """t of each picture, one from each of B equal parts of 1..T, and its label, sometimes hidden.
+def draw(config: Config, step: int, labels: Tensor, null: int, p: Tensor | None = None,
+         share: slice = slice(None)) -> tuple[Tensor, Tensor]:
+    """t of each picture, one from each of B equal parts of 1..T, and the labels, sometimes hidden, of a share of them.
 
     p: (T,) float64, how likely each t is; then the parts are equally likely instead of equally long.
     """
@@ -123,7 +135,7 @@ def draw(config: Config, step: int, labels: Tensor, null: int, p: Tensor | None 
         t = (u * config.T / B).long() + 1
     else:
         t = torch.searchsorted(p.cumsum(0), u / B, right=True).clamp(max=config.T - 1) + 1
-    hidden = noise.uniform(config.seed, step, B, noise.LABELS) < config.null
+    hidden = noise.uniform(config.seed, step, B, noise.LABELS)[share] < config.null
     return t, torch.where(hidden, null, labels) if len(labels) else labels
 
 
@@ -216,42 +228,42 @@ def resume(run: Run, last: checkpoint.Checkpoint) -> None:
     if run.history is not None:
         run.history.copy_(last.history)
     run.optimizer.load_state_dict(last.optimizer)
-    print(f"going on from step {last.step} of {run.config.out}/last.pt")
+    if distributed.rank() == 0:
+        print(f"going on from step {last.step} of {run.config.out}/last.pt")
 
 
 def denoiser(run: Run) -> Callable:
     """(xt, t, labels) -> answer by the weights being trained, in the asked-for dtype; gradients reach the weights."""
-    if run.config.dtype == "float32":
-        model = run.unet
-    else:
-        def model(xt, t, labels):
-            return functional_call(run.unet, cast(run.weights, DTYPES[run.config.dtype]), (xt, t, labels))
-    return torch.compile(model, fullgraph=True) if run.config.compile else model
+    model = run.unet if run.config.dtype == "float32" else Cast(run.unet, DTYPES[run.config.dtype])
+    return distributed.averaging(torch.compile(model, fullgraph=True) if run.config.compile else model)
 
 
 def update(run: Run, model: Callable, step: int, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """One update of the weights (Ho et al. 2020, algorithm 1): the step's record and the gradient's norm.
 
-    Where the norm is not finite, nothing is changed.
+    pixels, labels: of this process's share of the batch. Where the norm is not finite, nothing is changed.
     """
     config, schedule, device = run.config, run.schedule, run.schedule.beta.device
+    share = distributed.share(config.batch)
     p = None if run.history is None else importance(run.history)
-    t, labels = draw(config, step, labels, len(run.dataset.classes), p)
+    t, labels = draw(config, step, labels, len(run.dataset.classes), p, share)
     weights = torch.ones(config.batch) if p is None else (1 / (config.T * p[t - 1])).float()     # mean 1: unbiased
-    times, labels, even = t.to(device), labels.to(device), weights.to(device)
+    times, labels, even = t[share].to(device), labels.to(device), weights[share].to(device)
     x0 = data.to_unit(pixels.to(device, non_blocking=True))
-    seeds = noise.image_seeds(config.seed, torch.arange(config.batch, device=device))
+    seeds = noise.image_seeds(config.seed, torch.arange(config.batch, device=device)[share])
     eps = noise.normal(seeds, step, x0.shape[1:], noise.TRAIN)
-    torch.manual_seed(config.seed + step)                                         # dropout, too, is the step's
+    torch.manual_seed(config.seed + step + (distributed.rank() << 32))            # dropout, too, is the step's
 
     run.optimizer.zero_grad()
-    parts = []
-    for part in torch.arange(config.batch).chunk(config.accumulate):
+    losses, parts = [], torch.arange(len(x0)).chunk(config.accumulate)
+    for part in parts:
         y = labels[part] if run.unet.classes else None
-        parts.append(objective(config, schedule, partial(answer, model, y), x0[part], times[part], eps[part]))
-        ((even[part] * parts[-1][0]).sum() / config.batch).backward()
-        parts[-1] = parts[-1].detach()
-    losses = torch.cat(parts, dim=1).cpu()
+        waits = distributed.world() > 1 and part is not parts[-1]                 # gradients are averaged once
+        with model.no_sync() if waits else contextlib.nullcontext():
+            losses.append(objective(config, schedule, partial(answer, model, y), x0[part], times[part], eps[part]))
+            ((even[part] * losses[-1][0]).sum() * distributed.world() / config.batch).backward()
+        losses[-1] = losses[-1].detach()
+    losses = distributed.gathered(torch.cat(losses, dim=1), dim=1).cpu()
     norm = torch.nn.utils.clip_grad_norm_(run.weights.values(), config.clip)
     if norm.isfinite():
         for group in run.optimizer.param_groups:
@@ -271,15 +283,19 @@ def answer(model: Callable, labels: Tensor | None, xt: Tensor, t: Tensor) -> Ten
 def main(argv: Sequence[str] | None = None) -> None:
     config = parse(Config, argv, PRESETS)
     check(config)
-    last = Path(config.out, "last.pt")
-    last = checkpoint.load(last) if last.exists() else None
-    if config.seed == -1:
-        config = replace(config, seed=last.settings["seed"] if last else random.randrange(2**31))
-    run = begin(config, data.load(config.data, config.size, config.fit))
-    announce(run)
-    if last:
-        resume(run, last)
-    train(run, last.step if last else 0, last.losses if last else [])
+    with distributed.joined(config.device):
+        check_share(config)
+        last = Path(config.out, "last.pt")
+        last = distributed.first_s(checkpoint.load(last) if distributed.rank() == 0 and last.exists() else None)
+        if config.seed == -1:
+            seed = last.settings["seed"] if last else distributed.first_s(random.randrange(2**31))
+            config = replace(config, seed=seed)
+        run = begin(config, data.load(config.data, config.size, config.fit))
+        if distributed.rank() == 0:
+            announce(run)
+        if last:
+            resume(run, last)
+        train(run, last.step if last else 0, last.losses if last else [])
 
 
 def announce(run: Run) -> None:
@@ -289,7 +305,7 @@ def announce(run: Run) -> None:
     print(f"data     {config.data}: {'endless' if N == data.ENDLESS else N} pictures of {C} x {H} x {W}, "
           f"{len(run.dataset.classes)} classes")
     print(f"network  {config.network}: {sum(w.numel() for w in run.weights.values()):,} parameters, {config.dtype}, "
-          f"on {run.schedule.beta.device}; seed {config.seed}")
+          f"on {f'{n} x ' if (n := distributed.world()) > 1 else ''}{run.schedule.beta.device}; seed {config.seed}")
     print(f"schedule {config.schedule}, T = {config.T}: x_T still knows {bits:.2g} bits/dim")
     if bits > 1e-3:
         print("warning: sampling starts without what x_T knows; a larger T or another --schedule leaves less")
@@ -302,38 +318,47 @@ def train(run: Run, start: int, records: list[Tensor]) -> None:
     """
     config, out, model = run.config, Path(run.config.out), denoiser(run)
     steps = range(start + 1, config.steps + 1)
-    loader = data.batches(run.dataset, config.batch, config.seed, steps, config.flip, config.workers)
-    run_folder.rewind(out, start)
-    failed, began = 0, time.perf_counter()
-    with stoppable() as stopped, tqdm(total=config.steps, initial=start, unit=" steps") as bar:
+    loader = data.batches(run.dataset, config.batch, config.seed, steps, config.flip, config.workers,
+                          distributed.share(config.batch))
+    writes, stop, failed, began = distributed.rank() == 0, False, 0, time.perf_counter()
+    if writes:
+        run_folder.rewind(out, start)
+    with stoppable() as stopped, tqdm(total=config.steps, initial=start, unit=" steps", disable=not writes) as bar:
         for step, (pixels, labels) in zip(steps, loader, strict=True):
             record, norm = update(run, model, step, pixels, labels)
+            stop = distributed.anyone(stopped.is_set())
             failed = 0 if norm.isfinite() else failed + 1
-            if failed == PATIENCE:
-                loss = run_folder.means([record])["loss"]
-                raise ValueError(f"loss {loss:g} or its gradient was not finite {PATIENCE} steps in a row, up to step "
-                                 f"{step}; lower --lr or look at the data. The last checkpoint is sound")
+            give_up_after(failed, step, record)
             records = records if failed else [*records, record]
             bar.update()
 
             def due(every: int, step: int = step) -> bool:
                 return step % every == 0 or step == config.steps
-
             if due(config.log_every) and records:
-                rate = (bar.n - bar.initial) * config.batch / (time.perf_counter() - began)
+                rate = (step - start) * config.batch / (time.perf_counter() - began)
                 line = {"step": step, **run_folder.means(records), "norm": norm.item(),
                         "lr": learning_rate(config, step), "images_per_second": rate}
-                run_folder.write(out, line)
+                if writes:
+                    run_folder.write(out, line)
                 bar.set_postfix(loss=f"{line['loss']:.4f}", images=f"{rate:.0f}/s")
                 records = []
-            if due(config.sample_every):
+            if writes and due(config.sample_every):
                 run_folder.write(out, {"step": step, **show(run, parent_made(out / "samples" / f"{step:06d}.png"))})
-            if due(config.save_every) or stopped.is_set():
+            if writes and (due(config.save_every) or stop):
                 save(run, step, records)
-            if stopped.is_set():
-                print(f"stopped at step {step}; the same command goes on from there")
-                return
-    print(f"{out}: last.pt, log.jsonl, loss.png, samples/; draw more with: python sample.py --checkpoint {out}/last.pt")
+            if stop:
+                break
+    if writes:
+        print(f"stopped at step {step}; the same command goes on from there" if stop else f"{out}: last.pt, log.jsonl, "
+              f"loss.png, samples/; draw more with: python sample.py --checkpoint {out}/last.pt")
+
+
+def give_up_after(failed: int, step: int, record: Tensor) -> None:
+    """Raises ValueError if too many steps in a row failed, this one the last."""
+    if failed == PATIENCE:
+        loss = run_folder.means([record])["loss"]
+        raise ValueError(f"loss {loss:g} or its gradient was not finite {PATIENCE} steps in a row, up to step {step}; "
+                         f"lower --lr or look at the data. The last checkpoint is sound")
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from kernels import group_norm_silu_plain
 
@@ -208,6 +209,17 @@ class UNet(nn.Module):
             h = block(h if block.resamples else torch.cat([h, skips.pop()], dim=1), next(time))
         assert not skips
         return self.last(self.norm(h))                                            # B out_channels H W
+
+
+class Cast(nn.Module):
+    """The network in another dtype: each call casts its weights, and gradients reach them in their own."""
+
+    def __init__(self, unet: UNet, dtype: torch.dtype):
+        super().__init__()
+        self.unet, self.dtype = unet, dtype
+
+    def forward(self, *inputs: Tensor | None) -> Tensor:
+        return functional_call(self.unet, cast(dict(self.unet.named_parameters()), self.dtype), inputs)
 
 
 def check_size(config: UNetConfig, C: int, H: int, W: int) -> None:

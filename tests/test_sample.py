@@ -1,3 +1,4 @@
+import gc
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import checkpoint
 import data
 import ddpm
 import noise
+import pictures
 import sample
 from sample import Config, draw
 from unet import UNet
@@ -151,3 +153,67 @@ def test_unconditional_networks_take_no_labels(tmp_path, capsys):
         with pytest.raises(SystemExit):
             sample.main(["--checkpoint", str(tmp_path / "x.pt"), "--out", str(tmp_path / "out"), *flags])
         assert "has no classes" in capsys.readouterr().err
+
+
+MANY = ["--checkpoint", DIGITS, "--steps", "1", "--batch", "10", "--npz"]
+
+
+def arrays(out):
+    with np.load(out / "pictures.npz") as file:
+        return file["arr_0"], file["arr_1"]
+
+
+@pytest.mark.parametrize("torn", [0, 100])
+def test_an_npz_goes_on_after_a_stop(tmp_path, monkeypatch, capsys, torn):
+    """With or without part of a batch behind the last whole one."""
+    sample.main([*MANY, "--n", "45", "--out", str(tmp_path / "whole")])
+    append, calls = pictures.append, []
+
+    def dies(path, n, done, pixels):
+        calls.append(done)
+        if len(calls) == 4:
+            with path.open("ab") as file:
+                file.write(b"x" * torn)
+            raise KeyboardInterrupt
+        append(path, n, done, pixels)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pictures, "append", dies)
+        sample.main([*MANY, "--n", "45", "--out", str(tmp_path / "parts")])
+    assert not (tmp_path / "parts" / "pictures.npz").exists()
+    capsys.readouterr()
+    sample.main([*MANY, "--n", "45", "--out", str(tmp_path / "parts")])
+    assert "images/s, 2 network calls" in capsys.readouterr().out   # 27 of 45 were there: 3 of 5 batches of 9
+    for ours, theirs in zip(arrays(tmp_path / "parts"), arrays(tmp_path / "whole"), strict=True):
+        assert (ours == theirs).all() and len(ours) == 45
+    assert (np.array(Image.open(tmp_path / "parts" / "grid.png"))
+            == np.array(Image.open(tmp_path / "whole" / "grid.png"))).all()
+    assert sorted(p.name for p in (tmp_path / "parts").iterdir()) == ["grid.png", "pictures.npz"]
+
+
+def test_an_npz_of_other_pictures_is_not_gone_on_with(tmp_path):
+    keys = {sample.key(Config(**settings)) for settings in (
+        {"checkpoint": DIGITS}, {"checkpoint": DIGITS, "seed": 1}, {"checkpoint": DIGITS, "labels": "3"}, {"n": 3})}
+    other = tmp_path / "x.pt"
+    shutil.copy(DIGITS, other)
+    before = sample.key(Config(checkpoint=str(other)))
+    other.write_bytes(other.read_bytes() + b"x")
+    assert len({*keys, before, sample.key(Config(checkpoint=str(other)))}) == 6
+    assert sample.key(Config(batch=3, device="cpu")) == sample.key(Config())
+
+
+def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path, monkeypatch):
+    alive = {}
+    append = pictures.append
+
+    def counts(path, n, done, pixels):
+        gc.collect()
+        alive[n] = max(alive.get(n, 0), sum(x.numel() for x in gc.get_objects() if type(x) is torch.Tensor
+                                            and x.shape[1:] == (1, 8, 8)))
+        append(path, n, done, pixels)
+
+    monkeypatch.setattr(pictures, "append", counts)
+    monkeypatch.setattr(sample, "SHOWN", 20)
+    for n in (40, 200):
+        sample.main([*MANY, "--n", str(n), "--out", str(tmp_path / str(n))])
+    assert 0 < alive[200] <= alive[40]

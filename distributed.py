@@ -1,0 +1,85 @@
+"""Several processes as one: torchrun starts them, torch.distributed joins them. Without torchrun there is one.
+
+    torchrun --nproc-per-node=4 -- train.py --batch 256                 # one machine; what follows -- is the script's
+    torchrun --nnodes=2 --nproc-per-node=4 --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 train.py    # on each of two
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from cli import choose_device
+
+T = TypeVar("T")
+TIMEOUT = timedelta(minutes=30)     # the longest that one waits for another, as they do while the first draws and saves
+
+
+@contextlib.contextmanager
+def joined(device: str) -> Iterator[None]:
+    """The processes work together inside: on GPUs, one each, or on CPUs. Raises ValueError for too few GPUs."""
+    if not dist.is_torchelastic_launched():
+        yield
+        return
+    cuda = choose_device(device).type == "cuda"
+    if cuda:
+        local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local >= gpus:
+            raise ValueError(f"process {local} has no GPU, there are {gpus}; start at most {gpus} processes here")
+        torch.cuda.set_device(local)
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT)
+    yield
+    dist.destroy_process_group()    # not after an error: the others may never come
+
+
+def rank() -> int:
+    """Which process this is; 0 writes for all."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def share(n: int) -> slice:
+    """This process's part of n positions; n is a multiple of the processes."""
+    each = n // world()
+    return slice(rank() * each, (rank() + 1) * each)
+
+
+def gathered(part: Tensor, dim: int = 0) -> Tensor:
+    """The parts of all processes, of one shape, side by side in order; on every process."""
+    if world() == 1:
+        return part
+    parts = [torch.empty_like(part, memory_format=torch.contiguous_format) for _ in range(world())]
+    dist.all_gather(parts, part.contiguous())
+    return torch.cat(parts, dim)
+
+
+def first_s(value: T) -> T:
+    """The first process's value, on every process."""
+    if world() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
+
+
+def anyone(yes: bool) -> bool:
+    """Whether any process says yes; all must ask."""
+    if world() == 1:
+        return yes
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    return bool(gathered(torch.tensor([yes], dtype=torch.uint8, device=device)).any())
+
+
+def averaging(model: nn.Module) -> nn.Module:
+    """The model, the gradients that its backward leaves being the mean of all processes'."""
+    return model if world() == 1 else DistributedDataParallel(model)
