@@ -54,10 +54,12 @@ def load(path: Path) -> Checkpoint:
     if not path.is_file():
         raise ValueError(f"no checkpoint {path}; train one with: python train.py")
     try:
-        if not zipfile.is_zipfile(path):
-            raise zipfile.BadZipFile
+        with zipfile.ZipFile(path) as file:                         # torch.load does not look at the checksums
+            if any(entry.compress_type for entry in file.infolist()) or file.testzip():
+                raise zipfile.BadZipFile
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+    except (RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile,
+            NotImplementedError) as error:
         raise ValueError(f"{path} is damaged or no checkpoint of train.py; use another file") from error
     fields = {*Checkpoint._fields}
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT or not (

@@ -5,6 +5,7 @@ there, and their weighted losses, P of them: the loss, or the loss and the two p
 """
 
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -31,9 +32,10 @@ def means(records: list[Tensor]) -> dict:
 
 
 def read(out: Path) -> list[dict]:
-    """The log's lines; none before there is a log."""
+    """The log's lines; none before there is a log. One that a killed process left unended is none."""
     path = out / "log.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def write(out: Path, line: dict) -> None:
@@ -43,9 +45,11 @@ def write(out: Path, line: dict) -> None:
 
 
 def rewind(out: Path, step: int) -> None:
-    """Drops the log's lines after the step that the run goes on from."""
-    if lines := read(out):
-        (out / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines if line["step"] <= step))
+    """Drops the log's lines after the step that the run goes on from, all at once."""
+    path, temporary = out / "log.jsonl", out / "log.jsonl.tmp"
+    if path.exists():
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in read(out) if line["step"] <= step))
+        os.replace(temporary, path)
 
 
 def plot(out: Path, path: Path | None = None) -> None:

@@ -1,13 +1,21 @@
+import errno
 import os
 import pickle
+import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch.testing import assert_close
 
 import checkpoint
+import train
 from checkpoint import Checkpoint
 from unet import UNetConfig
+
+ROOT = Path(__file__).parents[1]
 
 
 def example(step=3):
@@ -88,3 +96,52 @@ def test_main_gives_away_without_the_optimizer(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         checkpoint.main(["--source", str(tmp_path / "c.pt")])
     assert stop.value.code == 2
+
+
+def full(*args, **kwargs):
+    raise OSError(errno.ENOSPC, "No space left on device", "last.pt.tmp")
+
+
+def test_a_run_survives_being_killed():
+    """At random times, also in a save; `python -m tests.kills` kills 50 times."""
+    told = subprocess.run([sys.executable, "-m", "tests.kills", "--kills", "6", "--steps", "150", "--wait", "1.2"],
+                          cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert told.returncode == 0 and "the same end at step 150" in told.stdout, told
+
+
+@pytest.mark.parametrize("where", ["torch.save", "os.fsync"])
+def test_a_full_disk_is_a_sentence_and_the_old_checkpoint_goes_on(tmp_path, monkeypatch, capsys, where):
+    flags = ["--T", "20", "--batch", "8", "--sample_every", "100", "--out", str(tmp_path)]
+    train.main([*flags, "--steps", "2"])
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
+        patch.setattr(where, full)
+        train.main([*flags, "--steps", "4"])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert stop.value.code == 2 and error.startswith("train.py: ") and "No space left" in error
+    assert checkpoint.load(tmp_path / "last.pt").step == 2
+    train.main([*flags, "--steps", "4"])
+    assert checkpoint.load(tmp_path / "last.pt").step == 4
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="needs a folder that nobody can write")
+def test_a_folder_that_cannot_be_written_is_a_sentence(capsys):
+    with pytest.raises(SystemExit) as stop:
+        train.main(["--T", "20", "--batch", "8", "--steps", "1", "--out", "/proc/self/fd/run"])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert stop.value.code == 2 and error.startswith("train.py: ") and "/proc/self/fd" in error
+
+
+def test_flipped_bits_and_cut_files_are_a_sentence_or_read(tmp_path):
+    """And never anything else, wherever the damage is."""
+    checkpoint.save(tmp_path / "last.pt", example())
+    whole, times = (tmp_path / "last.pt").read_bytes(), random.Random(0)
+    for _ in range(300):
+        damaged = bytearray(whole[:times.choice([len(whole), times.randrange(len(whole))])])
+        for _ in range(times.randrange(1, 4)):
+            if damaged:
+                damaged[times.randrange(len(damaged))] ^= 1 << times.randrange(8)
+        (tmp_path / "x.pt").write_bytes(damaged)
+        try:
+            assert isinstance(checkpoint.load(tmp_path / "x.pt"), Checkpoint)
+        except ValueError as error:
+            assert "x.pt" in str(error)

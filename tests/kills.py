@@ -1,0 +1,87 @@
+"""Kills a training run at random times, and says whether it ends where the unbroken one does.
+
+    python -m tests.kills --kills 50 --steps 900
+
+Every step is saved, so that many kills fall into a save. The processes are forked: none imports anything anew.
+"""
+
+import os
+import random
+import signal
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch._dynamo  # noqa: F401  by the optimizer, late
+
+import checkpoint
+import cli
+import data
+import run_folder
+import sources  # noqa: F401  by data.load, late
+import train
+
+
+@dataclass(frozen=True)
+class Config:
+    """Kills a training run at random times."""
+    kills: int = 50                 # how often
+    steps: int = 900                # of the run; more than pass between the kills
+    wait: float = 1.0               # seconds that a process lives, at most
+    seed: int = 0                   # of the times
+
+
+def forked(flags: list[str]) -> int:
+    """A process that trains, its number."""
+    if pid := os.fork():
+        return pid
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(1, 2)
+    run_folder.plot = lambda out: None                              # slow, and not what is tested
+    code = 1
+    try:
+        train.main(flags)
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def state(out: Path) -> tuple:
+    """All of a run that must not depend on where it was cut."""
+    last = checkpoint.load(out / "last.pt")
+    lines = [{k: v for k, v in line.items() if k != "images_per_second"} for line in run_folder.read(out)]
+    moments = [w for one in last.optimizer["state"].values() for w in one.values()]
+    return last.step, [*last.weights.values(), *last.ema.values(), *moments], lines
+
+
+def main(argv=None) -> None:
+    config, began = cli.parse(Config, argv), time.perf_counter()
+    times = random.Random(config.seed)
+    data.load("digits")                                             # imported before, not in every process
+    flags = ["--T", "20", "--batch", "8", "--log_every", "3", "--sample_every", "100000", "--save_every", "1",
+             "--steps", str(config.steps), "--out"]
+    with tempfile.TemporaryDirectory() as folder:
+        whole, cut = Path(folder, "whole"), Path(folder, "cut")
+        in_save, reached = 0, []
+        for _ in range(config.kills):
+            pid = forked([*flags, str(cut)])
+            time.sleep(times.uniform(0, config.wait))
+            os.kill(pid, signal.SIGKILL)
+            assert os.WIFSIGNALED(os.waitpid(pid, 0)[1]), "it ended before it was killed: more --steps, less --wait"
+            in_save += (cut / "last.pt.tmp").exists()
+            (cut / "last.pt.tmp").unlink(missing_ok=True)
+            reached.append(checkpoint.load(cut / "last.pt").step if (cut / "last.pt").exists() else 0)
+            assert reached == sorted(reached), reached
+        for out in (cut, whole):
+            assert os.waitpid(forked([*flags, str(out)]), 0)[1] == 0, f"{out} did not end well"
+        (step, ours, lines), (_, theirs, expected) = state(cut), state(whole)
+        same = all(map(torch.equal, ours, theirs)) and lines == expected and step == config.steps
+    print(f"{config.kills} kills, {in_save} in a save, {len(set(reached))} steps gone on from; "
+          f"{'the same' if same else 'ANOTHER'} end at step {step}; {time.perf_counter() - began:.0f} s")
+    raise SystemExit(not same)
+
+
+if __name__ == "__main__":
+    main()
