@@ -1,8 +1,10 @@
 """The scripts that make what docs/ shows."""
 
 import pytest
+import torch
 from PIL import Image
 
+import data
 from docs import figures, variants
 
 
@@ -30,8 +32,25 @@ def test_an_unknown_figure_is_refused(capsys):
 
 def test_variants_are_trained_scored_and_tabled(tmp_path, monkeypatch):
     monkeypatch.setattr(variants, "VARIANTS", ("--loss hybrid", "--null 1"))
-    variants.main(["--steps", "2", "--n", "20", "--out", str(tmp_path / "v.md")])
+    variants.main(["--steps", "2", "--n", "20", "--only", "scores", "--out", str(tmp_path / "v.md")])
     rows = [line for line in (tmp_path / "v.md").read_text().splitlines() if line.startswith("| `python")]
     assert [row.split("`")[1] for row in rows] == ["python train.py --loss hybrid", "python train.py --null 1"]
     cells = [row.split("|")[2:-1] for row in rows]
     assert cells[1][2].strip() == "" and all(float(cell) > 0 for cell in cells[0])
+
+
+@pytest.mark.parametrize("make, shape", [(variants.as_mnist, (1, 28, 28)), (variants.coloured, (3, 8, 8))])
+def test_digits_in_other_shapes_are_read_as_such(tmp_path, make, shape):
+    digits = data.digits(held_out=True)
+    found = data.load(make(digits, tmp_path))
+    assert found.shape == shape
+    assert torch.equal(found.labels, digits.labels)
+    dark = found.images.float().mean((1, 2, 3)), digits.images.float().mean((1, 2, 3))
+    assert torch.stack(dark).corrcoef()[0, 1] > 0.5 and len(found.images.unique(dim=0)) > 590
+
+
+def test_a_shape_s_line_has_its_bits(tmp_path, monkeypatch):
+    monkeypatch.setattr(variants, "bits", lambda path, held_out: float(len(held_out.images)))
+    config = variants.Config(steps=2)
+    line = variants.shape_row("a rectangle", ["--size", "8x12", "--fit", "pad"], variants.coloured, config)
+    assert line == "| a rectangle | `--size 8x12 --fit pad` | 3 x 8 x 12 | 200.000 |\n"
