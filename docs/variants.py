@@ -112,7 +112,8 @@ def shape_row(name: str, flags: Sequence[str], make: Callable, config: Config) -
         settings = checkpoint.load(f"{folder}/run/last.pt").settings
         pictures = data.load(held_out, settings["size"], settings["fit"])
         few = pictures._replace(images=pictures.images[:200], labels=pictures.labels[:200])
-        return (f"| {name} | `{' '.join(flags)}` | {' x '.join(map(str, pictures.shape))} | "
+        said = f"`{' '.join(flags)}`" if flags else ""
+        return (f"| {name} | {said} | {' x '.join(map(str, pictures.shape))} | "
                 f"{bits(f'{folder}/run/last.pt', few):.3f} |\n")
 
 
