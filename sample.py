@@ -241,7 +241,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def write(config: Config, keep: Callable[[list[int]], set[int]]) -> Drawn:
     """Draws the pictures and writes --png and --npz on the way, batch after batch; returns the first SHOWN."""
-    out, rows, writes = Path(config.out), Path(config.out, f"pictures-{key(config)}.npy"), distributed.rank() == 0
+    out, writes = Path(config.out), distributed.rank() == 0
+    rows = out / f"pictures-{key(config)}.npy" if config.npz else None
     done = pictures.begun(rows) if config.npz and not (config.png or config.gif or config.snapshots) else 0
     shown, labels, seconds, calls, first, new = [], [], 0., 0, 0, 0
     for part in drawings(config, keep, done=distributed.first_s(done)):
@@ -262,7 +263,7 @@ def write(config: Config, keep: Callable[[list[int]], set[int]]) -> Drawn:
     return (joined(shown) if writes else shown[0])._replace(n=new, seconds=seconds, calls=calls)
 
 
-def put(config: Config, out: Path, rows: Path, first: int, pixels: Tensor) -> None:
+def put(config: Config, out: Path, rows: Path | None, first: int, pixels: Tensor) -> None:
     """Writes pictures, the first of them number `first`, uint8 (B, C, H, W)."""
     if config.npz:
         pictures.append(rows, config.n, first, pixels)

@@ -106,7 +106,7 @@ def coloured(digits: data.Data, folder: Path) -> str:
 def shape_row(name: str, flags: Sequence[str], make: Callable, config: Config) -> str:
     """A line of the second table."""
     with tempfile.TemporaryDirectory() as folder:
-        found, held_out = (make(data.digits(held), folder_made(Path(folder, str(held)))) for held in (False, True))
+        found, held_out = (make(data.digits(held), Path(tempfile.mkdtemp(dir=folder))) for held in (False, True))
         train.main(["--data", found, *flags, "--batch", "16", "--steps", str(config.steps), "--sample_every", "100000",
                     "--save_every", "100000", "--out", f"{folder}/run"])
         settings = checkpoint.load(f"{folder}/run/last.pt").settings
@@ -115,11 +115,6 @@ def shape_row(name: str, flags: Sequence[str], make: Callable, config: Config) -
         said = f"`{' '.join(flags)}`" if flags else ""
         return (f"| {name} | {said} | {' x '.join(map(str, pictures.shape))} | "
                 f"{bits(f'{folder}/run/last.pt', few):.3f} |\n")
-
-
-def folder_made(path: Path) -> Path:
-    path.mkdir()
-    return path
 
 
 @script
