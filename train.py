@@ -36,7 +36,7 @@ import presets
 import run_folder
 from cli import DTYPES, choose_device, parent_made, parse, script, settle_threads
 from kernels.compile import fast_unet
-from unet import CONFIGS, Cast, UNet, UNetConfig, check_size
+from unet import CONFIGS, Cast, UNet, UNetConfig, check_size, recompute
 
 LOSSES, LEARNED = ("l2", "l1", "hybrid", "bound"), ("hybrid", "bound")
 SAMPLINGS = ("stratified", "importance")
@@ -67,6 +67,7 @@ class Config:
     clip: float = 1.0                           # largest norm of the gradient; inf lets it be
     ema: float = 0.995                          # decay of the weights' average, ramped as (1 + k)/(10 + k)
     dtype: str = "float32"                      # float32, or bf16: all but norms and the weights' own copy
+    recompute: bool = False                     # keep less for the gradient: half the memory, a third more time
     compile: bool = False                       # torch.compile the network
     device: str = "auto"                        # cuda, cpu, or auto: cuda if there is one
     seed: int = 0                               # of every random number; -1 chooses one, prints and keeps it
@@ -78,7 +79,8 @@ class Config:
 
 
 PRESETS = {name: replace(Config(), **changes, out=f"runs/{name}") for name, changes in presets.PRESETS.items()}
-FREE = {"steps", "compile", "device", "workers", "log_every", "sample_every", "save_every", "out"}  # may change later
+FREE = {"steps", "recompute", "compile", "device", "workers",               # may change later
+        "log_every", "sample_every", "save_every", "out"}
 
 
 def check(config: Config) -> None:
@@ -196,6 +198,8 @@ def begin(config: Config, dataset: data.Data) -> Run:
     network = network_for(config, dataset)
     unet = fast_unet(network, device) if config.compile else UNet(network).to(device)
     settle_threads(unet)
+    if config.recompute:
+        recompute(unet)
     weights = dict(unet.named_parameters())
     ema = {name: w.detach().clone() for name, w in weights.items()}
     optimizer = torch.optim.Adam(weights.values(), betas=(0.9, 0.99), fused=True)

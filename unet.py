@@ -5,14 +5,17 @@ all time projections. The network is two functions, `embed(t, labels) -> row (B,
 `trunk(xt, row) -> answer`, so that the rows of a whole chain can be computed once and looked up.
 """
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
 from kernels import group_norm_silu_plain
 
@@ -220,6 +223,17 @@ class Cast(nn.Module):
 
     def forward(self, *inputs: Tensor | None) -> Tensor:
         return functional_call(self.unet, cast(dict(self.unet.named_parameters()), self.dtype), inputs)
+
+
+def recompute(unet: UNet) -> None:
+    """Keeps a block's input alone for the gradient; the rest is computed again when it is needed (Chen et al. 2016)."""
+    for block in (*unet.downs, *unet.middle, *unet.ups):
+        block.forward = partial(recomputed, copy.copy(block))                     # shares all but the new forward
+
+
+def recomputed(block: nn.Module, x: Tensor, time: Tensor) -> Tensor:
+    weights = dict(block.named_parameters())                                      # today's: Cast may have swapped them
+    return checkpoint(lambda *inputs: functional_call(block, weights, inputs), x, time, use_reentrant=False)
 
 
 def check_size(config: UNetConfig, C: int, H: int, W: int) -> None:

@@ -103,6 +103,13 @@ def test_parts_of_a_batch_add_up_to_it(tmp_path):
     assert_close(weights(tmp_path / "3"), weights(tmp_path / "1"), rtol=1e-3, atol=1e-4)
 
 
+def test_recomputing_may_begin_on_the_way_and_changes_nothing(tmp_path, monkeypatch):
+    run(tmp_path / "whole", "--steps", "6")
+    cut(tmp_path / "cut", 3, monkeypatch)
+    run(tmp_path / "cut", "--steps", "6", "--recompute")
+    assert_close(weights(tmp_path / "cut"), weights(tmp_path / "whole"), rtol=0, atol=0)
+
+
 def test_more_steps_go_on_and_no_more_do_nothing(tmp_path, capsys):
     run(tmp_path, "--steps", "3")
     run(tmp_path, "--steps", "4")

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from kernels import group_norm_silu_plain
-from unet import CONFIGS, Attention, Norm, ResBlock, UNet, UNetConfig, cast, check_size, sinusoid
+from unet import CONFIGS, Attention, Cast, Norm, ResBlock, UNet, UNetConfig, cast, check_size, recompute, sinusoid
 
 SMALL = UNetConfig(in_channels=3, out_channels=3, D=8, widths=(8, 16), blocks=1, heads=(0, 2, 2), groups=4)
 
@@ -171,6 +171,24 @@ def test_cast_spares_the_norms_and_keeps_the_answer():
     half = unet(xt, t)
     assert half.dtype == torch.bfloat16
     assert (half.float() - full).norm() < 0.05 * full.norm()
+
+
+@pytest.mark.parametrize("wrap", [lambda unet: unet, lambda unet: Cast(unet, torch.bfloat16)], ids=["plain", "cast"])
+@pytest.mark.parametrize("resample", ["conv", "res"])
+def test_recomputing_changes_no_gradient(resample, wrap):
+    """Not by dropout either, which falls where it fell before."""
+    config = replace(SMALL, resample=resample, dropout=0.5)
+    xt, t, _ = inputs(config)
+    gradients = []
+    for change in (lambda unet: None, recompute):
+        unet = awake(config).train()
+        names = [*unet.state_dict()]
+        change(unet)
+        torch.manual_seed(1)
+        wrap(unet)(xt, t).float().square().sum().backward()
+        assert [*unet.state_dict()] == names
+        gradients.append([w.grad for w in unet.parameters()])
+    assert all(map(torch.equal, *gradients))
 
 
 def test_float64_runs_throughout():

@@ -1,0 +1,134 @@
+"""Measures the memory that training and drawing take, for every named network, and writes docs/memory.md.
+
+    python -m bench.memory                                  # all networks: half an hour on a CPU
+    python -m bench.memory --networks cifar10 --out cifar10.md
+
+What is counted is what PyTorch has allocated for tensors, every byte of it, on a CPU as on a GPU; libraries, and the
+scratch of their convolutions, come on top.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.autograd.profiler import profile
+
+import data
+import ddpm
+import noise
+import train
+from bench.tables import table
+from cli import choose_device, parent_made, parse, script
+from kernels.equivalence import SIDES
+from unet import CONFIGS, UNet, UNetConfig, cast
+
+TRAINING = {"float32": {}, "bf16": {"dtype": "bf16"}, "float32 `--recompute`": {"recompute": True},
+            "bf16 `--recompute`": {"dtype": "bf16", "recompute": True}}
+DRAWING = {"float32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Measures the memory that training and drawing take."""
+    networks: str = ",".join(CONFIGS)           # names in unet.CONFIGS
+    device: str = "auto"                        # cuda, cpu, or auto: cuda if there is one
+    out: str = "docs/memory.md"                 # the table
+
+
+def peak(run: Callable[[], object], device: torch.device) -> int:
+    """The most bytes in use at once, of what `run` allocates."""
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(profile_memory=True) as found:
+        run()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in found.kineto_results.events() if e.name() == "[memory]")
+    return int(torch.tensor([size for _, size in changes]).cumsum(0).max())
+
+
+def batch(network: str) -> int:
+    """64 digits, 32 pictures of 32 x 32, or as many pixels."""
+    return min(64, max(1, 32**3 // SIDES[network]**2))
+
+
+def learns(config: UNetConfig) -> bool:
+    return config.out_channels == 2 * config.in_channels
+
+
+def update(network: str, device: torch.device, flags: dict) -> Tensor:
+    """A training step, the optimizer's moments being there."""
+    config, B, side = CONFIGS[network], batch(network), SIDES[network]
+    shape, classes = (config.in_channels, side, side), tuple(map(str, range(config.classes - 1)))
+    pixels, labels = torch.zeros(B, *shape, dtype=torch.uint8), torch.zeros(B if classes else 0, dtype=torch.int64)
+    run = train.begin(train.Config(network=network, batch=B, loss="hybrid" if learns(config) else "l2",
+                                   device=device.type, **flags), data.Data("black", pixels, labels, classes, shape))
+    for w in run.weights.values():
+        w.grad = torch.zeros_like(w)
+    run.optimizer.step()
+    return train.update(run, train.denoiser(run), 1, pixels, labels)[0]
+
+
+@torch.no_grad()
+def draw(network: str, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Two steps of DDPM."""
+    config, B, side = CONFIGS[network], batch(network), SIDES[network]
+    unet = UNet(config)
+    unet.load_state_dict(cast(unet.state_dict(), dtype), assign=True)
+    unet.to(device).eval()
+    labels = torch.zeros(B, dtype=torch.int64, device=device) if config.classes else None
+    rows = ddpm.sampler_rows(ddpm.SCHEDULES["linear"](1000), [1000, 500], eta=1.,
+                             variance="learned" if learns(config) else "beta_tilde").to(device)
+    seeds = noise.image_seeds(0, torch.arange(B, device=device))
+    *_, (_, x, _) = ddpm.sample(lambda xt, t: unet(xt, t, labels), rows, (config.in_channels, side, side), seeds)
+    return x
+
+
+def measured(networks: Sequence[str], device: torch.device, function: Callable, ways: dict) -> str:
+    """A table: a network a row, a way a column, in GB."""
+    rows = []
+    for name in networks:
+        with torch.device("meta"):
+            parameters = sum(w.numel() for w in UNet(CONFIGS[name]).parameters())
+        found = [peak(partial(function, name, device, way), device) / 1e9 for way in ways.values()]
+        rows.append([name, f"{parameters / 1e6:.1f} M", f"{batch(name)} of {SIDES[name]} x {SIDES[name]}", *found])
+        print(*rows[-1], flush=True)
+    return table(["network", "parameters", "pictures", *ways], rows)
+
+
+@script
+def main(argv: Sequence[str] | None = None) -> None:
+    config = parse(Config, argv)
+    networks, device = config.networks.split(","), choose_device(config.device)
+    for name in networks:
+        ddpm.one_of("networks", name, CONFIGS)
+    path = parent_made(Path(config.out))
+    where = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    path.write_text(f"""# Memory
+
+    python -m bench.memory
+
+GB that tensors take at once, at most; libraries and the scratch of their convolutions come on top. Eager mode,
+{where}, torch {torch.__version__}.
+
+## A training step
+
+Weights, their average, the gradient and Adam's two moments are five float32 numbers a parameter, in bf16 too. The rest
+grows with the pictures: `--recompute` keeps only the input of every block for the gradient, `--accumulate 4` counts a
+quarter of the pictures. bf16 alone saves little here, for the plain norm keeps float32.
+
+{measured(networks, device, update, TRAINING)}
+## Drawing
+
+Neither the steps nor the pictures in all count, only those drawn at once (`--batch`).
+
+{measured(networks, device, draw, DRAWING)}""")
+    print(f"see {path}")
+
+
+if __name__ == "__main__":
+    main()
