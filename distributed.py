@@ -1,7 +1,9 @@
 """Several processes as one: torchrun starts them, torch.distributed joins them. Without torchrun there is one.
 
-    torchrun --nproc-per-node=4 -- train.py --batch 256                 # one machine; what follows -- is the script's
-    torchrun --nnodes=2 --nproc-per-node=4 --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 train.py    # on each of two
+    torchrun --nproc-per-node=4 -- train.py --batch 256         # one machine; what follows -- is the script's
+
+    # several machines, HOST one of them: the same command on each; --out lies where all of them can read it
+    torchrun --nnodes=2 --nproc-per-node=4 --rdzv-id=7 --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 -- train.py
 """
 
 import contextlib
@@ -23,7 +25,10 @@ TIMEOUT = timedelta(minutes=30)     # the longest that one waits for another, as
 
 @contextlib.contextmanager
 def joined(device: str) -> Iterator[None]:
-    """The processes work together inside: on GPUs, one each, or on CPUs. Raises ValueError for too few GPUs."""
+    """The processes work together inside: on GPUs, one each, or on CPUs.
+
+    Raises ValueError for too few GPUs, and where another process is waited for in vain.
+    """
     if not dist.is_torchelastic_launched():
         yield
         return
@@ -34,7 +39,13 @@ def joined(device: str) -> Iterator[None]:
             raise ValueError(f"process {local} has no GPU, there are {gpus}; start at most {gpus} processes here")
         torch.cuda.set_device(local)
     dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT)
-    yield
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        raise ValueError(f"another process died or hangs, {' '.join(str(error).split())}; what was saved is sound, the "
+                         f"same command goes on from there") from None
     dist.destroy_process_group()    # not after an error: the others may never come
 
 

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -30,9 +31,15 @@ IMPORTANCE = ["--T", "2", "--loss", "bound", "--sampling", "importance", "--accu
               "--steps", "5"]
 
 
-def torchrun(n, script, *flags):
-    return subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n}",
+def torchrun(n, script, *flags, meeting=("--standalone",)):
+    return subprocess.Popen([sys.executable, "-m", "torch.distributed.run", *meeting, f"--nproc-per-node={n}",
                              "--", script, *flags], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def finished(process):
@@ -79,6 +86,15 @@ def test_the_curve_does_not_depend_on_the_number_of_processes(tmp_path, alone, n
     assert said.count("parameters") == 1 and ("going on from step 2" in said) == bool(begun)
     assert_same_run(out, alone / "whole", rtol=1e-4)
     assert [line["step"] for line in run_folder.read(out)] == [1, 2, 3, 4, 4]     # by one process, once
+
+
+def test_two_machines_are_one(tmp_path, alone):
+    """The command that distributed.py names for several, given twice on this one."""
+    meeting = ["--nnodes=2", "--rdzv-id=7", "--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{free_port()}"]
+    both = [torchrun(2, "train.py", *FLAGS, "--out", str(tmp_path), meeting=meeting) for _ in range(2)]
+    said = "".join(map(finished, both))
+    assert said.count("on 4 x cpu") == 1
+    assert_same_run(tmp_path, alone / "whole", rtol=1e-4)
 
 
 def test_importance_and_parts_are_shared_too(tmp_path, alone):
@@ -154,6 +170,28 @@ def test_a_dead_process_ends_the_job_and_is_named(tmp_path):
     _, error = process.communicate(timeout=60)
     assert process.returncode != 0 and "Signal 9 (SIGKILL)" in error and "rank      : 1" in error
     assert not (tmp_path / "last.pt").exists()                      # what is left is what was saved
+
+
+PATIENT = "import sys, datetime, distributed, train; distributed.TIMEOUT = datetime.timedelta(seconds=10); train.main()"
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="stops a process")
+def test_a_process_that_hangs_ends_the_others_with_a_sentence(tmp_path):
+    """Without torchrun, which would wait for it: what it tells its processes is told here."""
+    flags = [*FLAGS, "--steps", "100000", "--save_every", "1", "--out", str(tmp_path)]
+    told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "1"}
+    first, second = (subprocess.Popen([sys.executable, "-c", PATIENT, *flags], cwd=ROOT, stderr=subprocess.PIPE,
+                                      env={**os.environ, **told, "RANK": rank, "LOCAL_RANK": rank}, text=True)
+                     for rank in "01")
+    while not (tmp_path / "last.pt").exists():
+        assert first.poll() is None
+    second.send_signal(signal.SIGSTOP)
+    _, error = first.communicate(timeout=60)
+    second.kill()
+    second.communicate()
+    assert first.returncode == 2 and "Traceback" not in error
+    assert "another process died or hangs, " in error and error.endswith("the same command goes on from there\n")
+    assert checkpoint.load(tmp_path / "last.pt").step > 0
 
 
 def test_a_signal_to_torchrun_ends_all_with_a_checkpoint(tmp_path):
