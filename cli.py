@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import inspect
 import io
+import math
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ import torch
 
 T = TypeVar("T")
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+NO_MEMORY = "can't allocate memory|out of memory|bad_alloc|Storage size calculation overflowed"     # what torch says
 
 
 def parse(kind: type[T], argv: Sequence[str] | None, presets: dict[str, T] | None = None) -> T:
@@ -32,6 +34,9 @@ def parse(kind: type[T], argv: Sequence[str] | None, presets: dict[str, T] | Non
         parser.add_argument(f"--{field.name.rstrip('_')}", dest=field.name, default=argparse.SUPPRESS,
                             help=f"{comments[field.name]} ({field.default!r})".replace("%", "%%"), **how)
     flags = vars(parser.parse_args(argv))
+    for name, value in flags.items():
+        if isinstance(value, int) and abs(value) >= 2**31:
+            raise ValueError(f"{name} is {value}; it must be less than 2**31 in size")
     name = flags.pop("preset", None)
     if not name:
         return kind(**flags)
@@ -46,10 +51,23 @@ def script(main: Callable) -> Callable:
     def run(argv: Sequence[str] | None = None):
         try:
             return main(argv)
-        except (ValueError, OSError) as error:
-            print(f"{Path(sys.modules[main.__module__].__file__).name}: {error}", file=sys.stderr)
+        except (ValueError, OSError, MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not re.search(NO_MEMORY, str(error)):
+                raise
+            if isinstance(error, (MemoryError, RuntimeError)):
+                error = "there is not enough memory; use a smaller batch, size, network or number of pictures"
+            said = " ".join(str(error).split())
+            print(f"{Path(sys.modules[main.__module__].__file__).name}: {said}", file=sys.stderr)
             raise SystemExit(2) from None
     return run
+
+
+def check_range(config, names: str, least: float, most: float = math.inf) -> None:
+    """Raises ValueError unless these settings, with spaces between, lie between least and most, naming the first."""
+    for name in names.split():
+        if not least <= getattr(config, name) <= most:
+            raise ValueError(f"{name} is {getattr(config, name)}; it must be "
+                             f"{f'at least {least}' if most == math.inf else f'between {least} and {most}'}")
 
 
 def choose_device(name: str) -> torch.device:
@@ -70,8 +88,13 @@ def settle_threads(network: torch.nn.Module) -> None:
 def picture_path(out: str) -> Path:
     """Where a figure will go: what could not be written is refused now, and a picture already there is left alone."""
     from matplotlib.figure import Figure
+    Figure().savefig(io.BytesIO(), format=Path(out).suffix[1:] or None)
+    return writable(out)
+
+
+def writable(out: str) -> Path:
+    """Where a file will go: what could not be written is refused now, and a file already there is left alone."""
     path = parent_made(Path(out))
-    Figure().savefig(io.BytesIO(), format=path.suffix[1:] or None)
     path.open("ab").close()
     return path
 

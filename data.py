@@ -5,6 +5,7 @@ A batch depends on (seed, step) alone: not on what was drawn before, nor on how 
 
 import functools
 import math
+import re
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -202,8 +203,8 @@ def parse_size(size: str) -> tuple[int, int] | None:
     if not size:
         return None
     parts = size.split("x")
-    if len(parts) > 2 or not all(p.isdecimal() and int(p) for p in parts):
-        raise ValueError(f"size is {size!r}; it must be like 64 or 48x64 (H x W)")
+    if len(parts) > 2 or not all(re.fullmatch("[1-9][0-9]{0,3}", p) for p in parts):
+        raise ValueError(f"size is {size!r}; it must be like 64 or 48x64 (H x W), and below 10000")
     return int(parts[0]), int(parts[-1])
 
 
@@ -211,7 +212,9 @@ def resized(data: Data, size: tuple[int, int] | None, fit: str) -> Data:
     """The data set with all its pictures at this size."""
     if size is None or size == data.shape[1:]:
         return data
-    images = torch.stack([as_tensor(fitted(as_image(x), size, fit)) for x in data.images])
+    images = data.images.new_empty(len(data.images), data.shape[0], *size)        # fails at once if it is too large
+    for k, x in enumerate(data.images):
+        images[k] = as_tensor(fitted(as_image(x), size, fit))
     return data._replace(images=images, shape=(data.shape[0], *size))
 
 

@@ -28,7 +28,7 @@ import fid
 import likelihood
 import noise
 import sample
-from cli import parent_made, parse, script
+from cli import check_range, parent_made, parse, script, writable
 from unet import UNet
 
 CLASSIFIER = Path("weights/digits_classifier.pt")
@@ -132,6 +132,7 @@ def score(weights: dict[str, Tensor], x: Tensor, labels: Tensor) -> dict[str, fl
 def digits(argv: Sequence[str]) -> None:
     """Prints the table of scores."""
     config = parse(Digits, argv)
+    check_range(config, "n", 2)                                                   # one sample has no variance
     if not CLASSIFIER.is_file():
         raise ValueError(f"no {CLASSIFIER}; make it with: python evaluate.py classifier")
     weights = torch.load(CLASSIFIER, weights_only=True)
@@ -168,6 +169,7 @@ def nearest(x: Tensor, images, k: int, batch: int = 1000) -> tuple[Tensor, Tenso
 def neighbours(argv: Sequence[str]) -> None:
     """Draws the picture: a row a sample, the sample first."""
     config = parse(Neighbours, argv)
+    check_range(config, "among", 0)
     last = checkpoint.load(config.checkpoint)
     found = data.load(config.data or last.settings.get("data", ""), "{1}x{2}".format(*last.data["shape"]), config.fit)
     found = likelihood.first(found, config.among)
@@ -187,8 +189,11 @@ def neighbours(argv: Sequence[str]) -> None:
 def classifier(argv: Sequence[str]) -> None:
     """Trains and keeps the classifier, and prints how many held-out digits it knows."""
     config = parse(Classifier, argv)
+    check_range(config, "steps", 1)
+    path = writable(config.out)                                                   # fails now, not at the end
     weights = train_classifier(config.steps)
-    torch.save(weights, parent_made(Path(config.out)))
+    with path.open("wb") as file:
+        torch.save(weights, file)
     test = data.digits(held_out=True)
     known = (classify(weights, data.to_unit(test.images)).argmax(1) == test.labels).float().mean().item()
     print(f"{config.out}: knows {known:.2%} of the {len(test.labels)} held-out digits")

@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import data
-from cli import choose_device, parent_made, parse
+from cli import check_range, choose_device, parent_made, parse
 from likelihood import first
 
 Features = Callable[[Tensor], Tensor]           # uint8 (B, 3, H, W) -> (B, D)
@@ -109,6 +109,8 @@ def colour(pixels: Tensor) -> Tensor:
 def fid(argv: Sequence[str], network: Callable[[torch.device], Features] = inception) -> None:
     """Prints the distance of the pictures, beside that of real pictures to real ones."""
     config = parse(Config, argv)
+    check_range(config, "n", 0)
+    check_range(config, "batch", 1)
     drawn = data.load(config.pictures)
     C, H, W = drawn.shape
     real = first(data.load(config.data, f"{H}x{W}", config.fit), config.n)

@@ -9,7 +9,6 @@ and of each part every picture draws one t, which estimates the sum without bias
 picture, t), so the figure does not depend on the batch.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ import data
 import ddpm
 import noise
 import sample
-from cli import choose_device, parent_made, parse
+from cli import check_range, choose_device, parent_made, parse
 
 
 @dataclass(frozen=True)
@@ -156,9 +155,9 @@ def nll(argv: Sequence[str]) -> None:
     last, device = checkpoint.load(config.checkpoint), choose_device(config.device)
     ddpm.one_of("weights", config.weights, ("ema", "raw"))
     T = len(last.beta)
-    for name, least, most in (("times", 0, T - 1), ("n", 0, math.inf), ("batch", 1, math.inf)):
-        if not least <= getattr(config, name) <= most:
-            raise ValueError(f"{name} is {getattr(config, name)}; it must be between {least} and {most}")
+    check_range(config, "times", 0, T - 1)
+    check_range(config, "n", 0)
+    check_range(config, "batch", 1)
     parts = parts_of(T, config.times)
     unet = sample.network(last, sample.Config(checkpoint=config.checkpoint, weights=config.weights,
                                               device=config.device))

@@ -32,7 +32,7 @@ import distributed
 import noise
 import pictures
 from checkpoint import Checkpoint
-from cli import DTYPES, choose_device, parent_made, parse, script, settle_threads
+from cli import DTYPES, check_range, choose_device, parent_made, parse, script, settle_threads
 from kernels.compile import compile_denoiser, compile_loop, fast_unet
 from unet import UNet, cast
 
@@ -132,9 +132,7 @@ def whole_numbers(name: str, text: str) -> list[int]:
 
 def check(config: Config) -> None:
     """Raises ValueError for settings that cannot work, naming the first."""
-    for name in ("n", "batch"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} is {getattr(config, name)}; it must be at least 1")
+    check_range(config, "n batch", 1)
     if not math.isfinite(config.guidance):
         raise ValueError(f"guidance is {config.guidance}; it must be a number, 0 for none")
     ddpm.one_of("weights", config.weights, ("ema", "raw"))
@@ -197,6 +195,9 @@ def drawings(config: Config, keep: Callable[[list[int]], set[int]] = lambda time
                 bar.update()
                 if s in wanted:
                     states[s] = distributed.gathered(xs)[:n].cpu()
+            if not states[0].isfinite().all():
+                raise ValueError(f"{config.checkpoint} drew pictures that are not finite; its training went wrong, or "
+                                 f"guidance {config.guidance:g} is too large")
             yield Drawn(n, states[0], asked, classes, states, time.perf_counter() - began, len(rows))
 
 
@@ -246,8 +247,6 @@ def write(config: Config, keep: Callable[[list[int]], set[int]]) -> Drawn:
     done = pictures.begun(rows) if config.npz and not (config.png or config.gif or config.snapshots) else 0
     shown, labels, seconds, calls, first, new = [], [], 0., 0, 0, 0
     for part in drawings(config, keep, done=distributed.first_s(done)):
-        if part.x is not None and not part.x.isfinite().all():
-            raise ValueError(f"{config.checkpoint} drew pictures that are not finite; its training went wrong")
         n, seconds, calls = part.n, seconds + part.seconds, calls + part.calls
         new += n if part.x is not None else 0
         if writes and part.x is None and first < SHOWN:

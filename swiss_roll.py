@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import nn
 from tqdm import trange
 
-from cli import parse, picture_path, script
+from cli import check_range, parse, picture_path, script
 from ddpm import from_alpha_bar, like, normal_kl, predict, q_posterior, q_sample, q_step
 from noise import image_seeds, normal
 
@@ -112,8 +112,7 @@ def figure(model, schedule, x0, chain, out):
 @script
 def main(argv=None):
     config, schedule = parse(Config, argv), tuned_schedule()
-    if config.steps < 1:
-        raise ValueError(f"steps is {config.steps}; it must be at least 1")
+    check_range(config, "steps", 1)
     T, seeds = len(schedule.beta) - 1, image_seeds(config.seed, torch.arange(5000))
     picture_path(config.out)                                            # an impossible name fails now, not at the end
     torch.set_num_threads(1)                                            # the matrices are small

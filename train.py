@@ -34,7 +34,7 @@ import distributed
 import noise
 import presets
 import run_folder
-from cli import DTYPES, choose_device, parent_made, parse, script, settle_threads
+from cli import DTYPES, check_range, choose_device, parent_made, parse, script, settle_threads
 from kernels.compile import fast_unet
 from unet import CONFIGS, Cast, UNet, UNetConfig, check_size, recompute
 
@@ -88,15 +88,15 @@ def check(config: Config) -> None:
     for name, allowed in {"network": CONFIGS, "target": ddpm.TARGETS, "loss": LOSSES, "sampling": SAMPLINGS,
                           "schedule": ddpm.SCHEDULES, "dtype": DTYPES}.items():
         ddpm.one_of(name, getattr(config, name), allowed)
-    for name in ("T", "steps", "batch", "accumulate", "lr", "clip", "log_every", "sample_every", "save_every"):
-        if not getattr(config, name) > 0:
-            raise ValueError(f"{name} is {getattr(config, name)}; it must be above 0")
-    for name in ("null", "final", "ema"):
-        if not 0 <= getattr(config, name) <= 1:
-            raise ValueError(f"{name} is {getattr(config, name)}; it must be between 0 and 1")
-    for name, least, most in (("warmup", 0, math.inf), ("workers", 0, math.inf), ("seed", -1, 2**31 - 1)):
-        if not least <= getattr(config, name) <= most:
-            raise ValueError(f"{name} is {getattr(config, name)}; it must be between {least} and {most}")
+    for name, most in (("lr", 1), ("clip", math.inf)):
+        if not 0 < getattr(config, name) <= most:
+            raise ValueError(f"{name} is {getattr(config, name)}; it must be above 0 and at most {most}")
+    check_range(config, "T", 1, 10**6)
+    check_range(config, "steps batch accumulate log_every sample_every save_every", 1)
+    check_range(config, "null final ema", 0, 1)
+    check_range(config, "warmup", 0)
+    check_range(config, "workers", 0, 1000)
+    check_range(config, "seed", -1)
     if config.accumulate > config.batch:
         raise ValueError(f"accumulate is {config.accumulate}; it must be at most the batch, {config.batch}")
 

@@ -19,7 +19,7 @@ from tqdm import trange
 
 import ddpm
 import noise
-from cli import parent_made, parse, script
+from cli import check_range, parent_made, parse, script
 from examples.inpaint import denoised, rms
 
 L, JUMPS, SCHEDULE = 64, 0.06, ddpm.cosine_schedule(200)
@@ -75,6 +75,8 @@ def train(config: Config) -> Callable:
 @script
 def main(argv: Sequence[str] | None = None) -> dict[str, Tensor]:
     config = parse(Config, argv)
+    check_range(config, "steps batch", 1)
+    check_range(config, "sigma", 0, 100)
     denoise = train(config)
     seeds = noise.image_seeds(config.seed, torch.arange(64))
     rows = ddpm.sampler_rows(SCHEDULE, ddpm.timesteps(200, 200), target="x0", eta=1)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
 from tqdm import trange
 
-from cli import parse, picture_path, script
+from cli import check_range, parse, picture_path, script
 from noise import image_seeds
 
 T, PI, BINS = 2000, 0.2, 20
@@ -204,9 +204,7 @@ def picture(chain: list[Tensor], out: str) -> None:
 def main(argv=None) -> None:
     """Trains, measures and draws; a flag that cannot be ends in a sentence and exit status 2."""
     config = parse(Config, argv)
-    for name, value in (("steps", config.steps), ("n", config.n)):
-        if value < 1:
-            raise ValueError(f"{name} is {value}; it must be at least 1")
+    check_range(config, "steps n", 1)
     image_seeds(config.seed, torch.arange(1))               # raises for a seed out of range
     picture_path(config.out)                                            # an impossible name fails now, not at the end
     torch.set_num_threads(1)                                # the matrices are small

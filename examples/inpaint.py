@@ -18,7 +18,7 @@ from torch import Tensor
 import data
 import ddpm
 import noise
-from cli import parent_made, parse, script
+from cli import check_range, parent_made, parse, script
 from examples.common import run, trained
 
 
@@ -67,6 +67,9 @@ def denoised(schedule: ddpm.Schedule, denoise: Callable, y: Tensor, sigma: float
 @script
 def main(argv: Sequence[str] | None = None) -> dict[str, Tensor]:
     config = parse(Config, argv)
+    check_range(config, "n", 1, 597)                                    # so many digits are held out
+    check_range(config, "draws rounds", 1)
+    check_range(config, "sigma", 0, 100)
     schedule, denoise, target = trained(config.checkpoint)
     device = schedule.beta.device
     given = data.to_unit(data.digits(held_out=True).images[:config.n]).to(device)

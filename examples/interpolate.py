@@ -16,7 +16,7 @@ from torch import Tensor
 
 import data
 import ddpm
-from cli import parent_made, parse, script
+from cli import check_range, parent_made, parse, script
 from examples.common import trained
 from examples.invert import noise_of, picture_of
 
@@ -42,6 +42,8 @@ def slerp(x: Tensor, y: Tensor, w: Tensor) -> Tensor:
 @script
 def main(argv: Sequence[str] | None = None) -> tuple[Tensor, Tensor]:
     config = parse(Config, argv)
+    check_range(config, "pairs", 1, 298)                                # so many digits are held out, and one
+    check_range(config, "stops", 1)
     schedule, denoise, target = trained(config.checkpoint)
     times = ddpm.timesteps(ddpm.schedule_length(schedule), config.steps, "linspace")
     ends = data.to_unit(data.digits(held_out=True).images[:2 * config.pairs]).to(schedule.beta.device)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import data
 import ddpm
-from cli import parent_made, parse, script
+from cli import check_range, parent_made, parse, script
 from examples.common import run, trained
 
 
@@ -54,6 +54,7 @@ def picture_of(schedule: ddpm.Schedule, denoise: Callable, xt: Tensor, times: Se
 @script
 def main(argv: Sequence[str] | None = None) -> list[float]:
     config = parse(Config, argv)
+    check_range(config, "n", 1, 597)                                    # so many digits are held out
     schedule, denoise, target = trained(config.checkpoint)
     x0 = data.to_unit(data.digits(held_out=True).images[:config.n]).to(schedule.beta.device)
     shown, heads, errors = [x0], ["given"], []

@@ -17,7 +17,7 @@ from torch import Tensor
 import data
 import ddpm
 import noise
-from cli import parent_made, parse, script
+from cli import check_range, parent_made, parse, script
 from examples.common import trained
 
 
@@ -49,6 +49,7 @@ def drawn(schedule: ddpm.Schedule, denoise: Callable, target: str, config: Confi
 @script
 def main(argv: Sequence[str] | None = None) -> dict[str, Tensor]:
     config = parse(Config, argv)
+    check_range(config, "n", 1)
     schedule, denoise, target = trained(config.checkpoint)
     device, shape = schedule.beta.device, data.digits().shape
     training, held_out = (data.to_unit(data.digits(held_out=h).images).to(device) for h in (False, True))

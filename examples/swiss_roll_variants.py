@@ -18,7 +18,7 @@ from numpy.polynomial.hermite_e import hermegauss
 from torch import Tensor, nn
 
 import swiss_roll as roll
-from cli import parent_made, parse, script
+from cli import check_range, parent_made, parse, script
 from ddpm import Schedule, from_alpha_bar, from_betas, like, normal_kl
 from noise import image_seeds
 
@@ -236,8 +236,7 @@ def main(argv=None) -> None:
     """Trains each variant, prints its row and draws its figure; a flag that cannot be ends in a sentence."""
     config = parse(Config, argv)
     names = config.only.split(",") if config.only else list(VARIANTS)
-    if config.steps < 1:
-        raise ValueError(f"steps is {config.steps}; it must be at least 1")
+    check_range(config, "steps", 1)
     if unknown := [name for name in names if name not in VARIANTS]:
         raise ValueError(f"only names {', '.join(unknown)}; it takes some of {', '.join(VARIANTS)}")
     seeds = image_seeds(config.seed, torch.arange(5000))
