@@ -6,7 +6,7 @@ network calls, ours and diffusers' through the same network, denoising-diffusion
 
 import copy
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.util import find_spec
 from typing import NamedTuple
@@ -17,17 +17,13 @@ from torch import Tensor, nn
 
 import ddpm
 from bench.measure import CUDA, device, error_of, finished
+from bench.stages import STAGES
 from kernels import group_norm_silu, group_norm_silu_plain, sampling_step
 from kernels.compile import compile_denoiser, compile_loop, time_table
 from kernels.equivalence import SIDES
 from noise import image_seeds, normal
 from unet import CONFIGS, UNet, cast
 
-STAGES = {"eager": "plain lines, float32 (TF32 in convolutions)", "bf16": "weights and activations in bf16",
-          "channels_last": "convolutions in their own layout", "compile": "torch.compile of network and step",
-          "kernels": "the fused norm and step", "time path": "the rows of all steps computed once",
-          "sub-pixel": "nearest-up and convolution as one transposed convolution",
-          "graph": "one step captured and replayed: all of --compile --dtype bf16"}
 PEERS = {"diffusers": {}, "diffusers channels_last": {"channels_last": True},
          "diffusers compiled": {"channels_last": True, "mode": "reduce-overhead"},
          "diffusers max-autotune": {"channels_last": True, "mode": "max-autotune"}}
@@ -40,6 +36,7 @@ class Loop(NamedTuple):
     error: Callable[[], float]              # of one answer of the network against float64, over the largest element
     tolerance: float
     parameters: int
+    start: Callable[[], Iterator] | None = None     # of ours: the chain, step by step
 
 
 class Chain(NamedTuple):
@@ -64,7 +61,8 @@ def shape_of(chain: Chain) -> tuple[int, int, int]:
 
 @torch.no_grad()
 def ours(stage: str, chain: Chain) -> Loop:
-    """All that STAGES lists up to this stage."""
+    """All that STAGES lists up to this stage; the weights are the same every time."""
+    torch.manual_seed(0)
     has = list(STAGES)[:list(STAGES).index(stage) + 1].__contains__
     rows = ddpm.sampler_rows(ddpm.linear_schedule(), ddpm.timesteps(1000, chain.steps), eta=chain.eta).to(device())
     seeds = image_seeds(0, torch.arange(chain.B)).to(device())
@@ -79,6 +77,7 @@ def ours(stage: str, chain: Chain) -> Loop:
     def denoise(xt: Tensor, t: Tensor) -> Tensor:
         return model(xt, t, *labels)
 
+    @torch.no_grad()                                        # as it draws: compiled once for both
     def error() -> float:
         xt, t = normal(seeds, 1000, shape_of(chain)), rows[:1, 0].long().expand(chain.B)
         few = [each[:2] for each in (t, *labels)]
@@ -89,7 +88,8 @@ def ours(stage: str, chain: Chain) -> Loop:
     else:
         step = sampling_step if has("kernels") else torch.compile(ddpm.step) if has("compile") else ddpm.step
         run = partial(ddpm.sample, denoise, rows, shape_of(chain), step=step)
-    return Loop(lambda: deque(run(seeds), maxlen=1)[0][1], error, 0.1 if has("bf16") else 0.03, count(unet))
+    return Loop(lambda: deque(run(seeds), maxlen=1)[0][1], error, 0.1 if has("bf16") else 0.03, count(unet),
+                lambda: run(seeds))
 
 
 def denoiser(unet: UNet, times: Tensor, has: Callable[[str], bool]) -> Callable:
@@ -108,7 +108,7 @@ def count(network: nn.Module) -> int:
 
 
 def diffusers_unet(network: str) -> nn.Module:
-    """The same network by diffusers, with attention where ours has it."""
+    """The same network by diffusers, with attention where ours has it; without dropout."""
     from diffusers import UNet2DModel
     config = CONFIGS[network]
     heads = config.heads[:-1]
@@ -117,7 +117,7 @@ def diffusers_unet(network: str) -> nn.Module:
         block_out_channels=config.widths, layers_per_block=config.blocks, norm_num_groups=config.groups,
         norm_eps=config.norm_eps, freq_shift=config.freq_shift, flip_sin_to_cos=False, attention_head_dim=None,
         downsample_padding=0 if config.resample == "conv_end" else 1, add_attention=bool(config.heads[-1]),
-        num_class_embeds=config.classes or None, dropout=config.dropout,
+        num_class_embeds=config.classes or None,
         resnet_time_scale_shift="scale_shift" if config.scale_shift else "default",
         down_block_types=["AttnDownBlock2D" if h else "DownBlock2D" for h in heads],
         up_block_types=["AttnUpBlock2D" if h else "UpBlock2D" for h in reversed(heads)])

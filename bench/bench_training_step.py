@@ -15,7 +15,7 @@ import noise
 import train
 from bench.bench_sampling_loop import LUCIDRAINS, SIDES, awake, count, diffusers_unet
 from bench.measure import CUDA, device, finished
-from kernels import group_norm_silu
+from kernels import group_norm_silu, group_norm_silu_plain
 from unet import CONFIGS, Norm, UNet
 
 OURS = {"eager": {}, "bf16": {"dtype": "bf16"}, "bf16 compiled": {"dtype": "bf16", "compile": True},
@@ -30,7 +30,10 @@ class Learner(NamedTuple):
 
 
 def ours(name: str, network: str, B: int) -> Learner:
-    """train.update on random pixels, in channels_last unless it is eager."""
+    """train.update on random pixels, in channels_last unless it is eager.
+
+    Without dropout, as all candidates, so that losses can be compared.
+    """
     shape = (CONFIGS[network].in_channels, SIDES[network], SIDES[network])
     pixels = torch.randint(256, (B, *shape), dtype=torch.uint8).to(device())
     labels = torch.empty(0, dtype=torch.int64)
@@ -40,8 +43,10 @@ def ours(name: str, network: str, B: int) -> Learner:
     if name != "eager":
         run.unet.to(memory_format=torch.channels_last)
     for module in run.unet.modules():
-        if isinstance(module, Norm) and "kernels" in name:
-            module.norm = group_norm_silu
+        if isinstance(module, Norm):                        # --compile alone would choose the fused one
+            module.norm = group_norm_silu if "kernels" in name else group_norm_silu_plain
+        if isinstance(module, nn.Dropout):
+            module.p = 0.
     run = run._replace(ema={k: w.detach().clone() for k, w in run.weights.items()})
     model = train.denoiser(run)
 
@@ -50,13 +55,15 @@ def ours(name: str, network: str, B: int) -> Learner:
     return Learner(update, partial(loss_error, run, model, data.to_unit(pixels)), count(run.unet))
 
 
-@torch.no_grad()
 def loss_error(run: train.Run, model: Callable, x0: Tensor) -> float:
-    """Of the loss by this model, beside the plain network's in float64 with the same weights."""
+    """Of the loss by this model, beside the plain network's in float64 with the same weights.
+
+    With gradients, as in an update, so that the model is compiled once for both.
+    """
     B = len(x0)
     t = (torch.arange(B, device=device()) * 1000 // B) + 1
     eps = noise.normal(noise.image_seeds(0, torch.arange(B, device=device())), 1, x0.shape[1:], noise.TRAIN)
-    plain = UNet(run.unet.config).to(device()).double()
+    plain = UNet(run.unet.config).to(device()).double().eval().requires_grad_(False)
     plain.load_state_dict(run.unet.state_dict())
     got, true = (ddpm.loss(run.schedule, denoise, each, t, eps.to(each.dtype)).mean().item() for denoise, each in
                  ((lambda xt, t: model(xt, t, None), x0), (plain, x0.double())))

@@ -4,6 +4,7 @@ Cold: the calls go round buffers that together are four times the L2 cache. Warm
 candidates take turns, replay by replay, and none is timed before its error against float64 is known.
 """
 
+import os
 import statistics
 import subprocess
 import time
@@ -116,7 +117,7 @@ def measure(work: Work, cold: bool) -> dict[str, dict]:
 
 def copies(size: int, sets: int) -> list[Callable]:
     """Copies that read and write `size` bytes together."""
-    pairs = [torch.zeros(2, max(1, size // 2), dtype=torch.uint8, device=device()) for _ in range(sets)]
+    pairs = [torch.randint(256, (2, max(1, size // 2)), dtype=torch.uint8, device=device()) for _ in range(sets)]
     return [partial(b.copy_, a) for a, b in pairs]
 
 
@@ -154,9 +155,11 @@ def said(*command: str) -> str:
 
 
 def stamp() -> dict[str, str]:
+    """Where there is no git, the commit is what the variable COMMIT says."""
     import triton
     changed = said("git", "status", "--porcelain", "--untracked-files=no") not in ("", "unknown")
-    stamp = {"commit": said("git", "rev-parse", "--short", "HEAD") + (" with changes" if changed else ""),
+    commit = os.environ.get("COMMIT") or said("git", "rev-parse", "--short", "HEAD")
+    stamp = {"commit": commit + (" with changes" if changed else ""),
              "torch": torch.__version__, "triton": triton.__version__}
     if not CUDA:
         return {"gpu": "cpu", **stamp}

@@ -2,9 +2,12 @@
 
     python -m bench.report kernels      # norms, chains and steps: beside eager, torch.compile, Liger, and a copy
     python -m bench.report loops        # whole sampling loops and training steps, beside peers
+    python -m bench.report same         # the same bytes twice; plain, compiled and captured pictures
+    python -m bench.report profile      # where the time of one captured step goes
+    python -m bench.report training     # one training by train.py in float32, and compiled in bf16
 
-Each finished case is a line of bench/results/<gpu>/kernels.jsonl or loops.jsonl; a rerun takes up what is missing,
-and ends when its minutes are over. Tables and plots are made anew after every run, or by python -m bench.tables.
+Each finished case is a line of bench/results/<gpu>/<command>.jsonl; a rerun takes up what is missing, and ends when
+its minutes are over. Tables and plots are made anew after every run, or by python -m bench.tables.
 """
 
 import gc
@@ -22,6 +25,7 @@ import torch
 
 from bench import bench_sampling_loop as loops
 from bench import bench_training_step as training
+from bench import same, step_profile, training_run
 from bench.bench_group_norm_silu import chain_work, norm_work, shapes
 from bench.bench_sampling_step import step_work
 from bench.measure import CUDA, Work, captured, copies, device, in_turn, measure, stamp
@@ -36,7 +40,9 @@ RESULTS = Path("bench/results")
 class Config:
     """Measures, on a GPU, what is not yet measured there."""
     only: str = ""                  # cases whose name has this in it
-    minutes: float = 7.             # no case begins after so many
+    minutes: float = 7.             # no case begins after so many; a training is stopped then
+    checkpoint: str = "weights/digits.pt"   # whose pictures `same` compares
+    steps: int = 3000               # updates of `training`
     out: str = str(RESULTS)         # the GPU's folder is made in this one
     smoke: bool = False             # tiny sizes, anywhere: tries the program, measures nothing
 
@@ -96,18 +102,18 @@ def machine(n: int) -> dict:
 
 
 def loop_cases(smoke: bool) -> dict[str, Callable[[], dict]]:
-    """The machine; ours stage by stage and peers at batch 128; the ends at other sizes; DDPM-1000; training."""
+    """The machine; ours stage by stage and peers at batch 512; one picture; training; DDPM-1000; other batches."""
     peers = peers_here()
-    ends, rivals = ["eager", "compile", "sub-pixel", "graph"], [p for p in peers if "max-autotune" not in p]
+    ends, rivals = ["eager", "compile", "graph"], [p for p in peers if "max-autotune" not in p]
     if smoke:
         return {"machine": partial(machine, 64), **draws([*loops.stages(), *rivals], loops.Chain("digits", 2, 2, 0.)),
                 **updates(["eager", "bf16"], "digits", 4)}
     sizes = {B: loops.Chain("cifar10", B, 50, 0.) for B in (1, 8, 128, 512)}
-    return {"machine": partial(machine, 8192), **draws([*loops.STAGES, *rivals], sizes[128]),
-            **draws([*ends, *rivals], sizes[512]), **draws([*ends, *rivals], sizes[1]), **draws(ends, sizes[8]),
-            **updates([*training.OURS, *training.PEERS], "cifar10", 128),
-            **draws(["graph", "compile", "eager", "diffusers channels_last"], loops.Chain("cifar10", 128, 1000, 1.)),
-            **draws([name for name in peers if "max-autotune" in name], sizes[512])}
+    return {"machine": partial(machine, 8192), **draws(["graph", *loops.STAGES, *rivals], sizes[512]),
+            **draws([*ends, *rivals], sizes[1]), **updates([*training.OURS, *training.PEERS], "cifar10", 128),
+            **draws(["graph", "diffusers channels_last"], loops.Chain("cifar10", 128, 1000, 1.)),
+            **draws([*ends, *rivals], sizes[128]),
+            **draws([name for name in peers if "max-autotune" in name], sizes[512]), **draws(ends, sizes[8])}
 
 
 def peers_here() -> list[str]:
@@ -130,7 +136,6 @@ def updates(names: Sequence[str], network: str, B: int) -> dict[str, Callable[[]
 
 
 def draw_case(name: str, chain: loops.Chain) -> dict:
-    begin()
     began = time.perf_counter()
     loop = loops.build(name, chain)
     error = loop.error()
@@ -138,13 +143,14 @@ def draw_case(name: str, chain: loops.Chain) -> dict:
     prepared = time.perf_counter() - began
     if not error <= loop.tolerance:
         return {"error": error, "failed": f"wrong by {error:.1e} of the largest element"}
+    loop = loop._replace(error=None)                        # frees the network in float64
+    forget_peak()
     times = in_turn({name: (loop.draw, 1)}, 5 if CUDA and chain.steps < 500 else 2)[name]
     return times | {"error": error, "prepared s": prepared, "images/s": 1e6 * chain.B / times["us"],
                     "ms a step": times["us"] / 1e3 / chain.steps, "parameters": loop.parameters} | memory()
 
 
 def update_case(name: str, network: str, B: int) -> dict:
-    begin()
     began = time.perf_counter()
     learner = training.build(name, network, B)
     error = learner.error()
@@ -153,18 +159,44 @@ def update_case(name: str, network: str, B: int) -> dict:
     prepared = time.perf_counter() - began
     if not error <= training.TOLERANCE:
         return {"error": error, "failed": f"its loss is wrong by {error:.1%}"}
+    forget_peak()
     times = in_turn({name: (learner.update, 1)})[name]
     return times | {"error": error, "prepared s": prepared, "images/s": 1e6 * B / times["us"],
                     "parameters": learner.parameters} | memory()
 
 
-def begin() -> None:
-    if device().type == "cuda":
+def forget_peak() -> None:
+    """What was needed only to prepare, and to see the error, is no part of the memory that is told."""
+    gc.collect()
+    if CUDA:
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
 
 
 def memory() -> dict[str, float]:
-    return {"peak GB": torch.cuda.max_memory_allocated() / 1e9} if CUDA else {}
+    """Reserved, not allocated: a captured graph holds its memory without allocating it."""
+    return {"peak GB": torch.cuda.max_memory_reserved() / 1e9} if CUDA else {}
+
+
+def profile_cases(smoke: bool) -> dict[str, Callable[[], dict]]:
+    """The machine; a captured step at batch 512, 128 and 1."""
+    network, sizes = ("digits", (2,)) if smoke else ("cifar10", (512, 128, 1))
+    return {"machine": partial(machine, 64 if smoke else 8192),
+            **{f"{network} batch {B}": partial(step_profile.profiled, loops.Chain(network, B, 100, 0.)) for B in sizes}}
+
+
+def same_cases(smoke: bool, checkpoint: Path, folder: Path) -> dict[str, Callable[[], dict]]:
+    """The same bytes twice; pictures of a trained model, drawn in every way."""
+    chain = loops.Chain("digits", 2, 2, 1.) if smoke else loops.Chain("cifar10", 512, 1000, 1.)
+    return {f"bytes: DDPM-{chain.steps} {chain.network} batch {chain.B}": partial(same.twice, chain),
+            f"pictures: {checkpoint}": partial(same.pictures, checkpoint, 10 if smoke else 100, folder)}
+
+
+COMMANDS = {"kernels": lambda config, folder: kernel_cases(config.smoke),
+            "loops": lambda config, folder: loop_cases(config.smoke),
+            "same": lambda config, folder: same_cases(config.smoke, Path(config.checkpoint), folder),
+            "profile": lambda config, folder: profile_cases(config.smoke),
+            "training": lambda config, folder: training_run.cases(folder, config.steps, config.minutes, config.smoke)}
 
 
 # What is written
@@ -201,9 +233,8 @@ def run(path: Path, cases: dict[str, Callable[[], dict]], minutes: float) -> int
 @script
 def main(argv: Sequence[str] | None = None) -> None:
     command, *rest = (sys.argv[1:] if argv is None else argv) or [""]
-    commands = {"kernels": kernel_cases, "loops": loop_cases}
-    if command not in commands:
-        raise ValueError(f"no command {command!r}; it must be one of {', '.join(commands)}")
+    if command not in COMMANDS:
+        raise ValueError(f"no command {command!r}; it must be one of {', '.join(COMMANDS)}")
     config = parse(Config, rest)
     if not CUDA and not config.smoke:
         raise ValueError("there is no GPU here, and times of a CPU would not say what the kernels are worth; "
@@ -214,7 +245,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         torch.backends.cudnn.benchmark = True
     gpu = torch.cuda.get_device_name().lower().removeprefix("nvidia ").replace(" ", "-") if CUDA else "cpu"
     folder = parent_made(Path(config.out, gpu, f"{command}.jsonl")).parent
-    cases = {name: case for name, case in commands[command](config.smoke).items() if config.only in name}
+    cases = {name: case for name, case in COMMANDS[command](config, folder).items() if config.only in name}
     missing = run(folder / f"{command}.jsonl", cases, config.minutes)
     write_tables(folder)
     print(f"{folder}: {missing} of {len(cases)} cases still to measure" + (", run it again" if missing else ""))

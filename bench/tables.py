@@ -1,18 +1,24 @@
-"""The tables and plots of bench/results/<gpu>/, made from its kernels.jsonl and loops.jsonl.
+"""The tables and plots of bench/results/<gpu>/, made from the .jsonl files of bench.report.
 
     python -m bench.tables
+
+summary.md is the README's: it is pasted there as it is, its links lead from there.
 """
 
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from statistics import geometric_mean
+from statistics import fmean, geometric_mean, stdev
 
 import torch
 
+from bench import plots
+from bench.stages import STAGES
 from cli import parse, script
-from kernels.equivalence import SIDES
+from kernels.equivalence import SIDES, norms
 from unet import CONFIGS, UNet
 
 
@@ -64,6 +70,12 @@ def over(results: dict, one: str, other: str) -> float | str:
     return times[0] / times[1] if all(times) else ""
 
 
+def machine(lines: dict[str, dict]) -> tuple[float, float]:
+    """What was measured in the same run: GB/s of a copy, TFLOP/s of matrices; 0 if nothing was."""
+    found = lines.get("machine", {}).get("results", {})
+    return found.get("copy", {}).get("GB/s", 0.), found.get("matrices", {}).get("TFLOP/s", 0.)
+
+
 def mean(values: Sequence) -> float | str:
     values = [value for value in values if value != ""]
     return geometric_mean(values) if values else ""
@@ -95,14 +107,32 @@ def kernel_table(section: dict[str, dict], state: str) -> str:
 
 
 def kernels_page(lines: dict[str, dict]) -> str:
-    page = "# Kernels\n\n" + stamps(lines)
-    if "results" in lines.get("machine", {}):
-        found = lines["machine"]["results"]
-        page += (f"\nIn the same run a copy moved {found['copy']['GB/s']:.0f} GB/s, and bf16 matrices multiplied at "
-                 f"{found['matrices']['TFLOP/s']:.0f} TFLOP/s.\n")
+    page = "# Kernels\n\n" + stamps(lines) + machine_line(lines)
     for name, section in sections(lines).items():
         page += f"\n## {name}\n" + "".join(kernel_table(section, state) for state in ("cold", "warm"))
     return page + failures(lines)
+
+
+def machine_line(lines: dict[str, dict]) -> str:
+    copy, matrices = machine(lines)
+    return copy and (f"\nIn the same run a copy moved {copy:.0f} GB/s, and bf16 matrices multiplied at {matrices:.0f} "
+                     f"TFLOP/s.\n") or ""
+
+
+def roofline_points(lines: dict[str, dict]) -> dict[str, list[tuple[float, float]]]:
+    """(MB, useful GB/s) of every norm, cold, by candidate, direction and layout, and of copies as large."""
+    points = {}
+    for name, section in sections(lines).items():
+        for line in section.values():
+            found = line.get("results", {})
+            for candidate, each in found.get("cold", {}).items():
+                if "GB/s" in each and not name.startswith("step") and candidate in ("copy", *DRAWN):
+                    label = candidate if candidate == "copy" else f"{candidate}, {name.split()[1]} {name.split()[2]}"
+                    points.setdefault(label, []).append((found["bytes"] / 1e6, each["GB/s"]))
+    return points
+
+
+DRAWN = ("eager", "compiled", "triton")                     # candidates of the roofline
 
 
 def failures(lines: dict[str, dict]) -> str:
@@ -116,50 +146,24 @@ def failures(lines: dict[str, dict]) -> str:
     return "\n## Not measured\n\n" + table(["case", "candidate", "why"], found) if found else ""
 
 
-def roofline(lines: dict[str, dict], path: Path) -> None:
-    """Useful GB/s over useful bytes, cold, beside a copy of as many bytes."""
-    points = {}
-    for name, section in sections(lines).items():
-        for line in section.values():
-            found = line.get("results", {})
-            for candidate, each in found.get("cold", {}).items():
-                if "GB/s" in each and not name.startswith("step"):
-                    kind = candidate if candidate == "copy" else f"{candidate}, {name.split()[1]} {name.split()[2]}"
-                    points.setdefault(kind, []).append((found["bytes"] / 1e6, each["GB/s"]))
-    kept = {k: v for k, v in points.items() if k == "copy" or k.split(",")[0] in ("eager", "compiled", "triton")}
-    if kept:
-        plot(path, lambda axes: draw_points(axes, kept), "MB read and written", "useful GB/s, cold")
-
-
-def draw_points(axes, points: dict[str, list[tuple[float, float]]]) -> None:
-    for name, found in points.items():
-        axes.plot(*zip(*sorted(found), strict=True), "k-" if name == "copy" else "o", label=name, markersize=4)
-    axes.set(xscale="log")
-    axes.legend(fontsize=6, ncols=2)
-
-
-def plot(path: Path, draw: Callable, xlabel: str, ylabel: str) -> None:
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    draw(axes)
-    axes.set(xlabel=xlabel, ylabel=ylabel)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-
-
 # Loops
 
-def flops(network: str) -> int:
-    """Of one picture and one step: two for each product, counted on a network without numbers."""
+def flops(network: str) -> dict[str, int]:
+    """Of one picture and one step, by kind: two for each product, counted on a network without numbers."""
     from torch.utils.flop_counter import FlopCounterMode
     config = CONFIGS[network]
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         t = torch.ones(1, dtype=torch.int64)
         xt = torch.empty(1, config.in_channels, SIDES[network], SIDES[network])
         UNet(config)(xt, t, t if config.classes else None)
-    return counter.get_total_flops()
+    found = {str(op): n for op, n in counter.get_flop_counts()["Global"].items()}
+    return {"convolution": found.pop("aten.convolution"), "attention": found.pop("aten.bmm", 0),
+            "matrix product": sum(found.values())}
+
+
+def floor_ms(network: str, B: int, rate: float) -> float:
+    """Milliseconds of a step whose products run at the rate of large matrices, in TFLOP/s; 0 if that is unknown."""
+    return sum(flops(network).values()) * B / rate / 1e9 if rate else 0.
 
 
 def loop_table(name: str, section: dict[str, dict], rate: float) -> str:
@@ -167,8 +171,8 @@ def loop_table(name: str, section: dict[str, dict], rate: float) -> str:
     done = {who: line["results"] for who, line in section.items() if "us" in line.get("results", {})}
     if not done:
         return ""
-    kind, network = name.split()[:2]
-    work = flops(network) * (3 if kind == "training" else int(kind.split("-")[1]))
+    how, network = name.split()[:2]
+    work = sum(flops(network).values()) * (3 if how == "training" else int(how.split("-")[1]))
     rows = [[who, found["images/s"], found["images/s"] * work / rate / 1e10 if rate and "denoising" not in who else "",
              found["us"] / 1e3, found.get("ms a step", ""), found["p20"] / 1e3, found["p80"] / 1e3,
              found.get("peak GB", ""), found["parameters"] / 1e6, found["error"], found["prepared s"]]
@@ -182,36 +186,178 @@ def loop_table(name: str, section: dict[str, dict], rate: float) -> str:
 
 
 def loops_page(lines: dict[str, dict]) -> str:
-    rate = lines.get("machine", {}).get("results", {}).get("matrices", {}).get("TFLOP/s", 0.)
-    page = "# Sampling loops and training steps\n\n" + stamps(lines)
-    page += "".join(loop_table(name, section, rate) for name, section in sections(lines).items())
+    page = "# Sampling loops and training steps\n\n" + stamps(lines) + machine_line(lines) + waterfall_section(lines)
+    page += "".join(loop_table(name, section, machine(lines)[1]) for name, section in sections(lines).items())
     return page + failures(lines)
 
 
-def waterfall(lines: dict[str, dict], path: Path) -> None:
-    """Milliseconds a step as one stage is added to the other, at the batch that has most of them."""
-    from bench.bench_sampling_loop import STAGES
-    found = {name: {stage: section[stage]["results"]["ms a step"] for stage in STAGES
-                    if "ms a step" in section.get(stage, {}).get("results", {})}
-             for name, section in sections(lines).items()}
-    name = max(found, key=lambda each: len(found[each]), default="")
-    if not found or len(found[name]) < 2:
-        return
+def waterfall_of(lines: dict[str, dict]) -> tuple[str, dict[str, float], dict[str, float], float] | None:
+    """Of the loop with most stages: its name, ms a step of each stage and of each peer, and the floor."""
+    times = {name: {who: line["results"]["ms a step"] for who, line in section.items()
+                    if "ms a step" in line.get("results", {})} for name, section in sections(lines).items()}
+    name = max(times, key=lambda each: len(STAGES.keys() & times[each]), default="")
+    stages = {stage: times[name][stage] for stage in STAGES if stage in times[name]} if name else {}
+    if len(stages) < 2 or "eager" not in stages:
+        return None
+    peers = {who: ms for who, ms in times[name].items() if who not in STAGES and "denoising" not in who}
+    return name, stages, peers, floor_ms(name.split()[1], int(name.split()[-1]), machine(lines)[1])
 
-    def draw(axes) -> None:
-        bars = axes.bar(found[name].keys(), found[name].values(), color="tab:blue")
-        axes.bar_label(bars, fmt="%.3g")
-    plot(path, draw, name, "ms a step")
+
+def waterfall_section(lines: dict[str, dict]) -> str:
+    """A line for each stage: what it wins, in milliseconds a step."""
+    if not (found := waterfall_of(lines)):
+        return ""
+    name, stages, _, floor = found
+    text = f"\n## From eager to all of it: {name}\n\n![Milliseconds a step](waterfall.png)\n\n"
+    for (_, before), (stage, after) in pairwise(stages.items()):
+        text += (f"- {stage}, {STAGES[stage]}: {before:.3g} to {after:.3g} ms a step, {before / after:.3g} times as "
+                 f"fast\n")
+    first, *_, last = stages.values()
+    text += f"- together: {first:.3g} to {last:.3g} ms, {first / last:.3g} times as fast"
+    return text + (f"; the network's products alone take {floor:.3g} ms\n" if floor else "\n")
+
+
+# One step, kernel by kernel
+
+KINDS = {                                                   # the first whose pattern is found in a kernel's name
+    "fused norm": r"^(forward|backward)_(part_|merge_|apply_)?kernel|group_norm",
+    "sampling step": r"^step_kernel",
+    "compiled pointwise": r"^triton_(poi|red|per)",
+    "attention": r"(?i)flash|fmha|attention|sdpa|softmax",
+    "convolution": r"(?i)conv|fprop|dgrad|wgrad|nchwtonhwc|nhwctonchw|cudnn",
+    "matrix product": r"(?i)gemm|nvjet|cutlass|splitk|addmm|bmm|::mm",
+    "copy": r"(?i)memcpy|memset|copy|CatArray",
+    "pointwise": r"(?i)elementwise|index|gather|aten::",
+    "other": ""}
+
+
+def kind(kernel: str) -> str:
+    return next(name for name, pattern in KINDS.items() if re.search(pattern, kernel))
+
+
+def profile_page(lines: dict[str, dict]) -> str:
+    page = "# Where one captured step goes\n\n" + stamps(lines) + machine_line(lines)
+    for case, line in lines.items():
+        if "kernels" in line.get("results", {}):
+            page += f"\n## {case}\n\n" + profile_tables(case, line["results"], machine(lines))
+    return page + failures(lines)
+
+
+def profile_tables(case: str, found: dict, rates: tuple[float, float]) -> str:
+    """By kind, with what the products, and the bytes of the norms, would take alone; then the longest kernels."""
+    network, B = case.split()[0], int(case.split()[-1])
+    total, floors = found["us"], floors_us(network, B, *rates) if all(rates) else {}
+    kinds = {name: [0., 0.] for name in KINDS}
+    for kernel, (count, us) in found["kernels"].items():
+        kinds[kind(kernel)][0] += count
+        kinds[kind(kernel)][1] += us
+    rows = [[name, count, us, 100 * us / total, floors.get(name, "")] for name, (count, us) in kinds.items() if count]
+    busy = sum(us for _, us in kinds.values())
+    rows += [["between kernels", "", total - busy, 100 * (total - busy) / total, ""],
+             ["a step", sum(row[1] for row in rows), total, 100., sum(floors.values()) or ""]]
+    longest = [[f"`{kernel[:100]}`", kind(kernel), count, us] for kernel, (count, us) in
+               list(found["kernels"].items())[:15]]
+    return (table(["", "launches", "us", "%", "floor us"], rows) + "\n"
+            + table(["longest", "kind", "launches", "us"], longest))
+
+
+def floors_us(network: str, B: int, copy: float, rate: float) -> dict[str, float]:
+    """Products at the rate of large matrices; norms, read and written once in bf16, at that of a copy."""
+    elements = sum(norm.C * norm.H * norm.W * n for norm, n in norms(network).items())
+    return {name: B * n / rate / 1e6 for name, n in flops(network).items()} | {"fused norm": 4e-3 * B * elements / copy}
+
+
+# The same pictures; one training
+
+def same_page(lines: dict[str, dict]) -> str:
+    page = "# The same pictures\n\n" + stamps(lines)
+    for case, line in lines.items():
+        found = line.get("results", {})
+        if "sha256" in found:
+            page += f"\n## {case}\n\n{'The same bytes' if found['ok'] else '**Other bytes**'}.\n\n" + table(
+                ["", "sha256"], [[name, f"`{each}`"] for name, each in found["sha256"].items()])
+        if "ways" in found:
+            rows = [[name, each["largest"], each["mean"], each["tolerance"], "yes" if each["ok"] else "**no**"]
+                    for name, each in found["ways"].items()]
+            page += (f"\n## {case}\n\n{found['n']} pictures in [-1, 1] beside the plain ones in float32.\n\n" + table(
+                ["", "largest difference", "mean", "tolerance", "within"], rows) + "\n![Drawn in each way](same.png)\n")
+    return page + failures(lines)
+
+
+def training_page(lines: dict[str, dict]) -> str:
+    """Each run, and how far the losses of each are from the first run's at the same steps."""
+    runs = training_runs(lines)
+    page, first = "# One training, twice\n\n" + stamps(lines), dict(next(iter(runs.values()))["losses"]) if runs else {}
+    rows = []
+    for name, found in runs.items():
+        half = [(step, loss) for step, loss in found["losses"] if 2 * step > found["steps"]]
+        apart = [100 * (loss / first[step] - 1) for step, loss in half]
+        error = stdev(apart) / len(apart)**0.5 if len(apart) > 1 else 0.
+        rows.append([name, found["steps"], fmean(loss for _, loss in half),
+                     f"{fmean(apart):+.2f} +- {error:.2f}" if rows else "", found["images/s"],
+                     f"`train.py {found['flags']}`"])
+    page += "\n" + table(["", "steps", "loss, second half", "% from the first", "images/s", "command"], rows)
+    page += ("\nimages/s are those of the whole run, compilation and samples included. Dropout is drawn by each in its "
+             "own way, all else from the same seeds.\n\n![Losses](training.png)\n")
+    if found := lines.get("pictures", {}).get("results"):
+        page += (f"\n![The same noise through both models](training_pictures.png)\n\n{found['n']} pictures of the same "
+                 f"noise differ by {found['mean']:.2g} in the mean, {found['largest']:.2g} at most, in [-1, 1].\n")
+    return page + failures(lines)
+
+
+def training_runs(lines: dict[str, dict]) -> dict[str, dict]:
+    return {name: line["results"] for name, line in lines.items() if "losses" in line.get("results", {})}
+
+
+# For the README
+
+def summary(folder: Path, found: dict[str, dict[str, dict]]) -> str:
+    """The ends of every loop, a line for each kind of kernel, and the pictures."""
+    text = stamps(found.get("loops") or found.get("kernels") or {})
+    rows = [row for name, section in sections(found.get("loops", {})).items() for row in summary_rows(name, section)]
+    if rows:
+        text += "\n" + table(["", "", "images/s", "over diffusers"], rows)
+    kernels = [[name, *ratios(section)] for name, section in sections(found.get("kernels", {})).items()]
+    if kernels := [row for row in kernels if row[1]]:
+        text += "\n" + table(["kernel, cold", "shapes", "over eager", "over torch.compile", "the least", "% of a copy"],
+                             kernels)
+    for name, what in {"waterfall": "Milliseconds a step, stage by stage", "roofline": "Norms beside a copy"}.items():
+        if (folder / f"{name}.png").exists():
+            text += f"\n![{what}]({folder}/{name}.png)\n"
+    return text
+
+
+def summary_rows(name: str, section: dict[str, dict]) -> list[list]:
+    done = {who: line["results"] for who, line in section.items() if "images/s" in line.get("results", {})}
+    shown = [who for who in done if who not in STAGES or who in ("eager", "compile", "graph")]
+    base = done.get("diffusers", {}).get("images/s")
+    return [[name, who, done[who]["images/s"], done[who]["images/s"] / base if base else ""] for who in shown]
+
+
+def ratios(section: dict[str, dict]) -> list:
+    """Shapes measured; geometric means of Triton's speed over eager and torch.compile, the least, % of a copy."""
+    cold = [line["results"]["cold"] for line in section.values() if "cold" in line.get("results", {})]
+    eager, compiled, copy = ([over(each, "triton", other) for each in cold] for other in ("eager", "compiled", "copy"))
+    least, share = min((value for value in compiled if value != ""), default=""), mean(copy)
+    return [len(cold), mean(eager), mean(compiled), least, 100 * share if share else ""]
+
+
+PAGES = {"kernels": kernels_page, "loops": loops_page, "same": same_page, "profile": profile_page,
+         "training": training_page}
 
 
 def write_tables(folder: Path) -> None:
-    """kernels.md, loops.md, roofline.png and waterfall.png, as far as there is anything to show."""
-    if kernels := read(folder / "kernels.jsonl"):
-        (folder / "kernels.md").write_text(kernels_page(kernels))
-        roofline(kernels, folder / "roofline.png")
-    if loops := read(folder / "loops.jsonl"):
-        (folder / "loops.md").write_text(loops_page(loops))
-        waterfall(loops, folder / "waterfall.png")
+    """A page for each .jsonl, plots, and the summary, as far as there is anything to show."""
+    found = {name: lines for name in PAGES if (lines := read(folder / f"{name}.jsonl"))}
+    for name, lines in found.items():
+        (folder / f"{name}.md").write_text(PAGES[name](lines))
+    if points := roofline_points(found.get("kernels", {})):
+        plots.roofline(folder / "roofline.png", points)
+    if fall := waterfall_of(found.get("loops", {})):
+        plots.waterfall(folder / "waterfall.png", *fall)
+    if runs := training_runs(found.get("training", {})):
+        plots.losses(folder / "training.png", {name: run["losses"] for name, run in runs.items()})
+    (folder / "summary.md").write_text(summary(folder, found))
 
 
 @script

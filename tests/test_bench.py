@@ -1,16 +1,22 @@
 """What is timed is right, and the report of the times begins where it stopped. Nothing is compiled here."""
 
 import json
+import sys
+import time
 
 import pytest
 import torch
 
+import train
 from bench import bench_sampling_loop as loops
 from bench import bench_training_step as training
-from bench import measure, report, tables
+from bench import measure, report, same, tables, training_run
 from bench.bench_group_norm_silu import chain_work, norm_work
 from bench.bench_sampling_step import step_work
+from kernels import group_norm_silu, group_norm_silu_plain
 from kernels.equivalence import LAYOUTS, Norm
+from unet import Norm as NormModule
+from unet import UNet
 
 TINY = Norm(8, 4, 3, 2, (), True)
 peers = pytest.mark.parametrize("name", ["diffusers", "diffusers compiled", loops.LUCIDRAINS])
@@ -59,6 +65,20 @@ def test_every_stage_draws_the_same_network(name, monkeypatch):
     assert loop.error() <= loop.tolerance and loop.draw().isfinite().all()
 
 
+def test_an_error_is_seen_by_the_graph_that_draws(monkeypatch):
+    """torch.compile makes another one for every grad mode."""
+    modes, right = [], loops.denoiser
+
+    def denoiser(*args):
+        model = right(*args)
+        return lambda *inputs: (modes.append(torch.is_grad_enabled()), model(*inputs))[1]
+    monkeypatch.setattr(loops, "denoiser", denoiser)
+    loop = loops.build("bf16", loops.Chain("digits", 2, 2, 0.))
+    loop.error()
+    loop.draw()
+    assert modes == [False] * 3
+
+
 @peers
 def test_peers_draw(name):
     pytest.importorskip(name.split()[0].replace("-", "_"))
@@ -78,6 +98,14 @@ def test_our_update_learns(name):
     learner = training.build(name, "digits", 4)
     assert learner.error() <= training.TOLERANCE
     learner.update()
+
+
+@pytest.mark.parametrize("name, norm", [("bf16 compiled", group_norm_silu_plain),
+                                        ("bf16 compiled kernels", group_norm_silu)])
+def test_only_the_kernels_update_has_the_fused_norm(name, norm, monkeypatch):
+    monkeypatch.setattr(train, "fast_unet", lambda config, device: UNet(config, group_norm_silu))
+    unet = training.build(name, "digits", 2).error.args[0].unet
+    assert {module.norm for module in unet.modules() if isinstance(module, NormModule)} == {norm}
 
 
 @peers
@@ -118,7 +146,110 @@ def test_what_fails_is_said_and_tried_again(tmp_path):
 
 
 def test_flops_are_those_of_the_paper():
-    assert tables.flops("cifar10") == pytest.approx(12.44e9, rel=1e-2)
+    assert sum(tables.flops("cifar10").values()) == pytest.approx(12.44e9, rel=1e-2)
+    assert tables.floor_ms("cifar10", 512, 790) == pytest.approx(8.06, rel=1e-2)
+    norms = tables.floors_us("cifar10", 128, 4300, 790)["fused norm"]
+    assert norms == pytest.approx(401, rel=1e-2)
+
+
+def lines(**results) -> dict[str, dict]:
+    """A file of results, made up."""
+    return {case: {"case": case, "stamp": {"gpu": "none"}, "results": found} for case, found in results.items()}
+
+
+def test_the_waterfall_says_what_each_stage_wins(tmp_path):
+    machine = {"copy": {"GB/s": 4000.}, "matrices": {"TFLOP/s": 800.}}
+    times = {"eager": 40., "bf16": 20., "channels_last": 25., "graph": 10., "diffusers": 30., loops.LUCIDRAINS: 9.}
+    made = lines(machine=machine, **{f"DDIM-50 cifar10 batch 512: {who}": {"ms a step": ms, "us": 5e4 * ms, "p20": 1.,
+                 "p80": 1., "images/s": 10240 / ms, "parameters": 1, "error": 0., "prepared s": 1.}
+                 for who, ms in times.items()},
+                 **{"DDIM-50 cifar10 batch 1: eager": {"ms a step": 5.}})
+    (tmp_path / "loops.jsonl").write_text("".join(json.dumps(line) + "\n" for line in made.values()))
+    name, stages, peers, floor = tables.waterfall_of(made)
+    assert name.endswith("512") and [*stages] == ["eager", "bf16", "channels_last", "graph"]
+    assert peers == {"diffusers": 30.} and floor == pytest.approx(7.96, rel=1e-2)
+    text = tables.waterfall_section(made)
+    assert "- bf16, weights and activations in bf16: 40 to 20 ms a step, 2 times as fast" in text
+    assert "together: 40 to 10 ms, 4 times as fast; the network's products alone take 7.96 ms" in text
+    del made["DDIM-50 cifar10 batch 1: eager"]
+    (tmp_path / "loops.jsonl").write_text("".join(json.dumps(line) + "\n" for line in made.values()))
+    tables.write_tables(tmp_path)
+    summary = (tmp_path / "summary.md").read_text()
+    assert "| graph | 1024 | 3 |" in summary and f"]({tmp_path}/waterfall.png)" in summary
+    assert "bf16" not in summary and "roofline" not in summary and (tmp_path / "waterfall.png").exists()
+
+
+def test_the_summary_of_kernels_is_a_geometric_mean(tmp_path):
+    def cold(compiled: float) -> dict:
+        times = {"eager": 8., "compiled": compiled, "triton": 2., "copy": 1.}
+        return {"work": "", "bytes": 9, "cold": {who: {"us": us, "GB/s": 1.} for who, us in times.items()}}
+    made = lines(**{"cifar10 forward nchw 8x8": cold(2.), "cifar10 forward nchw 8x4": cold(8.)})
+    assert "| cifar10 forward nchw | 2 | 4 | 2 | 1 | 50 |" in tables.summary(tmp_path, {"kernels": made})
+
+
+@pytest.mark.parametrize("kernel, kind", [
+    ("forward_kernel", "fused norm"), ("forward_part_kernel", "fused norm"), ("step_kernel", "sampling step"),
+    ("triton_poi_fused_add_convolution_3", "compiled pointwise"), ("triton_tem_fused_convolution_3", "convolution"),
+    ("sm90_xmma_fprop_implicit_gemm_bf16bf16_bf16f32_f32_nhwckrsc_nhwc_tilesize128x128x64", "convolution"),
+    ("void cutlass__5x_cudnn::Kernel<cutlass_tensorop_bf16_s16816dgrad_optimized_bf16_128x128>", "convolution"),
+    ("nvjet_tst_128x256_64x4_2x1_v_bz_coopA_TNT", "matrix product"), ("Memcpy DtoD (Device -> Device)", "copy"),
+    ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob_7_64x64x256", "attention"),
+    ("void at::native::vectorized_elementwise_kernel<4, at::native::CUDAFunctor_add<long>>", "pointwise"),
+    ("void at::native::elementwise_kernel<at::native::direct_copy_kernel_cuda>", "copy"), ("mystery", "other")])
+def test_kernels_are_of_a_kind(kernel, kind):
+    assert tables.kind(kernel) == kind
+
+
+def test_the_profile_adds_up(tmp_path):
+    report.main(["profile", "--smoke", "--out", str(tmp_path)])
+    folder = next(tmp_path.iterdir())
+    found = tables.read(folder / "profile.jsonl")["digits batch 2"]["results"]
+    assert sum(us for _, us in found["kernels"].values()) > 0
+    assert "| convolution |" in (folder / "profile.md").read_text()
+    page = tables.profile_tables("cifar10 batch 128", {"us": 4000., "kernels": {
+        "fprop": [40., 3000.], "forward_kernel": [51., 500.], "dgrad": [3., 100.]}}, (4300., 790.))
+    for row in ("fused norm | 51 | 500 | 12.5 | 401", "convolution | 43 | 3100 | 77.5 | 1851",
+                "between kernels |  | 400 | 10 | ", "a step | 94 | 4000 | 100 | 2417"):
+        assert f"| {row} |" in page
+
+
+def test_the_same_pictures(tmp_path, monkeypatch):
+    report.main(["same", "--smoke", "--out", str(tmp_path)])
+    folder = next(tmp_path.iterdir())
+    page = (folder / "same.md").read_text()
+    assert "The same bytes." in page and "| yes |" in page and (folder / "same.png").exists()
+    others = iter((1., 2.))
+    monkeypatch.setattr(same, "compiled", lambda config: same.sample.draw(config).x + 0.01)
+    monkeypatch.setattr(loops, "ours", lambda *_: loops.Loop(lambda: torch.ones(1) * next(others, 3.), None, 0., 0))
+    made = lines(pictures=same.pictures(report.Path("weights/digits.pt"), 10, tmp_path), bytes=same.twice(None))
+    assert "**no**" in tables.same_page(made) and "**Other bytes**" in tables.same_page(made)
+
+
+def test_a_training_is_compared(tmp_path, monkeypatch):
+    monkeypatch.setattr(training_run, "run_until", lambda deadline, command: train.main(command[2:]))
+    report.main(["training", "--smoke", "--steps", "4", "--out", str(tmp_path)])
+    folder = next(tmp_path.iterdir())
+    assert all((folder / name).exists() for name in ("training.png", "training_pictures.png"))
+    runs = tables.training_runs(tables.read(folder / "training.jsonl"))
+    assert [run["flags"].split()[-2:] for run in runs.values()] == [["--warmup", "2"], ["--dtype", "bf16"]]
+    assert all([step for step, _ in run["losses"]] == [2, 4] for run in runs.values())
+    made = lines(**{name: {"steps": 4, "images/s": 1., "flags": "", "losses": [[k, loss * up] for k, loss in
+                 ((1, 9.), (2, 7.), (3, 2.), (4, 4.))]} for name, up in (("one", 1.), ("other", 1.02))})
+    assert "| other | 4 | 3.06 | +2.00 +- 0.00 |" in tables.training_page(made)
+
+
+def test_a_training_stops_in_time_and_goes_on(tmp_path, monkeypatch):
+    script = tmp_path / "script.py"
+    script.write_text("import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: (print('saved', flush=True), "
+                      "sys.exit(0)))\nopen(sys.argv[1], 'w').close()\ntime.sleep(60)\n")
+    began = time.monotonic()
+    training_run.run_until(began + 2, [sys.executable, str(script), str(tmp_path / "ran")])
+    assert (tmp_path / "ran").exists() and time.monotonic() - began < 30
+    with pytest.raises(ValueError, match="ZeroDivisionError"):
+        training_run.run_until(time.monotonic() + 60, [sys.executable, "-c", "1 / 0"])
+    monkeypatch.setattr(training_run, "run_until", lambda deadline, command: None)
+    with pytest.raises(ValueError, match="stopped at step 0 of 4; the next run goes on"):
+        training_run.trained([], tmp_path, 4, 0.)
 
 
 @pytest.mark.skipif(measure.CUDA, reason="there is a GPU")

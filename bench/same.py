@@ -1,0 +1,77 @@
+"""Whether the pictures are the same: to the byte when drawn twice, to rounding when compiled or captured."""
+
+import hashlib
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import checkpoint
+import ddpm
+import noise
+import sample
+from bench import bench_sampling_loop as loops
+from bench.measure import CUDA
+from bench.plots import picture_rows
+from kernels import sampling_step
+from kernels.compile import compile_denoiser
+
+# Ways to draw, with their dtype and the largest difference to the plain float32 pictures, which lie in [-1, 1]; one
+# of 256 shades is 0.008. TF32 is what PyTorch's convolutions do to float32 unless told otherwise.
+WAYS = {"compiled": ("float32", 1e-3), "captured": ("float32", 1e-3), "captured TF32": ("float32", 0.02),
+        "captured bf16": ("bf16", 0.05)}
+
+
+def digest(x: Tensor) -> str:
+    return hashlib.sha256(x.cpu().contiguous().numpy().tobytes()).hexdigest()
+
+
+def twice(chain: loops.Chain) -> dict:
+    """The bytes of pictures drawn, drawn again, and drawn by a loop that was compiled and captured anew."""
+    found = {}
+    for names in (("drawn", "again"), ("captured anew",)):
+        loop = loops.ours("graph" if CUDA else "eager", chain)
+        found |= {name: digest(loop.draw()) for name in names}
+        torch.compiler.reset()
+    return {"sha256": found, "ok": len({*found.values()}) == 1}
+
+
+def pictures(path: Path, n: int, folder: Path) -> dict:
+    """The same n pictures drawn in every way that runs here: differences to the plain ones, and the first as a PNG."""
+    config = sample.Config(checkpoint=str(path), n=n, batch=n)
+    drawn, found = {"plain": precisely(lambda: sample.draw(config).x)}, {}
+    for name, (dtype, tolerance) in WAYS.items():
+        if name != "compiled" and not CUDA:
+            continue
+        own = sample.Config(checkpoint=str(path), n=n, batch=n, dtype=dtype, compile=True)
+        draw = partial(compiled, own) if name == "compiled" else lambda own=own: sample.draw(own).x
+        drawn[name] = draw() if "TF32" in name else precisely(draw)
+        away = (drawn[name] - drawn["plain"]).abs()
+        found[name] = {"largest": away.max().item(), "mean": away.mean().item(), "tolerance": tolerance,
+                       "ok": bool(away.max() <= tolerance)}
+    picture_rows(folder / "same.png", {name: x[:10] for name, x in drawn.items()})
+    return {"n": n, "ways": found}
+
+
+def precisely(draw) -> Tensor:
+    """What it draws without TF32."""
+    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    try:
+        return draw()
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+def compiled(config: sample.Config) -> Tensor:
+    """As sample.py draws with --compile, but not captured."""
+    last = checkpoint.load(config.checkpoint)
+    unet = sample.network(last, config)
+    rows, labels = sample.chain(last, config), sample.choose_labels(last, config)
+    device = next(unet.parameters()).device
+    seeds = noise.image_seeds(config.seed, torch.arange(config.n)).to(device)
+    y = None if labels is None else labels[torch.arange(config.n) % len(labels)].to(device)
+    model = compile_denoiser(unet, rows[:, 0].long().to(device))
+    *_, (_, x0, _) = ddpm.sample(lambda xt, t: model(xt, t, y), rows.to(device), last.data["shape"], seeds,
+                                 step=sampling_step)
+    return x0.cpu()
