@@ -4,6 +4,7 @@ Cold: the calls go round buffers that together are four times the L2 cache. Warm
 candidates take turns, replay by replay, and none is timed before its error against float64 is known.
 """
 
+import math
 import os
 import statistics
 import subprocess
@@ -52,17 +53,22 @@ def error_of(got: Sequence[Tensor], true: Sequence[Tensor]) -> float:
 
 
 def captured(calls: Sequence[Callable], launches: int = 50) -> tuple[Callable[[], None], int]:
-    """A function that runs at least so many calls, and how many it runs: on a GPU the replay of a graph."""
-    launches = max(launches, len(calls)) if CUDA else len(calls)
+    """A function that runs so many calls, or as many as take 50 ms, but each once; and how many: a graph's replay."""
     for call in islice(cycle(calls), 3 if CUDA else 1):
         call()
     if not CUDA:
-        return lambda: [call() for call in calls] and None, launches
+        return lambda: [call() for call in calls] and None, len(calls)
+    launches = max(len(calls), min(launches, math.ceil(0.05 / once(calls[0]))))
     graph, kept = torch.cuda.CUDAGraph(), deque(maxlen=len(calls))      # results, too, lie in different places
     with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
         for call in islice(cycle(calls), launches):
             kept.append(call())
-    return graph.replay, launches
+    return partial(replay, graph, calls), launches
+
+
+def replay(graph: torch.cuda.CUDAGraph, calls: Sequence[Callable]) -> None:
+    """Runs the graph, which owns its results, but not what it reads: that lives as long as the calls."""
+    graph.replay()
 
 
 def once(run: Callable[[], None]) -> float:

@@ -145,7 +145,7 @@ def capture(denoise: Callable, rows: Tensor, shape, seeds: Tensor) -> Callable:
     with torch.cuda.graph(graph):
         step()
 
-    def run(seeds: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+    def run(seeds: Tensor, owner: Callable = step) -> Iterator[tuple[int, Tensor, Tensor]]:   # of what the graph reads
         begin(seeds)
         for s in steps:
             graph.replay()

@@ -1,8 +1,12 @@
 """What is timed is right, and the report of the times begins where it stopped. Nothing is compiled here."""
 
+import contextlib
+import gc
 import json
 import sys
 import time
+import weakref
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -14,6 +18,7 @@ from bench import measure, report, same, tables, training_run
 from bench.bench_group_norm_silu import chain_work, norm_work
 from bench.bench_sampling_step import step_work
 from kernels import group_norm_silu, group_norm_silu_plain
+from kernels.compile import capture
 from kernels.equivalence import LAYOUTS, Norm
 from unet import Norm as NormModule
 from unet import UNet
@@ -43,6 +48,35 @@ def test_every_candidate_does_the_work(make, layout):
     for name in work.candidates:
         assert measure.refused(work, name)[1] == "", name
         assert len(work.calls(work.candidates[name], 2)) == 2
+
+
+class FakeGraph:
+    """Where there is no GPU: captures nothing, replays nothing."""
+    def replay(self) -> None:
+        pass
+
+
+@pytest.fixture
+def fake_graphs(monkeypatch):
+    for name, fake in {"CUDAGraph": FakeGraph, "graph": lambda *args, **kwargs: contextlib.nullcontext(),
+                       "stream": contextlib.nullcontext, "Stream": MagicMock, "current_stream": MagicMock}.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+
+
+def test_what_a_graph_reads_lives_as_long(fake_graphs, monkeypatch):
+    """A graph holds addresses. What lies there must not be freed, and given to others, before it."""
+    monkeypatch.setattr(measure, "CUDA", True)
+    monkeypatch.setattr(measure, "once", lambda run: 0.01)
+    x = torch.ones(1)
+    run, launches = measure.captured([x.clone, x.exp])
+    x = weakref.ref(x)
+    assert launches == 5 and x() is not None
+    rows = loops.ddpm.sampler_rows(loops.ddpm.linear_schedule(), [2, 1])
+    table = torch.zeros(2, 1, 4, 4)
+    run = capture(lambda xt, t, table=table: table[t - 1], rows, (1, 4, 4), torch.arange(2))
+    table = weakref.ref(table)
+    gc.collect()
+    assert table() is not None and len([*run(torch.arange(2))]) == 2
 
 
 def test_a_wrong_candidate_is_not_timed():
