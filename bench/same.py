@@ -50,8 +50,9 @@ def pictures(path: Path, n: int, folder: Path) -> dict:
         away = (drawn[name] - drawn["plain"]).abs()
         found[name] = {"largest": away.max().item(), "mean": away.mean().item(), "tolerance": tolerance,
                        "ok": bool(away.max() <= tolerance)}
-    picture_rows(folder / "same.png", {name: x[:10] for name, x in drawn.items()})
-    return {"n": n, "ways": found}
+    picture = f"same-{path.resolve().parent.name}.png"
+    picture_rows(folder / picture, {name: x[:10] for name, x in drawn.items()})
+    return {"n": n, "ways": found, "picture": picture}
 
 
 def precisely(draw) -> Tensor:

@@ -279,8 +279,9 @@ def same_page(lines: dict[str, dict]) -> str:
         if "ways" in found:
             rows = [[name, each["largest"], each["mean"], each["tolerance"], "yes" if each["ok"] else "**no**"]
                     for name, each in found["ways"].items()]
-            page += (f"\n## {case}\n\n{found['n']} pictures in [-1, 1] beside the plain ones in float32.\n\n" + table(
-                ["", "largest difference", "mean", "tolerance", "within"], rows) + "\n![Drawn in each way](same.png)\n")
+            page += (f"\n## {case}\n\n{found['n']} pictures in [-1, 1] beside the plain ones in float32.\n\n"
+                     + table(["", "largest difference", "mean", "tolerance", "within"], rows)
+                     + f"\n![Drawn in each way]({found['picture']})\n")
     return page + failures(lines)
 
 

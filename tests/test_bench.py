@@ -251,7 +251,7 @@ def test_the_same_pictures(tmp_path, monkeypatch):
     report.main(["same", "--smoke", "--out", str(tmp_path)])
     folder = next(tmp_path.iterdir())
     page = (folder / "same.md").read_text()
-    assert "The same bytes." in page and "| yes |" in page and (folder / "same.png").exists()
+    assert "The same bytes." in page and "| yes |" in page and (folder / "same-weights.png").exists()
     others = iter((1., 2.))
     monkeypatch.setattr(same, "compiled", lambda config: same.sample.draw(config).x + 0.01)
     monkeypatch.setattr(loops, "ours", lambda *_: loops.Loop(lambda: torch.ones(1) * next(others, 3.), None, 0., 0))
