@@ -79,7 +79,7 @@ def ours(stage: str, chain: Chain) -> Loop:
 
     @torch.no_grad()                                        # as it draws: compiled once for both
     def error() -> float:
-        xt, t = normal(seeds, 1000, shape_of(chain)), rows[:1, 0].long().expand(chain.B)
+        xt, t = normal(seeds, 1000, shape_of(chain)), rows[:, :1].long().expand(-1, chain.B)[0]
         few = [each[:2] for each in (t, *labels)]
         return error_of([denoise(xt, t)[:2]], [exact(xt[:2].double(), *few)])
 
