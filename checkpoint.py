@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from cli import parent_made, parse, script
-from unet import UNetConfig
+from ddpm import TARGETS, from_betas, one_of
+from unet import UNet, UNetConfig
 
 FORMAT = "minimal-diffusion 1"
 
@@ -65,7 +66,31 @@ def load(path: Path) -> Checkpoint:
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT or not (
             fields - {*Checkpoint._field_defaults} <= {*content} <= fields):
         raise ValueError(f"{path} is no checkpoint of train.py; use one that train.py or checkpoint.py wrote")
-    return Checkpoint(**content)._replace(network=UNetConfig(**content["network"]))
+    try:
+        return checked(Checkpoint(**content)._replace(network=UNetConfig(**content["network"])))
+    except Exception as error:                                      # what does not fit together fails in many ways
+        raise ValueError(f"{path} does not fit its own network or settings: {' '.join(str(error).split())}; use "
+                         f"another file") from None
+
+
+def checked(last: Checkpoint) -> Checkpoint:
+    """The checkpoint, whose weights are its network's, which takes its pictures; raises something for any other."""
+    classes, shape = last.data["classes"], tuple(last.data["shape"])
+    if last.network.blocks > len(last.weights):                     # else a wrong number would be endless work
+        raise ValueError(f"blocks is {last.network.blocks}")
+    with torch.device("meta"):                                      # no memory, whatever the widths
+        unet = UNet(last.network)
+        unet(torch.ones(1, *shape), torch.ones(1).long(), torch.ones(1).long() if unet.classes else None)
+        for weights in (last.weights, last.ema):
+            unet.load_state_dict(weights, assign=True)
+    from_betas(last.beta)
+    one_of("target", last.settings["target"], TARGETS)
+    if not all(isinstance(name, str) for name in classes) or last.network.classes - len(classes) not in (
+            0, 1, -len(classes)):
+        raise ValueError(f"there are {last.network.classes} rows for the classes {classes}")
+    if not isinstance(last.step, int) or last.step < 0 or not isinstance(last.data["name"], str):
+        raise ValueError(f"step is {last.step} and the data {last.data['name']}")
+    return last
 
 
 def versions() -> dict[str, str]:

@@ -3,11 +3,13 @@
 A batch depends on (seed, step) alone: not on what was drawn before, nor on how many processes read it.
 """
 
+import contextlib
 import functools
 import math
 import re
+import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +27,8 @@ CHANNELS = {"1": 1, "L": 1, "I;16": 1, "RGB": 3, "P": 3, "CMYK": 3, "YCbCr": 3, 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 IN_MEMORY = 2**30                                       # bytes of pixels up to which a set is read at once
 ENDLESS = 2**32                                         # pictures of a set without end: as many as noise has keys
+PACKED = 100                                            # times that an array of more than IN_MEMORY may be packed
+CLASSES = 10**6                                         # labels are below
 
 
 class Data(NamedTuple):
@@ -87,25 +91,32 @@ def digits(held_out: bool = False) -> Data:
 def npz(path: Path) -> Data:
     """Pictures arr_0, uint8 (N, H, W) or (N, H, W, C), and labels arr_1 (N,) if there; never unpickles."""
     try:
+        with zipfile.ZipFile(path) as file:
+            if bombs := [e for e in file.infolist() if e.file_size > max(IN_MEMORY, PACKED * e.compress_size)]:
+                raise ValueError(f"{bombs[0].filename} would unpack to {bombs[0].file_size} bytes, more than {PACKED} "
+                                 f"times what is there")
         with np.load(path, allow_pickle=False) as arrays:
             images, labels = arrays["arr_0"], arrays.get("arr_1")
-    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile, zipfile.zlib.error) as error:
+    except Exception as error:                          # numpy and zipfile raise many kinds for damaged files
         raise ValueError(f"cannot read {path}: {error}; it must hold uint8 pictures under arr_0") from None
     images = images[..., None] if images.ndim == 3 else images
     if images.dtype != np.uint8 or images.ndim != 4 or not images.size or images.shape[-1] not in MODES:
         raise ValueError(f"arr_0 of {path} is {images.dtype} {images.shape}; it must be uint8 (N, H, W) "
                          f"or (N, H, W, C) with 1, 3 or 4 channels")
     if labels is not None:
-        if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu" or labels.min() < 0:
+        if (labels.shape != images.shape[:1] or labels.dtype.kind not in "iu" or labels.min() < 0
+                or labels.max() >= CLASSES):
             raise ValueError(f"arr_1 of {path} is {labels.dtype} {labels.shape}; "
-                             f"it must be {len(images)} whole numbers from 0")
+                             f"it must be {len(images)} whole numbers from 0 to {CLASSES - 1}")
         labels = torch.from_numpy(labels.astype(np.int64))
     images = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
     return Data(path.name, images, labels, () if labels is None else numbered(labels), tuple(images.shape[1:]))
 
 
 def numbered(labels: Tensor) -> tuple[str, ...]:
-    """Names for classes that have none: 0, 1, and so on."""
+    """Names for classes that have none: 0, 1, and so on. Raises ValueError for labels that cannot be meant."""
+    if int(labels.max()) >= CLASSES:
+        raise ValueError(f"the labels go up to {int(labels.max())}; they must be below {CLASSES}")
     return tuple(str(k) for k in range(int(labels.max()) + 1))
 
 
@@ -129,7 +140,7 @@ def folder(path: Path, size: tuple[int, int] | None, fit: str) -> Data:
     Channels are those of the richest picture (grey, colour, colour with alpha), so nothing is dropped. Up to
     1 GiB is read at once, which finds damaged files before training; more is read as needed.
     """
-    paths = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+    paths = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.is_dir())
     if not paths:
         raise ValueError(f"no images under {path}; it takes {' '.join(sorted(SUFFIXES))}, or, with a name before it, "
                          f"other files: cifar10:{path}")
@@ -152,26 +163,44 @@ def folder(path: Path, size: tuple[int, int] | None, fit: str) -> Data:
     return Data(path.name, images, torch.tensor([classes.index(name) for name in names]), classes, shape)
 
 
+@contextlib.contextmanager
+def opened(file, name: str = "") -> Iterator[Image.Image]:
+    """The image in a file, its pixels unread. Raises ValueError, naming it, for whatever is wrong with it."""
+    try:
+        if isinstance(file, (str, Path)):
+            regular(Path(file))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(file) as image:
+                yield image
+    except Exception as error:                          # Pillow raises many kinds for damaged files
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"cannot read the image {name or file}: {reason}; mend or remove it") from None
+
+
+def regular(path: Path) -> Path:
+    """The path of a file. Raises ValueError for what is none: a pipe would be waited for without end."""
+    if not path.is_file():
+        raise ValueError(f"{path} is no file")
+    return path
+
+
 def header(path: Path) -> tuple[int, tuple[int, int]]:
     """Channels and (H, W) of an image file, its pixels unread."""
-    try:
-        with Image.open(path) as image:
-            transparent = image.mode == "P" and "transparency" in image.info
-            return 4 if transparent else CHANNELS[image.mode], image.size[::-1]
-    except KeyError as mode:
-        raise ValueError(f"{path} has pixels of kind {mode}; convert it to grey, RGB or RGBA") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read the image {path}: {error}; mend or remove it") from None
+    with opened(path) as image:
+        mode, size, transparent = image.mode, image.size, image.mode == "P" and "transparency" in image.info
+    if mode not in CHANNELS:
+        raise ValueError(f"{path} has pixels of kind {mode!r}; convert it to grey, RGB or RGBA")
+    return 4 if transparent else CHANNELS[mode], size[::-1]
 
 
 def read(file, shape: tuple[int, int, int], fit: str, name: str = "") -> Tensor:
     """The image as uint8 (C, H, W), whatever size it has. file: a path, or open, with a name for errors."""
-    try:
-        with Image.open(file) as image:
-            image = image.point(lambda v: v / 257).convert("L") if image.mode == "I;16" else image
-            return as_tensor(fitted(image.convert(MODES[shape[0]]), shape[1:], fit))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read the image {name or file}: {error}; mend or remove it") from None
+    with opened(file, name) as image:
+        image = image.point(lambda v: v / 257).convert("L") if image.mode == "I;16" else image
+        image = image.convert(MODES[shape[0]])
+    return as_tensor(fitted(image, shape[1:], fit))
 
 
 def as_tensor(image: Image.Image) -> Tensor:

@@ -11,20 +11,24 @@ from torch import Tensor
 from cli import parent_made
 
 
-def begun(path: Path) -> int:
-    """How many pictures are whole in a file that `append` began; 0 before there is one."""
+def begun(path: Path, n: int, shape: tuple[int, int, int]) -> int:
+    """How many of n pictures (C, H, W) are whole in a file that `append` began; 0 if it is none or damaged."""
+    C, H, W = shape
     try:
-        (_, *shape), start = header(path)
-    except (OSError, ValueError):
+        found, start = header(path)
+    except Exception:                                   # numpy raises many kinds for damaged files
         return 0
-    return (path.stat().st_size - start) // int(np.prod(shape))
+    there = path.stat().st_size - start
+    return there // (H * W * C) if found == (n, H, W, C) and there <= n * H * W * C else 0
 
 
 def header(path: Path) -> tuple[tuple[int, ...], int]:
-    """The shape (n, H, W, C) that the file will have, and the byte where its pictures begin."""
+    """The shape (n, H, W, C) that the file will have, and the byte where its pictures begin; ValueError for others."""
     with path.open("rb") as file:
-        np.lib.format.read_magic(file)
-        shape, _, _ = np.lib.format.read_array_header_1_0(file)
+        version = np.lib.format.read_magic(file)
+        shape, columns_first, dtype = np.lib.format.read_array_header_1_0(file)
+        if version != (1, 0) or columns_first or dtype != np.uint8:
+            raise ValueError(f"{path} holds no pictures")
         return shape, file.tell()
 
 

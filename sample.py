@@ -83,10 +83,7 @@ def network(last: Checkpoint, config: Config, weights: dict[str, Tensor] | None 
     weights = weights or {"ema": last.ema, "raw": last.weights}[config.weights]
     device = choose_device(config.device)
     unet = fast_unet(last.network, device) if config.compile else UNet(last.network)
-    try:
-        unet.load_state_dict(cast(weights, DTYPES[config.dtype]), assign=True)
-    except RuntimeError as error:
-        raise ValueError(f"{config.checkpoint} does not fit its own network: {' '.join(str(error).split())}") from None
+    unet.load_state_dict(cast(weights, DTYPES[config.dtype]), assign=True)
     settle_threads(unet)
     return unet.to(device).eval().requires_grad_(False)
 
@@ -157,16 +154,18 @@ def joined(parts: list[Drawn]) -> Drawn:
 
 
 def drawings(config: Config, keep: Callable[[list[int]], set[int]] = lambda times: set(),
-             weights: dict[str, Tensor] | None = None, done: int = 0) -> Iterator[Drawn]:
+             weights: dict[str, Tensor] | None = None,
+             begun: Callable[[tuple], int] = lambda shape: 0) -> Iterator[Drawn]:
     """What `draw` gives, batch after batch, each of all processes together and on all of them.
 
-    done: pictures already there; the batches that lie among them are told, not drawn.
+    begun: shape -> pictures already there; the batches that lie among them are told, not drawn.
     """
     check(config)
     device, config = choose_device(config.device), replace(config, checkpoint=config.from_ or config.checkpoint)
     last = convert.read(config.from_) if config.from_ else checkpoint.load(config.checkpoint)
     unet, rows, choices = network(last, config, weights), chain(last, config).to(device), choose_labels(last, config)
     shape, times = tuple(last.data["shape"]), [*rows[:, 0].int().tolist(), 0]
+    done = distributed.first_s(begun(shape))
     rounds = math.ceil(config.n / (config.batch * distributed.world()))
     size = math.ceil(config.n / (rounds * distributed.world()))                   # every batch has this size
     whole = size * distributed.world()
@@ -244,9 +243,13 @@ def write(config: Config, keep: Callable[[list[int]], set[int]]) -> Drawn:
     """Draws the pictures and writes --png and --npz on the way, batch after batch; returns the first SHOWN."""
     out, writes = Path(config.out), distributed.rank() == 0
     rows = out / f"pictures-{key(config)}.npy" if config.npz else None
-    done = pictures.begun(rows) if config.npz and not (config.png or config.gif or config.snapshots) else 0
+
+    def begun(shape: tuple) -> int:
+        goes_on = config.npz and not (config.png or config.gif or config.snapshots)
+        return pictures.begun(rows, config.n, shape) if goes_on else 0
+
     shown, labels, seconds, calls, first, new = [], [], 0., 0, 0, 0
-    for part in drawings(config, keep, done=distributed.first_s(done)):
+    for part in drawings(config, keep, begun=begun):
         n, seconds, calls = part.n, seconds + part.seconds, calls + part.calls
         new += n if part.x is not None else 0
         if writes and part.x is None and first < SHOWN:

@@ -84,7 +84,7 @@ def local(name: str, key: str, path: Path, rows: tuple) -> Data:
         raise ValueError(f"no folder {path} for {key}; leave it out to download {source.hub}")
     if key in FORMATS and FORMATS[key].files(path) and how is as_rows:
         return data.resized(FORMATS[key].read(path)._replace(name=key), size, fit)
-    if parquet := sorted(path.rglob("*.parquet")):
+    if parquet := sorted(map(data.regular, path.rglob("*.parquet"))):
         splits = tuple(source.split.split("+"))
         return table(name, *rows, [str(p) for p in parquet if p.name.startswith(splits)] or [str(p) for p in parquet])
     if pickled := next((p for p in sorted(path.rglob("*")) if is_pickle(p)), None):
@@ -229,11 +229,14 @@ class Format(NamedTuple):
 
 
 def content(path: Path) -> bytes:
-    """All of a file, unpacked if its name ends in .gz."""
+    """All of a file, unpacked if its name ends in .gz, up to data.IN_MEMORY."""
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-            return file.read()
-    except (OSError, EOFError, zlib.error) as error:
+        with (gzip.open if path.suffix == ".gz" else open)(data.regular(path), "rb") as file:
+            raw = file.read(data.IN_MEMORY + 1)
+        if len(raw) > data.IN_MEMORY:
+            raise ValueError(f"it holds more than {data.IN_MEMORY} bytes")
+        return raw
+    except (OSError, EOFError, zlib.error, ValueError) as error:
         raise ValueError(f"cannot read {path}: {error}; fetch it anew") from None
 
 
@@ -270,7 +273,7 @@ def cifar_format(names: Sequence[str], label_bytes: int, classes: str, says: str
         folder = files(path)[0].parent
         records = torch.cat([whole(folder / name, label_bytes + 3072) for name in names])
         labels, images = records[:, label_bytes - 1].long(), records[:, label_bytes:].reshape(-1, 3, 32, 32)
-        listed = content(folder / classes).decode().split() if (folder / classes).is_file() else ()
+        listed = content(folder / classes).decode(errors="replace").split() if (folder / classes).is_file() else ()
         return Data("", images, labels, tuple(listed) if labels.max() < len(listed) else data.numbered(labels),
                     (3, 32, 32))
 

@@ -225,6 +225,8 @@ def resume(run: Run, last: checkpoint.Checkpoint) -> None:
     if changed or tuple(last.data["shape"]) != run.dataset.shape or tuple(last.data["classes"]) != run.dataset.classes:
         was = " ".join(f"--{name} {last.settings[name]}" for name in changed) or f"other data, {last.data}"
         raise ValueError(f"{run.config.out}/last.pt was trained with {was}; repeat that, or choose another --out")
+    if not last.optimizer:
+        raise ValueError(f"{run.config.out}/last.pt was given away without its optimizer; choose another --out")
     with torch.no_grad():
         for ours, theirs in ((run.weights, last.weights), (run.ema, last.ema)):
             for name, w in ours.items():

@@ -1,9 +1,11 @@
 import errno
+import math
 import os
 import pickle
 import random
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -13,15 +15,16 @@ from torch.testing import assert_close
 import checkpoint
 import train
 from checkpoint import Checkpoint
-from unet import UNetConfig
+from unet import UNet, UNetConfig
 
 ROOT = Path(__file__).parents[1]
 
 
 def example(step=3):
-    weights = {"a": torch.randn(3, 4), "b": torch.randn(2)}
-    return Checkpoint(UNetConfig(D=64), weights, {k: w + 1 for k, w in weights.items()}, step, torch.rand(10).double(),
-                      {"seed": 1, "lr": 0.1}, {"name": "x", "shape": (3, 8, 8), "classes": ("a", "b")},
+    config = UNetConfig(D=8, widths=(4,), blocks=1, heads=(0, 0), classes=3, groups=2)
+    weights = UNet(config).state_dict()
+    return Checkpoint(config, weights, {k: w + 1 for k, w in weights.items()}, step, torch.rand(10).double(),
+                      {"seed": 1, "target": "v"}, {"name": "x", "shape": (3, 8, 8), "classes": ("a", "b")},
                       {"state": {0: {"step": torch.tensor(3.)}}}, [torch.tensor(1.)], checkpoint.versions())
 
 
@@ -145,3 +148,34 @@ def test_flipped_bits_and_cut_files_are_a_sentence_or_read(tmp_path):
             assert isinstance(checkpoint.load(tmp_path / "x.pt"), Checkpoint)
         except ValueError as error:
             assert "x.pt" in str(error)
+
+
+@pytest.mark.parametrize("part, changes", [
+    ("network", {"widths": 4}), ("network", {"widths": (2**40,)}), ("network", {"widths": ("4",)}),
+    ("network", {"widths": ()}), ("network", {"groups": 0}), ("network", {"groups": 2.}), ("network", {"D": -8}),
+    ("network", {"D": 2**62}), ("network", {"blocks": 10**12}), ("network", {"classes": 5}),
+    ("network", {"classes": 10**30}), ("network", {"norm_eps": "small"}), ("network", {"time_scale": None}),
+    ("network", {"dropout": 2.}), ("network", {"heads": (3, 0)}), ("network", {"wings": 2}), ("network", [1, 2]),
+    ("settings", {"target": "y"}), ("settings", {"target": None}), ("settings", None),
+    ("data", {"shape": (3, 8)}), ("data", {"shape": (1, 8, 8)}), ("data", {"shape": (3, -8, 8)}),
+    ("data", {"shape": (3, 2**40, 2**40)}), ("data", {"shape": "3x8"}), ("data", {"classes": 2}),
+    ("data", {"classes": (1, 2)}), ("data", {"name": None}), ("data", "digits"),
+    ("beta", torch.ones(3, 4)), ("beta", torch.full((10,), math.nan)), ("beta", torch.zeros(10)), ("beta", "linear"),
+    ("step", -1), ("step", "3"), ("weights", {}), ("weights", None), ("ema", {"first.bias": torch.zeros(7)}),
+    ("ema", {"first.bias": 4}), ("ema", {"first.bias": torch.zeros(4).int()})])
+def test_a_checkpoint_that_makes_no_sense_is_a_sentence(tmp_path, part, changes):
+    """In no time and no memory, whatever size it speaks of."""
+    before = example()._asdict() | {"network": asdict(example().network), "format": checkpoint.FORMAT}
+    changes = {**before[part], **changes} if isinstance(changes, dict) and changes else changes
+    torch.save({**before, part: changes}, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match="x.pt does not fit its own network or settings: .*use another file"):
+        checkpoint.load(tmp_path / "x.pt")
+
+
+def test_a_run_does_not_go_on_from_what_was_given_away(tmp_path, capsys):
+    flags = ["--T", "20", "--batch", "8", "--steps", "1", "--out", str(tmp_path)]
+    train.main(flags)
+    checkpoint.main(["--source", str(tmp_path / "last.pt"), "--to", str(tmp_path / "last.pt")])
+    with pytest.raises(SystemExit) as stop:
+        train.main([*flags[:-3], "2", *flags[-2:]])
+    assert stop.value.code == 2 and "last.pt was given away without its optimizer" in capsys.readouterr().err
