@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,13 +19,30 @@ def plot(path: Path, draw: Callable[[Axes], None], size: tuple[float, float] = (
     figure.savefig(path, dpi=130)
 
 
+COLOURS = {"eager": "0.55", "compiled": "tab:orange", "triton": "tab:blue"}
+
+
 def roofline(path: Path, points: dict[str, list[tuple[float, float]]]) -> None:
-    """Useful GB/s over useful MB, a colour for each of the names, the copy as a line."""
+    """Useful GB/s over useful MB of "candidate, direction layout"; the copy, named so, as a line."""
+    def style(direction: str, layout: str) -> dict:
+        return {"marker": "o" if direction == "forward" else "s", "linestyle": "", "markersize": 5,
+                "fillstyle": "full" if layout == "channels_last" else "none"}
+
     def draw(axes: Axes) -> None:
+        copies = points.get("copy", [])
+        sizes = sorted({size for size, _ in copies})
+        axes.plot(sizes, [median(rate for at, rate in copies if at == size) for size in sizes], "k", label="copy")
+        kinds = {name.split(", ")[1]: None for name in points if name != "copy"}
+        for name, colour in COLOURS.items():
+            axes.plot([], [], "D", color=colour, label=name)
+        for kind in kinds:
+            axes.plot([], [], color="black", label=kind, **style(*kind.split()))
         for name, found in points.items():
-            axes.plot(*zip(*sorted(found), strict=True), "k-" if name == "copy" else "o", label=name, markersize=4)
-        axes.set(xscale="log", xlabel="MB read and written", ylabel="useful GB/s, cold")
-        axes.legend(fontsize=6, ncols=2)
+            if name != "copy":
+                candidate, kind = name.split(", ")
+                axes.plot(*zip(*found, strict=True), color=COLOURS[candidate], **style(*kind.split()))
+        axes.set(xscale="log", xlabel="MB read and written", ylabel="useful GB/s, cold", ylim=(0, None))
+        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     plot(path, draw)
 
 

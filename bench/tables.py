@@ -115,8 +115,8 @@ def kernels_page(lines: dict[str, dict]) -> str:
 
 def machine_line(lines: dict[str, dict]) -> str:
     copy, matrices = machine(lines)
-    return copy and (f"\nIn the same run a copy moved {copy:.0f} GB/s, and bf16 matrices multiplied at {matrices:.0f} "
-                     f"TFLOP/s.\n") or ""
+    return (f"\nIn the same run a copy moved {copy:.0f} GB/s, and bf16 matrices multiplied at {matrices:.0f} TFLOP/s.\n"
+            if copy else "")
 
 
 def roofline_points(lines: dict[str, dict]) -> dict[str, list[tuple[float, float]]]:
@@ -126,13 +126,10 @@ def roofline_points(lines: dict[str, dict]) -> dict[str, list[tuple[float, float
         for line in section.values():
             found = line.get("results", {})
             for candidate, each in found.get("cold", {}).items():
-                if "GB/s" in each and not name.startswith("step") and candidate in ("copy", *DRAWN):
+                if "GB/s" in each and not name.startswith("step") and candidate in ("copy", *plots.COLOURS):
                     label = candidate if candidate == "copy" else f"{candidate}, {name.split()[1]} {name.split()[2]}"
                     points.setdefault(label, []).append((found["bytes"] / 1e6, each["GB/s"]))
     return points
-
-
-DRAWN = ("eager", "compiled", "triton")                     # candidates of the roofline
 
 
 def failures(lines: dict[str, dict]) -> str:

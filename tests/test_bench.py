@@ -220,6 +220,10 @@ def test_the_summary_of_kernels_is_a_geometric_mean(tmp_path):
         return {"work": "", "bytes": 9, "cold": {who: {"us": us, "GB/s": 1.} for who, us in times.items()}}
     made = lines(**{"cifar10 forward nchw 8x8": cold(2.), "cifar10 forward nchw 8x4": cold(8.)})
     assert "| cifar10 forward nchw | 2 | 4 | 2 | 1 | 50 |" in tables.summary(tmp_path, {"kernels": made})
+    points = tables.roofline_points(made)
+    assert points.keys() == {"copy", *(f"{who}, forward nchw" for who in ("eager", "compiled", "triton"))}
+    tables.plots.roofline(tmp_path / "roofline.png", points)
+    assert "/roofline.png)" in tables.summary(tmp_path, {"kernels": made})
 
 
 @pytest.mark.parametrize("kernel, kind", [
