@@ -7,10 +7,11 @@ Every candidate runs once in every round, so a machine that slows down slows all
 medians of the rounds' ratios to diffusers.
 """
 
+import copy
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from denoising_diffusion_pytorch import GaussianDiffusion, Unet
@@ -20,7 +21,10 @@ import data
 import ddpm
 import noise
 import train
+from bench.bench_sampling_loop import awake, diffusers_unet
 from cli import parse, script
+from kernels.compile import compile_denoiser
+from unet import CONFIGS, UNet, cast
 
 
 @dataclass(frozen=True)
@@ -90,37 +94,72 @@ class Fake(torch.nn.Module):
         return self.answer
 
 
-def training_steps() -> dict[str, Callable[[], None]]:
+def forwards(B: int = 8) -> dict[str, Callable[[], None]]:
+    """An answer of the cifar10 network: plain, and as sample.py --compile --dtype bf16 has it."""
+    theirs, ours = awake(diffusers_unet("cifar10")), awake(UNet(CONFIGS["cifar10"]))
+    theirs_half = copy.deepcopy(theirs).bfloat16().to(memory_format=torch.channels_last)
+    x, t = torch.randn(B, 3, 32, 32), torch.full((B,), 500)
+    half = copy.deepcopy(ours)
+    half.load_state_dict(cast(ours.state_dict(), torch.bfloat16), assign=True)
+    half = compile_denoiser(half.requires_grad_(False), t[:1])
+    runs = {"diffusers, the same network": lambda: theirs(x, t - 1),
+            "diffusers, bf16, channels_last": lambda: theirs_half(x.bfloat16(), t - 1),
+            "ours": lambda: ours(x, t), "ours, bf16, compiled": lambda: half(x, t)}
+    return {name: torch.no_grad()(run) for name, run in runs.items()}
+
+
+def digits_updates() -> dict[str, Callable[[], None]]:
     """One update on 64 digits: loss, gradient, clip, Adam, and (ours) the noise and the average of the weights."""
-    run = train.begin(train.Config(), data.load("digits"))
-    model, batch = train.denoiser(run), data.Steps(run.dataset, 64, 0, False)[1]
-    x0 = data.to_unit(batch[0])
-    scheduler = DDPMScheduler(prediction_type="v_prediction")
+    x0, labels = data.Steps(data.load("digits"), 64, 0, False)[1]
     same = UNet2DModel(sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(16, 32),
                        down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2, norm_num_groups=8,
                        num_class_embeds=11, resnet_time_scale_shift="scale_shift", add_attention=False)
-    theirs = GaussianDiffusion(Unet(dim=16, dim_mults=(1, 2), channels=1), image_size=8, auto_normalize=False)
+    network = Unet(dim=16, dim_mults=(1, 2), channels=1)
+    theirs = GaussianDiffusion(network, image_size=8, auto_normalize=False)
+    print(f"denoising-diffusion-pytorch's network has {sum(p.numel() for p in network.parameters()):,} parameters")
+    return {"diffusers, the same network": diffusers_update(same, data.to_unit(x0), "v_prediction", labels),
+            "denoising-diffusion-pytorch, dim 16": update_of(network, lambda: theirs(data.to_unit(x0))),
+            "ours": our_update(train.Config(), x0, labels)}
 
-    def learner(network: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> Callable[[], None]:
-        optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
 
-        def learn() -> None:
-            optimizer.zero_grad()
-            loss().backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.)
-            optimizer.step()
-        return learn
+def cifar10_updates(B: int = 8) -> dict[str, Callable[[], None]]:
+    """One update of the cifar10 network, with its dropout."""
+    pixels = torch.randint(256, (B, 3, 32, 32), dtype=torch.uint8)
+    config = train.Config(network="cifar10", batch=B, target="eps", schedule="linear")
+    plain, half = (diffusers_unet("cifar10") for _ in range(2))
+    autocast = diffusers_update(half.to(memory_format=torch.channels_last), data.to_unit(pixels), "epsilon")
+    return {"diffusers, the same network": diffusers_update(plain, data.to_unit(pixels), "epsilon"),
+            "diffusers, bf16, channels_last": torch.autocast("cpu", torch.bfloat16)(autocast),
+            "ours": our_update(config, pixels), "ours, bf16": our_update(replace(config, dtype="bf16"), pixels)}
 
-    def diffusers_loss() -> torch.Tensor:
-        t, eps = torch.randint(1000, (64,)), torch.randn_like(x0)
-        answer = same(scheduler.add_noise(x0, eps, t), t, class_labels=batch[1]).sample
-        return (answer - scheduler.get_velocity(x0, eps, t)).square().mean()
 
-    for name, network in {"diffusers": same, "denoising-diffusion-pytorch": theirs, "ours": run.unet}.items():
-        print(f"{name}: {sum(p.numel() for p in network.parameters()):,} parameters")
-    return {"diffusers, the same network": learner(same, diffusers_loss),
-            "denoising-diffusion-pytorch, dim 16": learner(theirs, lambda: theirs(x0)),
-            "ours": lambda: train.update(run, model, 1, *batch) and None}
+def our_update(config: train.Config, pixels: torch.Tensor, labels: torch.Tensor | None = None) -> Callable[[], None]:
+    dataset = data.load("digits") if labels is not None else data.Data("", pixels, None, (), tuple(pixels.shape[1:]))
+    run = train.begin(config, dataset)
+    model, labels = train.denoiser(run), torch.empty(0, dtype=torch.int64) if labels is None else labels
+    return lambda: train.update(run, model, 1, pixels, labels) and None
+
+
+def diffusers_update(network, x0: torch.Tensor, target: str, labels: torch.Tensor | None = None) -> Callable[[], None]:
+    scheduler = DDPMScheduler(prediction_type=target)
+
+    def loss() -> torch.Tensor:
+        t, eps = torch.randint(1000, (len(x0),)), torch.randn_like(x0)
+        answer = network(scheduler.add_noise(x0, eps, t), t, class_labels=labels).sample
+        return (answer - (scheduler.get_velocity(x0, eps, t) if target == "v_prediction" else eps)).square().mean()
+
+    return update_of(network, loss)
+
+
+def update_of(network: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> Callable[[], None]:
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
+
+    def update() -> None:
+        optimizer.zero_grad()
+        loss().backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.)
+        optimizer.step()
+    return update
 
 
 @script
@@ -130,7 +169,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"torch {torch.__version__}, {config.threads} threads, median of {config.rounds} rounds, ratio to diffusers")
     for shape in ((64, 3, 32, 32), (4, 1, 8, 8)):
         compare(f"a sampler's own cost a step, {shape}", samplers(shape), config.rounds, per=50)
-    compare("a training step on 64 digits", training_steps(), config.rounds)
+    compare("a training step on 64 digits", digits_updates(), config.rounds)
+    compare("an answer of the cifar10 network, batch 8", forwards(), config.rounds)
+    compare("a training step of the cifar10 network, batch 8", cifar10_updates(), config.rounds)
 
 
 if __name__ == "__main__":
