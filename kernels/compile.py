@@ -128,6 +128,8 @@ def capture(denoise: Callable, rows: Tensor, shape, seeds: Tensor) -> Callable:
         i.add_(1)
 
     def begin(new: Tensor) -> None:
+        if new.shape != seeds.shape:
+            raise ValueError(f"there are {len(new)} seeds; the loop was captured for {len(seeds)}")
         seeds.copy_(new)
         xt.copy_(normal(seeds, times[0], shape))
         i.zero_()
@@ -144,8 +146,9 @@ def capture(denoise: Callable, rows: Tensor, shape, seeds: Tensor) -> Callable:
     i.zero_()
     with torch.cuda.graph(graph):
         step()
+    graph.reads = step                                                            # tables that it must not outlive
 
-    def run(seeds: Tensor, owner: Callable = step) -> Iterator[tuple[int, Tensor, Tensor]]:   # of what the graph reads
+    def run(seeds: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
         begin(seeds)
         for s in steps:
             graph.replay()
