@@ -173,7 +173,7 @@ def neighbours(argv: Sequence[str]) -> None:
     last = checkpoint.load(config.checkpoint)
     found = data.load(config.data or last.settings.get("data", ""), "{1}x{2}".format(*last.data["shape"]), config.fit)
     found = likelihood.first(found, config.among)
-    if found.shape != tuple(last.data["shape"]) or not 1 <= config.k <= len(found.images):
+    if found.shape != tuple(last.data["shape"]) or not 1 <= config.k <= len(found.images) > 1:
         raise ValueError(f"k is {config.k}, of {len(found.images)} pictures of {found.shape}; the model's are "
                          f"{last.data['shape']}; use others, or another k")
     drawn = sample.draw(sample.Config(checkpoint=config.checkpoint, n=config.n, steps=config.steps, seed=config.seed))

@@ -92,7 +92,8 @@ def check(config: Config) -> None:
         if not 0 < getattr(config, name) <= most:
             raise ValueError(f"{name} is {getattr(config, name)}; it must be above 0 and at most {most}")
     check_range(config, "T", 1, 10**6)
-    check_range(config, "steps batch accumulate log_every sample_every save_every", 1)
+    check_range(config, "batch accumulate", 1, 2**20)
+    check_range(config, "steps log_every sample_every save_every", 1)
     check_range(config, "null final ema", 0, 1)
     check_range(config, "warmup", 0)
     check_range(config, "workers", 0, 1000)
