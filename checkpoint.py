@@ -58,7 +58,8 @@ def load(path: Path) -> Checkpoint:
         with zipfile.ZipFile(path) as file:                         # torch.load does not look at the checksums
             if any(entry.compress_type for entry in file.infolist()) or file.testzip():
                 raise zipfile.BadZipFile
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        mapped = os.name != "nt"                                    # read when used; Windows could not replace it then
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except (RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile,
             NotImplementedError) as error:
         raise ValueError(f"{path} is damaged or no checkpoint of train.py; use another file") from error

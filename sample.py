@@ -33,7 +33,8 @@ import noise
 import pictures
 from checkpoint import Checkpoint
 from cli import DTYPES, check_range, choose_device, parent_made, parse, script, settle_threads
-from kernels.compile import compile_denoiser, compile_loop, fast_unet
+from kernels import group_norm_silu_plain
+from kernels.compile import compile_denoiser, compile_loop, fast_norm
 from unet import UNet, cast
 
 
@@ -82,7 +83,8 @@ def network(last: Checkpoint, config: Config, weights: dict[str, Tensor] | None 
     """The checkpoint's network with the weights asked for, or these."""
     weights = weights or {"ema": last.ema, "raw": last.weights}[config.weights]
     device = choose_device(config.device)
-    unet = fast_unet(last.network, device) if config.compile else UNet(last.network)
+    with torch.device("meta"):                                                    # its weights come from the file
+        unet = UNet(last.network, fast_norm(device) if config.compile else group_norm_silu_plain)
     unet.load_state_dict(cast(weights, DTYPES[config.dtype]), assign=True)
     settle_threads(unet)
     return unet.to(device).eval().requires_grad_(False)
@@ -142,7 +144,8 @@ def draw(config: Config, keep: Callable[[list[int]], set[int]] = lambda times: s
 
     weights: to be used instead of the checkpoint's.
     """
-    return joined(list(drawings(config, keep, weights)))
+    check(config)
+    return joined(list(drawings(config, read(config), keep, weights)))
 
 
 def joined(parts: list[Drawn]) -> Drawn:
@@ -153,19 +156,15 @@ def joined(parts: list[Drawn]) -> Drawn:
                  sum(part.seconds for part in parts), sum(part.calls for part in parts))
 
 
-def drawings(config: Config, keep: Callable[[list[int]], set[int]] = lambda times: set(),
-             weights: dict[str, Tensor] | None = None,
-             begun: Callable[[tuple], int] = lambda shape: 0) -> Iterator[Drawn]:
+def drawings(config: Config, last: Checkpoint, keep: Callable[[list[int]], set[int]] = lambda times: set(),
+             weights: dict[str, Tensor] | None = None, done: int = 0) -> Iterator[Drawn]:
     """What `draw` gives, batch after batch, each of all processes together and on all of them.
 
-    begun: shape -> pictures already there; the batches that lie among them are told, not drawn.
+    done: pictures already there; the batches that lie among them are told, not drawn.
     """
-    check(config)
     device, config = choose_device(config.device), replace(config, checkpoint=config.from_ or config.checkpoint)
-    last = convert.read(config.from_) if config.from_ else checkpoint.load(config.checkpoint)
     unet, rows, choices = network(last, config, weights), chain(last, config).to(device), choose_labels(last, config)
     shape, times = tuple(last.data["shape"]), [*rows[:, 0].int().tolist(), 0]
-    done = distributed.first_s(begun(shape))
     rounds = math.ceil(config.n / (config.batch * distributed.world()))
     size = math.ceil(config.n / (rounds * distributed.world()))                   # every batch has this size
     whole = size * distributed.world()
@@ -239,17 +238,23 @@ def main(argv: Sequence[str] | None = None) -> None:
           f"{drawn.calls} network calls{' of twice the batch' if config.guidance else ''}; see {out}/grid.png")
 
 
+def read(config: Config) -> Checkpoint:
+    """What is drawn from. Raises ValueError if the processes do not read the same."""
+    last = convert.read(config.from_) if config.from_ else checkpoint.load(config.checkpoint)
+    if last.step != distributed.first_s(last.step):
+        raise ValueError(f"{config.checkpoint} was replaced while it was read; draw again")
+    return last
+
+
 def write(config: Config, keep: Callable[[list[int]], set[int]]) -> Drawn:
     """Draws the pictures and writes --png and --npz on the way, batch after batch; returns the first SHOWN."""
-    out, writes = Path(config.out), distributed.rank() == 0
-    rows = out / f"pictures-{key(config)}.npy" if config.npz else None
-
-    def begun(shape: tuple) -> int:
-        goes_on = config.npz and not (config.png or config.gif or config.snapshots)
-        return pictures.begun(rows, config.n, shape) if goes_on else 0
-
+    check(config)
+    out, writes, last = Path(config.out), distributed.rank() == 0, read(config)
+    rows = out / f"pictures-{key(config, last)}.npy" if config.npz else None
+    goes_on = config.npz and not (config.png or config.gif or config.snapshots)
+    done = distributed.first_s(pictures.begun(rows, config.n, tuple(last.data["shape"])) if goes_on else 0)
     shown, labels, seconds, calls, first, new = [], [], 0., 0, 0, 0
-    for part in drawings(config, keep, begun=begun):
+    for part in drawings(config, last, keep, done=done):
         n, seconds, calls = part.n, seconds + part.seconds, calls + part.calls
         new += n if part.x is not None else 0
         if writes and part.x is None and first < SHOWN:
@@ -273,12 +278,13 @@ def put(config: Config, out: Path, rows: Path | None, first: int, pixels: Tensor
         data.as_image(picture).save(parent_made(out / "png" / f"{i:06d}.png"))
 
 
-def key(config: Config) -> str:
-    """A name for the pictures asked for: a digest of the settings they depend on and the file of weights."""
+def key(config: Config, last: Checkpoint) -> str:
+    """A name for the pictures asked for: a digest of the settings and of the weights that they depend on."""
     settings = replace(config, batch=1, snapshots="", gif=False, png=False, npz=False, device="", out="")
-    file = Path(config.from_ or config.checkpoint)
-    content = hashlib.sha256(file.read_bytes() if file.is_file() else b"").hexdigest()
-    return hashlib.sha256(f"{settings} {content}".encode()).hexdigest()[:12]
+    digest = hashlib.sha256(f"{settings} {last.network} {last.settings} {last.data}".encode())
+    for w in (last.beta, *{"ema": last.ema, "raw": last.weights}[config.weights].values()):
+        digest.update(w.float().contiguous().numpy())
+    return digest.hexdigest()[:12]
 
 
 def nearest(t: int, times: list[int]) -> int:

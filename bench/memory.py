@@ -9,11 +9,9 @@ scratch of their convolutions, come on top.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from torch.autograd.profiler import profile
 
 import data
@@ -60,32 +58,40 @@ def learns(config: UNetConfig) -> bool:
     return config.out_channels == 2 * config.in_channels
 
 
-def update(network: str, device: torch.device, flags: dict) -> Tensor:
+def update(network: str, device: torch.device, flags: dict) -> Callable[[], object]:
     """A training step, the optimizer's moments being there."""
     config, B, side = CONFIGS[network], batch(network), SIDES[network]
     shape, classes = (config.in_channels, side, side), tuple(map(str, range(config.classes - 1)))
     pixels, labels = torch.zeros(B, *shape, dtype=torch.uint8), torch.zeros(B if classes else 0, dtype=torch.int64)
-    run = train.begin(train.Config(network=network, batch=B, loss="hybrid" if learns(config) else "l2",
-                                   device=device.type, **flags), data.Data("black", pixels, labels, classes, shape))
-    for w in run.weights.values():
-        w.grad = torch.zeros_like(w)
-    run.optimizer.step()
-    return train.update(run, train.denoiser(run), 1, pixels, labels)[0]
+    settings = train.Config(network=network, batch=B, loss="hybrid" if learns(config) else "l2", device=device.type,
+                            **flags)
+
+    def run() -> object:
+        run = train.begin(settings, data.Data("black", pixels, labels, classes, shape))
+        for w in run.weights.values():
+            w.grad = torch.zeros_like(w)
+        run.optimizer.step()
+        return train.update(run, train.denoiser(run), 1, pixels, labels)
+    return run
 
 
-@torch.no_grad()
-def draw(network: str, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Two steps of DDPM."""
+def draw(network: str, device: torch.device, dtype: torch.dtype) -> Callable[[], object]:
+    """Two steps of DDPM. A checkpoint's weights are mapped, not copied, so float32 ones on a CPU are not counted."""
     config, B, side = CONFIGS[network], batch(network), SIDES[network]
-    unet = UNet(config)
-    unet.load_state_dict(cast(unet.state_dict(), dtype), assign=True)
-    unet.to(device).eval()
+    weights = UNet(config).state_dict()
     labels = torch.zeros(B, dtype=torch.int64, device=device) if config.classes else None
-    rows = ddpm.sampler_rows(ddpm.SCHEDULES["linear"](1000), [1000, 500], eta=1.,
+    rows = ddpm.sampler_rows(ddpm.linear_schedule(), [1000, 500], eta=1.,
                              variance="learned" if learns(config) else "beta_tilde").to(device)
     seeds = noise.image_seeds(0, torch.arange(B, device=device))
-    *_, (_, x, _) = ddpm.sample(lambda xt, t: unet(xt, t, labels), rows, (config.in_channels, side, side), seeds)
-    return x
+
+    @torch.no_grad()
+    def run() -> object:
+        with torch.device("meta"):
+            unet = UNet(config)
+        unet.load_state_dict(cast(weights, dtype), assign=True)
+        unet.to(device).eval()
+        return list(ddpm.sample(lambda xt, t: unet(xt, t, labels), rows, (config.in_channels, side, side), seeds))
+    return run
 
 
 def measured(networks: Sequence[str], device: torch.device, function: Callable, ways: dict) -> str:
@@ -94,7 +100,7 @@ def measured(networks: Sequence[str], device: torch.device, function: Callable, 
     for name in networks:
         with torch.device("meta"):
             parameters = sum(w.numel() for w in UNet(CONFIGS[name]).parameters())
-        found = [peak(partial(function, name, device, way), device) / 1e9 for way in ways.values()]
+        found = [peak(function(name, device, way), device) / 1e9 for way in ways.values()]
         rows.append([name, f"{parameters / 1e6:.1f} M", f"{batch(name)} of {SIDES[name]} x {SIDES[name]}", *found])
         print(*rows[-1], flush=True)
     return table(["network", "parameters", "pictures", *ways], rows)
@@ -124,7 +130,8 @@ quarter of the pictures. bf16 alone saves little here, for the plain norm keeps 
 {measured(networks, device, update, TRAINING)}
 ## Drawing
 
-Neither the steps nor the pictures in all count, only those drawn at once (`--batch`).
+Neither the steps nor the pictures in all count, only those drawn at once (`--batch`). float32 weights are mapped from
+the file, not copied, and come on top on a CPU.
 
 {measured(networks, device, draw, DRAWING)}""")
     print(f"see {path}")

@@ -83,9 +83,9 @@ def main(argv=None) -> None:
             assert reached == sorted(reached), reached
         for out in (cut, whole):
             assert os.waitpid(forked(train.main, [*flags, str(out)]), 0)[1] == 0, f"{out} did not end well"
-        same = same_end(cut, whole)
+        same, step = same_end(cut, whole), checkpoint.load(cut / "last.pt").step
     print(f"{config.kills} kills, {in_save} in a save, {len(set(reached))} steps gone on from; "
-          f"{'the same' if same else 'ANOTHER'} end; {time.perf_counter() - began:.0f} s")
+          f"{'the same' if same else 'ANOTHER'} end at step {step}; {time.perf_counter() - began:.0f} s")
     raise SystemExit(not same)
 
 

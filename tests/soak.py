@@ -101,13 +101,13 @@ def main(argv=None) -> None:
                 jobs.append(drawing)
                 drawing.start(chance)
         assert again == sorted(again), again
-        same = same_end(cut, whole)
+        same, step = same_end(cut, whole), checkpoint.load(last).step
         size = sum(file.stat().st_size for file in cut.rglob("*") if file.is_file()) / 1e6
     for name, job in {"undisturbed": peace, "training": training, "drawing": drawing}.items():
         print(f"{name}: {dict(job.ends)}; at most {max(job.most)[0]} MB, {max(n for _, n in job.most)} files; "
               f"the first {job.most[0]}, the last {job.most[-1]}")
     print(f"gone on from {len({*again})} different steps; the run's folder has {size:.1f} MB; "
-          f"{'the same' if same else 'ANOTHER'} end; {time.perf_counter() - began:.0f} s")
+          f"{'the same' if same else 'ANOTHER'} end at step {step}; {time.perf_counter() - began:.0f} s")
     raise SystemExit(not same)
 
 

@@ -191,15 +191,20 @@ def test_an_npz_goes_on_after_a_stop(tmp_path, monkeypatch, capsys, torn):
     assert sorted(p.name for p in (tmp_path / "parts").iterdir()) == ["grid.png", "pictures.npz"]
 
 
-def test_an_npz_of_other_pictures_is_not_gone_on_with(tmp_path):
-    keys = {sample.key(Config(**settings)) for settings in (
-        {"checkpoint": DIGITS}, {"checkpoint": DIGITS, "seed": 1}, {"checkpoint": DIGITS, "labels": "3"}, {"n": 3})}
-    other = tmp_path / "x.pt"
-    shutil.copy(DIGITS, other)
-    before = sample.key(Config(checkpoint=str(other)))
-    other.write_bytes(other.read_bytes() + b"x")
-    assert len({*keys, before, sample.key(Config(checkpoint=str(other)))}) == 6
-    assert sample.key(Config(batch=3, device="cpu")) == sample.key(Config())
+def test_an_npz_of_other_pictures_is_not_gone_on_with():
+    last = checkpoint.load(DIGITS)
+    keys = {sample.key(Config(**settings), last) for settings in ({}, {"seed": 1}, {"labels": "3"}, {"n": 3})}
+    ema = {name: w + (name == "last.bias") for name, w in last.ema.items()}
+    keys |= {sample.key(Config(), other) for other in (
+        last._replace(ema=ema), last._replace(beta=last.beta / 2), last._replace(settings={**last.settings, "x": 1}))}
+    assert len(keys) == 7
+    assert sample.key(Config(batch=3, device="cpu"), last) == sample.key(Config(), last)
+
+
+def test_processes_that_read_different_checkpoints_do_not_draw(monkeypatch):
+    monkeypatch.setattr(sample.distributed, "first_s", lambda step: step + 500)
+    with pytest.raises(ValueError, match="digits.pt was replaced while it was read; draw again"):
+        digits()
 
 
 def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path, monkeypatch):
