@@ -12,6 +12,7 @@ Every random number is a function of (seed, step), so a run that was stopped end
 
 import contextlib
 import math
+import os
 import random
 import signal
 import threading
@@ -69,6 +70,7 @@ class Config:
     dtype: str = "float32"                      # float32, or bf16: all but norms and the weights' own copy
     recompute: bool = False                     # keep less for the gradient: half the memory, a third more time
     compile: bool = False                       # torch.compile the network
+    deterministic: bool = False                 # on a GPU, too, the same bits at every run, for some time
     device: str = "auto"                        # cuda, cpu, or auto: cuda if there is one
     seed: int = 0                               # of every random number; -1 chooses one, prints and keeps it
     workers: int = 0                            # processes that read images ahead
@@ -79,7 +81,7 @@ class Config:
 
 
 PRESETS = {name: replace(Config(), **changes, out=f"runs/{name}") for name, changes in presets.PRESETS.items()}
-FREE = {"steps", "recompute", "compile", "device", "workers",               # may change later
+FREE = {"steps", "recompute", "compile", "deterministic", "device", "workers",  # may change later
         "log_every", "sample_every", "save_every", "out"}
 
 
@@ -290,6 +292,9 @@ def answer(model: Callable, labels: Tensor | None, xt: Tensor, t: Tensor) -> Ten
 def main(argv: Sequence[str] | None = None) -> None:
     config = parse(Config, argv, PRESETS)
     check(config)
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")               # or cuBLAS would refuse
+        torch.use_deterministic_algorithms(True)
     with distributed.joined(config.device):
         check_share(config)
         last = Path(config.out, "last.pt")

@@ -1,6 +1,6 @@
 """Measures the memory that training and drawing take, for every named network, and writes docs/memory.md.
 
-    python -m bench.memory                                  # all networks: half an hour on a CPU
+    python -m bench.memory                                  # all networks: ten minutes on a CPU
     python -m bench.memory --networks cifar10 --out cifar10.md
 
 What is counted is what PyTorch has allocated for tensors, every byte of it, on a CPU as on a GPU; libraries, and the

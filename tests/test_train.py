@@ -55,6 +55,7 @@ def test_the_loss_falls(tmp_path):
 @pytest.mark.parametrize("flags", [[], ["--accumulate", "3"], ["--workers", "2"], ["--loss", "l1"],
                                    ["--loss", "bound", "--sampling", "importance", "--T", "3", "--batch", "32"]])
 def test_a_run_cut_in_two_ends_bitwise_where_the_whole_one_does(tmp_path, flags, monkeypatch, capsys):
+    flags = [*flags, "--device", "cpu"]
     run(tmp_path / "whole", "--steps", "6", *flags)
     cut(tmp_path / "cut", 3, monkeypatch, *flags)
     shutil.copytree(tmp_path / "cut", tmp_path / "half")
@@ -69,6 +70,28 @@ def test_a_run_cut_in_two_ends_bitwise_where_the_whole_one_does(tmp_path, flags,
     logs = [[{k: v for k, v in line.items() if k != "images_per_second"} for line in run_folder.read(tmp_path / name)]
             for name in ("whole", "cut")]
     assert logs[0] == logs[1]
+
+
+@pytest.fixture
+def restored():
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def test_deterministic_is_torch_s(tmp_path, restored):
+    run(tmp_path, "--steps", "1", "--deterministic")
+    assert torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a CPU does the same at every run anyway")
+@pytest.mark.parametrize("flags", [[], ["--dtype", "bf16"], ["--dtype", "bf16", "--compile"]])
+def test_a_deterministic_run_on_a_gpu_ends_bitwise_where_the_whole_one_does(tmp_path, flags, monkeypatch, restored):
+    flags = [*flags, "--deterministic"]
+    run(tmp_path / "whole", "--steps", "6", *flags)
+    cut(tmp_path / "cut", 3, monkeypatch, *flags)
+    run(tmp_path / "cut", "--steps", "6", *flags)
+    assert_close(weights(tmp_path / "cut"), weights(tmp_path / "whole"), rtol=0, atol=0)
 
 
 def cut(out, step, monkeypatch, *flags):
@@ -104,9 +127,9 @@ def test_parts_of_a_batch_add_up_to_it(tmp_path):
 
 
 def test_recomputing_may_begin_on_the_way_and_changes_nothing(tmp_path, monkeypatch):
-    run(tmp_path / "whole", "--steps", "6")
-    cut(tmp_path / "cut", 3, monkeypatch)
-    run(tmp_path / "cut", "--steps", "6", "--recompute")
+    run(tmp_path / "whole", "--steps", "6", "--device", "cpu")
+    cut(tmp_path / "cut", 3, monkeypatch, "--device", "cpu")
+    run(tmp_path / "cut", "--steps", "6", "--device", "cpu", "--recompute")
     assert_close(weights(tmp_path / "cut"), weights(tmp_path / "whole"), rtol=0, atol=0)
 
 
