@@ -254,7 +254,7 @@ def p_mean_log_var(schedule: Schedule, answer: Tensor, xt: Tensor, t: Tensor, *,
     """
     one_of("variance", variance, VARIANCES)
     C, answer = xt.shape[1], answer.to(xt.dtype)
-    check_channels(answer, C, variance == "learned")
+    check_answer(answer, xt.shape, variance == "learned")
     x0_hat, _ = predict(schedule, answer[:, :C], xt, t, target)
     mean, _, log_min = q_posterior(schedule, x0_hat.clamp(-1, 1) if clip else x0_hat, xt, t)
     if variance == "beta_tilde":
@@ -266,11 +266,12 @@ def p_mean_log_var(schedule: Schedule, answer: Tensor, xt: Tensor, t: Tensor, *,
     return mean, between(answer[:, C:], log_min, log_max)
 
 
-def check_channels(answer: Tensor, C: int, learned: bool) -> None:
-    """Raises ValueError unless the answer has C channels or, as a learned variance must and a fixed one may, 2C."""
-    if answer.shape[1] != 2 * C and (learned or answer.shape[1] != C):
-        raise ValueError(f"the network answers {answer.shape[1]} channels to {C}; variance learned takes {2 * C}, "
-                         f"a fixed one {C} or {2 * C}")
+def check_answer(answer: Tensor, shape: tuple, learned: bool) -> None:
+    """Raises ValueError unless the answer is like x_t (B, C, ...) or, as a learned variance must, has 2C channels."""
+    B, C, *rest = shape
+    if answer.shape != (B, 2 * C, *rest) and (learned or answer.shape != (B, C, *rest)):
+        raise ValueError(f"the network answers {tuple(answer.shape)} to {tuple(shape)}; in channels, variance learned "
+                         f"takes {2 * C}, a fixed one {C} or {2 * C}, and all else is to be equal")
 
 
 def between(v: Tensor, log_min: Tensor, log_max: Tensor) -> Tensor:
@@ -320,7 +321,7 @@ def prior_bits(schedule: Schedule, x0: Tensor) -> Tensor:
 def timesteps(T: int, steps: int, spacing: str = "trailing") -> Tensor:
     """`steps` times, decreasing, of 1..T: "trailing" begins at T, "leading" ends at 1, "linspace" does both."""
     one_of("spacing", spacing, SPACINGS)
-    if not 1 <= steps <= T:
+    if steps not in range(1, T + 1):
         raise ValueError(f"steps is {steps}; a chain of T = {T} takes 1 to {T} steps")
     if spacing == "trailing":
         return (T - torch.arange(steps, dtype=torch.float64) * T / steps).round().long()
@@ -372,6 +373,8 @@ def check_chain(t: Tensor, T: int, sampler: str, variance: str, eta: float) -> N
     """Raises ValueError unless these make a sampler."""
     one_of("sampler", sampler, SAMPLERS)
     one_of("variance", variance, VARIANCES)
+    if t.ndim != 1 or len(t) and (t.is_floating_point() or t.dtype == torch.bool):
+        raise ValueError(f"times are {t.dtype}, shape {tuple(t.shape)}; they must be whole numbers, (S,)")
     if not len(t) or t[0] > T or t[-1] < 1 or (t.diff() >= 0).any():
         raise ValueError(f"times are {t.tolist()}; they must decrease and lie in 1..{T}")
     if not 0 <= eta <= 1:
@@ -426,7 +429,7 @@ def sample(denoise: Callable, rows: Tensor, shape, seeds: Tensor, *,
                 drawn = normal(seeds, rows[k:k + ahead, 1:2].long(), shape).unbind()
             z = drawn[k % ahead]
         answer = denoise(xt, times[k])
-        check_channels(answer, shape[0], learned)
+        check_answer(answer, xt.shape, learned)
         xt, x0_hat = step(rows, steps[k], xt, answer, x0_hat if second_order else None,
                           seeds if noisy and z is None else None, z=z)
         yield s, xt, x0_hat

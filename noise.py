@@ -31,7 +31,10 @@ def philox(key, counter):
 
 def words(seeds: Tensor, s: int | Tensor, n: int, stream: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The counter blocks that hold n elements of (seed, step, stream): four words, each (..., ceil(n/4))."""
-    seeds, s = torch.broadcast_tensors(seeds, torch.as_tensor(s, device=seeds.device))
+    s = torch.as_tensor(s, device=seeds.device)
+    if seeds.is_floating_point() or s.is_floating_point():
+        raise ValueError(f"seeds are {seeds.dtype} and the step {s.dtype}; they must be whole numbers")
+    seeds, s = torch.broadcast_tensors(seeds, s)
     seeds, s = seeds[..., None], s[..., None].long()
     block = torch.arange(math.ceil(n / 4), device=seeds.device)
     return philox((seeds & MASK, seeds >> 32 & MASK), (block, s, stream, 0))

@@ -1,0 +1,170 @@
+"""The core on whatever shapes, dtypes and layouts there are: right, or refused, and never wrong without a word."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+import ddpm
+import noise
+from kernels import group_norm_silu, group_norm_silu_plain, sampling_step
+
+small = settings(max_examples=60, derandomize=True, database=None, deadline=None)
+pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp")
+LAYOUTS = ("contiguous", "channels_last", "transposed", "every second", "expanded")
+schedules = st.builds(lambda name, T: ddpm.SCHEDULES[name](T), st.sampled_from([*ddpm.SCHEDULES]), st.integers(1, 60))
+pictures = st.tuples(st.integers(0, 3), st.integers(1, 4), st.integers(1, 5), st.integers(1, 5))
+
+
+def laid(x: torch.Tensor, layout: str) -> torch.Tensor:
+    """The same numbers, otherwise in memory; expanded are those of one row for all."""
+    if layout == "channels_last":
+        return x.contiguous(memory_format=torch.channels_last)
+    if layout == "transposed":
+        return x.transpose(2, 3).contiguous().transpose(2, 3)
+    if layout == "every second":
+        return torch.stack([x, -x], dim=-1)[..., 0]
+    return x[..., :1, :].expand_as(x) if layout == "expanded" else x
+
+
+def numbers(shape, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+# The process
+
+@small
+@given(schedules, st.lists(st.integers(0, 4), min_size=1, max_size=5), st.sampled_from(ddpm.TARGETS), st.data())
+def test_the_truth_leads_back_to_x0_whatever_the_shape(schedule, shape, target, choose):
+    t = torch.tensor(choose.draw(st.lists(st.integers(1, ddpm.schedule_length(schedule)), min_size=shape[0],
+                                          max_size=shape[0])), dtype=torch.int64)
+    x0, eps = (numbers(shape, k, torch.float64) for k in range(2))
+    xt = ddpm.q_sample(schedule, x0, t, eps)
+    x0_hat, eps_hat = ddpm.predict(schedule, ddpm.truth(schedule, x0, t, eps, target), xt, t, target)
+    assert xt.shape == x0.shape and xt.dtype == x0.dtype
+    assert_close((x0_hat, eps_hat), (x0, eps), rtol=1e-6, atol=1e-6)
+
+
+@small
+@given(schedules, pictures, st.sampled_from(LAYOUTS), st.sampled_from([torch.float32, torch.bfloat16]))
+def test_layouts_change_nothing(schedule, shape, layout, dtype):
+    x, eps, t = laid(numbers(shape, 0, dtype), layout), numbers(shape, 1, dtype), torch.ones(shape[0]).long()
+    assert torch.equal(ddpm.q_sample(schedule, x, t, eps), ddpm.q_sample(schedule, x.clone().contiguous(), t, eps))
+
+
+@small
+@given(schedules, st.data())
+def test_rows_are_valid_for_any_times(schedule, choose):
+    T = ddpm.schedule_length(schedule)
+    times = sorted(choose.draw(st.sets(st.integers(1, T), min_size=1)), reverse=True)
+    sampler = choose.draw(st.sampled_from(ddpm.SAMPLERS))
+    eta = 0. if sampler == "2m" else choose.draw(st.floats(0, 1))
+    rows = ddpm.sampler_rows(schedule, times, sampler=sampler, target=choose.draw(st.sampled_from(ddpm.TARGETS)),
+                             eta=eta, variance=choose.draw(st.sampled_from(ddpm.VARIANCES)))
+    t, s, a, b, clip, c0, ct, cp, cz, log_min, log_max = rows.T
+    assert rows.isfinite().all() and t.tolist() == times and s.tolist() == [*times[1:], 0]
+    assert (cz >= 0).all() and cz[-1] == 0 and (log_min <= log_max + 1e-12).all()
+    signal = (c0 + cp) * 1 + ct * schedule.alpha_bar[times].sqrt()      # what becomes of an x0 that is known
+    assert_close(signal, schedule.alpha_bar[s.long()].sqrt(), rtol=1e-9, atol=1e-9)
+
+
+@small
+@given(st.integers(1, 2000), st.sampled_from(ddpm.SPACINGS), st.data())
+def test_any_number_of_times_makes_a_chain(T, spacing, choose):
+    times = ddpm.timesteps(T, choose.draw(st.integers(1, T)), spacing)
+    assert times.min() >= 1 and times.max() <= T and (times.diff() < 0).all()
+
+
+@pytest.mark.parametrize("steps", [0, -1, 11, 2.5, math.nan, 10**30])
+def test_no_chain_of_so_many(steps):
+    with pytest.raises(ValueError, match="takes 1 to 10 steps"):
+        ddpm.timesteps(10, steps)
+
+
+@pytest.mark.parametrize("times", [[5., 2.], [math.nan], [[5]], 5, [True], torch.tensor([5., 2.])])
+def test_times_of_another_kind(times):
+    with pytest.raises(ValueError, match="times are .*whole numbers"):
+        ddpm.sampler_rows(ddpm.linear_schedule(10), times)
+
+
+@pytest.mark.parametrize("t", [torch.tensor([11, 1]), torch.tensor([1., 2.]), torch.tensor([True, False]),
+                               torch.tensor([1, 2, 3])])
+def test_t_that_is_none_is_refused_by_torch(t):
+    """Looking at its values here would make a GPU wait."""
+    x = numbers((2, 1, 2, 2))
+    for function in (lambda: ddpm.q_sample(ddpm.linear_schedule(10), x, t, x),
+                     lambda: ddpm.predict(ddpm.linear_schedule(10), x, x, t, "eps")):
+        with pytest.raises((IndexError, RuntimeError)):
+            function()
+
+
+@small
+@given(pictures, st.lists(st.integers(0, 8), max_size=5), st.sampled_from(["learned", "beta"]))
+def test_answers_of_other_shapes_are_refused(shape, other, variance):
+    """What would broadcast, above all."""
+    rows = ddpm.sampler_rows(ddpm.linear_schedule(10), [10, 5], variance=variance, eta=1.)
+    seeds, twice = noise.image_seeds(0, torch.arange(shape[0])), [shape[0], 2 * shape[1], *shape[2:]]
+    for answer in (other, [1, *shape[1:]], [*shape[:3], 1], twice, [*shape]):
+        chain = ddpm.sample(lambda xt, t, answer=answer: torch.zeros(answer), rows, shape[1:], seeds)
+        if answer == twice or variance == "beta" and answer == [*shape]:
+            assert all(xs.shape == shape for _, xs, _ in chain)
+        else:
+            with pytest.raises(ValueError, match="the network answers"):
+                next(chain)
+
+
+# Noise
+
+@small
+@given(st.integers(0, 2**31 - 1), st.integers(0, 2**32 - 1), st.lists(st.integers(0, 6), max_size=3), st.data())
+def test_noise_is_a_function_of_seed_step_and_element(seed, s, shape, choose):
+    """However the images are split, ordered or repeated, and however much of each is drawn."""
+    index = torch.tensor(choose.draw(st.lists(st.integers(0, 2**32 - 1), max_size=6)), dtype=torch.int64)
+    seeds = noise.image_seeds(seed, index)
+    whole = noise.normal(seeds, s, shape)
+    assert whole.shape == (len(index), *shape) and whole.dtype == torch.float32 and whole.isfinite().all()
+    parts = [noise.normal(part, s, shape) for part in seeds.split(choose.draw(st.integers(1, 6)))]
+    assert torch.equal(torch.cat(parts), whole)
+    n = math.prod(shape)
+    assert torch.equal(noise.normal(seeds, torch.tensor([[s]]), (n + 3,))[0, :, :n], whole.reshape(len(index), n))
+
+
+@pytest.mark.parametrize("seeds, s", [(torch.ones(2), 1), (torch.arange(2), 1.5), (torch.arange(2), torch.ones(2))])
+def test_noise_of_fractions_is_refused(seeds, s):
+    with pytest.raises(ValueError, match="whole numbers"):
+        noise.normal(seeds, s, (3,))
+
+
+# Kernels
+
+@small
+@given(st.integers(0, 2), st.sampled_from([(1, 1), (2, 1), (3, 3), (4, 2), (6, 4), (5, 2)]), st.integers(1, 5),
+       st.integers(1, 4), st.sampled_from(LAYOUTS), st.sampled_from([torch.float32, torch.float16]), st.booleans())
+def test_the_fused_norm_is_torch_s(B, channels, H, W, layout, dtype, silu):
+    (C, groups), weight, bias = channels, numbers((channels[0],), 1), numbers((channels[0],), 2)
+    x = laid(numbers((B, C, H, W), 0, dtype), layout)
+    if C % groups:
+        with pytest.raises(ValueError, match=f"groups is {groups}; it must divide the {C} channels"):
+            group_norm_silu(x, groups, weight, bias)
+        return
+    true = torch.group_norm(x.double(), groups, weight.double(), bias.double())
+    true = torch.nn.functional.silu(true) if silu else true
+    for function in (group_norm_silu_plain, group_norm_silu):
+        y = function(x, groups, weight, bias, silu=silu)
+        assert y.shape == x.shape and y.dtype == dtype
+        assert_close(y.double(), true, rtol=2e-3 if dtype == torch.float16 else 1e-4, atol=1e-4)
+
+
+@small
+@given(pictures, st.sampled_from(LAYOUTS), st.sampled_from(LAYOUTS), st.sampled_from(["ddim", "ddpm", "2m", "learned"]),
+       st.integers(0, 2))
+def test_the_fused_step_is_the_plain_one(shape, layout, other, kind, k):
+    choice = {"ddim": {}, "ddpm": {"eta": 1.}, "2m": {"sampler": "2m"}, "learned": {"eta": 1., "variance": "learned"}}
+    rows = ddpm.sampler_rows(ddpm.cosine_schedule(20), [20, 11, 3], **choice[kind])
+    answer = (shape[0], 2 * shape[1], *shape[2:]) if kind == "learned" else shape
+    arguments = (rows, torch.tensor([k]), laid(numbers(shape), layout), laid(numbers(answer, 1), other),
+                 laid(numbers(shape, 2), other) if kind == "2m" else None, noise.image_seeds(3, torch.arange(shape[0])))
+    assert_close(sampling_step(*arguments), ddpm.step(*arguments), rtol=1e-5, atol=1e-5)
