@@ -17,6 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import bench.memory
 import bench.report
 import bench.tables
 import checkpoint
@@ -87,6 +88,7 @@ SCRIPTS = {
     "swiss_roll_variants": Script(swiss_roll_variants.main, swiss_roll_variants.Config, "--steps 1", "", "steps"),
     "kernels": Script(kernels.__main__.main, kernels.__main__.Config, ""),
     "report": Script(bench.report.main, bench.report.Config, "", "", "", "kernels"),
+    "memory": Script(bench.memory.main, bench.memory.Config, "--networks digits --out new.md"),
     "tables": Script(bench.tables.main, bench.tables.Config, ""),
 }
 
@@ -122,6 +124,8 @@ def quick(monkeypatch):
     monkeypatch.setattr(evaluate, "CLASSIFIER", ROOT / evaluate.CLASSIFIER)
     monkeypatch.setattr(data, "digits", functools.cache(data.digits))
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 def lay_out(folder: Path) -> None:
