@@ -86,8 +86,8 @@ def checked(last: Checkpoint) -> Checkpoint:
             unet.load_state_dict(weights, assign=True)
     from_betas(last.beta)
     one_of("target", last.settings["target"], TARGETS)
-    if not all(isinstance(name, str) for name in classes) or last.network.classes - len(classes) not in (
-            0, 1, -len(classes)):
+    rows = 0, len(classes), len(classes) + 1                        # no classes asked for, all, and a null class
+    if not all(isinstance(name, str) for name in classes) or last.network.classes not in rows:
         raise ValueError(f"there are {last.network.classes} rows for the classes {classes}")
     if not isinstance(last.step, int) or last.step < 0 or not isinstance(last.data["name"], str):
         raise ValueError(f"step is {last.step} and the data {last.data['name']}")
