@@ -3,6 +3,7 @@
     python checkpoint.py --source runs/digits/last.pt --to weights/digits.pt      # to give away
 """
 
+import copy
 import os
 import pickle
 import platform
@@ -20,6 +21,7 @@ from ddpm import TARGETS, from_betas, one_of
 from unet import UNet, UNetConfig
 
 FORMAT = "minimal-diffusion 1"
+PARTS = ("weights", "ema", "optimizer")
 
 
 class Checkpoint(NamedTuple):
@@ -49,8 +51,11 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     os.replace(temporary, path)
 
 
-def load(path: Path) -> Checkpoint:
-    """Reads what `save` wrote, onto the CPU; never executes code from the file. Raises ValueError for others."""
+def load(path: Path, parts: Sequence[str] = PARTS) -> Checkpoint:
+    """Reads what `save` wrote, onto the CPU; never executes code from the file. Raises ValueError for others.
+
+    parts: which of PARTS are wanted. The others are empty, and take no memory.
+    """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"no checkpoint {path}; train one with: python train.py")
@@ -58,8 +63,7 @@ def load(path: Path) -> Checkpoint:
         with zipfile.ZipFile(path) as file:                         # torch.load does not look at the checksums
             if any(entry.compress_type for entry in file.infolist()) or file.testzip():
                 raise zipfile.BadZipFile
-        mapped = os.name != "nt"                                    # read when used; Windows could not replace it then
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile,
             NotImplementedError) as error:
         raise ValueError(f"{path} is damaged or no checkpoint of train.py; use another file") from error
@@ -68,7 +72,9 @@ def load(path: Path) -> Checkpoint:
             fields - {*Checkpoint._field_defaults} <= {*content} <= fields):
         raise ValueError(f"{path} is no checkpoint of train.py; use one that train.py or checkpoint.py wrote")
     try:
-        return checked(Checkpoint(**content)._replace(network=UNetConfig(**content["network"])))
+        last = checked(Checkpoint(**content)._replace(network=UNetConfig(**content["network"])))
+        left_out = {name: {} for name in PARTS if name not in parts}
+        return Checkpoint(*copy.deepcopy(last._replace(**left_out)))            # of the map, which may change under us
     except Exception as error:                                      # what does not fit together fails in many ways
         raise ValueError(f"{path} does not fit its own network or settings: {' '.join(str(error).split())}; use "
                          f"another file") from None
@@ -101,7 +107,7 @@ def versions() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Config:
-    """Copies a checkpoint without its optimizer: a third of the size, to give away."""
+    """Copies a checkpoint without its optimizer: half the size, to give away."""
     source: str = "runs/digits/last.pt"         # the checkpoint to copy
     to: str = "weights/digits.pt"               # where to
 

@@ -171,7 +171,6 @@ def opened(file, name: str = "") -> Iterator[Image.Image]:
             regular(Path(file))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file) as image:
                 yield image
     except Exception as error:                          # Pillow raises many kinds for damaged files

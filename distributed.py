@@ -93,4 +93,6 @@ def anyone(yes: bool) -> bool:
 
 def averaging(model: nn.Module) -> nn.Module:
     """The model, the gradients that its backward leaves being the mean of all processes'."""
-    return model if world() == 1 else DistributedDataParallel(model)
+    if world() == 1:
+        return model
+    return DistributedDataParallel(model, find_unused_parameters=True)  # else a resumed run would add in another order

@@ -65,7 +65,7 @@ def frechet(a: Statistics, b: Statistics) -> float:
     values, vectors = torch.linalg.eigh(A)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T                       # A^1/2, so that all stays symmetric
     cross = torch.linalg.eigvalsh(root @ B @ root).clamp(min=0).sqrt().sum()      # tr (A B)^1/2
-    return ((a.mean - b.mean).square().sum() + A.trace() + B.trace() - 2 * cross).item()
+    return ((a.mean - b.mean).square().sum() + A.trace() + B.trace() - 2 * cross).clamp(min=0).item()
 
 
 def inception(device: torch.device) -> Features:

@@ -4,16 +4,42 @@ A step's record is (4, 1 + P), float64, a row for each quarter of 1..T: the weig
 there, and their weighted losses, P of them: the loss, or the loss and the two parts that make it up.
 """
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:                 # Windows
+    fcntl = None
 
 import torch
 from torch import Tensor
 
+import distributed
 from cli import parent_made
 
 PARTS = ("loss", "simple", "bound")
+
+
+@contextlib.contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """For the first process of a job: no other job that asks for the folder has it meanwhile.
+
+    Raises ValueError if one has. The end of the process, whatever it is, gives the folder back.
+    """
+    if distributed.rank() > 0:
+        yield
+        return
+    with parent_made(folder / ".lock").open("w") as file:
+        try:
+            if fcntl:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise ValueError(f"another process writes into {folder}; wait for it, or choose another --out") from None
+        yield
 
 
 def record(T: int, t: Tensor, weights: Tensor, losses: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ The checkpoint knows the network, the schedule and the classes. Picture i is a f
 not of n, the batch, the processes, or what was drawn before.
 """
 
+import contextlib
 import hashlib
 import math
 import time
@@ -31,6 +32,7 @@ import ddpm
 import distributed
 import noise
 import pictures
+import run_folder
 from checkpoint import Checkpoint
 from cli import DTYPES, check_range, choose_device, parent_made, parse, script, settle_threads
 from kernels import group_norm_silu_plain
@@ -223,7 +225,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         frames = times[::max(1, len(times) // 60)] if config.gif else []
         return {*frames, *(nearest(t, times) for t in wanted)}
 
-    with distributed.joined(config.device):
+    alone = run_folder.owned(Path(config.out)) if config.npz else contextlib.nullcontext()
+    with distributed.joined(config.device), alone:
         drawn, writes = write(config, keep), distributed.rank() == 0
     if not writes:
         return
@@ -240,7 +243,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def read(config: Config) -> Checkpoint:
     """What is drawn from. Raises ValueError if the processes do not read the same."""
-    last = convert.read(config.from_) if config.from_ else checkpoint.load(config.checkpoint)
+    part = {"ema": "ema", "raw": "weights"}[config.weights]
+    last = convert.read(config.from_) if config.from_ else checkpoint.load(config.checkpoint, [part])
     if last.step != distributed.first_s(last.step):
         raise ValueError(f"{config.checkpoint} was replaced while it was read; draw again")
     return last

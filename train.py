@@ -1,6 +1,6 @@
 """Trains an image model.
 
-    python train.py                                     # digits, class-conditional: about 3 minutes on 2 cores
+    python train.py                                     # digits, class-conditional: about two minutes of a CPU core
     python train.py --data photos/ --size 64 --network cifar10 --compile --dtype bf16
     python train.py --preset cars64                     # the recipe of a source; other flags change it
 
@@ -68,7 +68,7 @@ class Config:
     clip: float = 1.0                           # largest norm of the gradient; inf lets it be
     ema: float = 0.995                          # decay of the weights' average, ramped as (1 + k)/(10 + k)
     dtype: str = "float32"                      # float32, or bf16: all but norms and the weights' own copy
-    recompute: bool = False                     # keep less for the gradient: half the memory, a third more time
+    recompute: bool = False                     # keep less for the gradient: up to half the memory, a third more time
     compile: bool = False                       # torch.compile the network
     deterministic: bool = False                 # on a GPU, too, the same bits at every run, for some time
     device: str = "auto"                        # cuda, cpu, or auto: cuda if there is one
@@ -93,7 +93,7 @@ def check(config: Config) -> None:
     for name, most in (("lr", 1), ("clip", math.inf)):
         if not 0 < getattr(config, name) <= most:
             raise ValueError(f"{name} is {getattr(config, name)}; it must be above 0 and at most {most}")
-    check_range(config, "T", 1, 10**6)
+    check_range(config, "T", 2 if config.loss in LEARNED else 1, 10**6)
     check_range(config, "batch accumulate", 1, 2**20)
     check_range(config, "steps log_every sample_every save_every", 1)
     check_range(config, "null final ema", 0, 1)
@@ -297,17 +297,25 @@ def main(argv: Sequence[str] | None = None) -> None:
         torch.use_deterministic_algorithms(True)
     with distributed.joined(config.device):
         check_share(config)
-        last = Path(config.out, "last.pt")
-        last = distributed.first_s(checkpoint.load(last) if distributed.rank() == 0 and last.exists() else None)
-        if config.seed == -1:
-            seed = last.settings["seed"] if last else distributed.first_s(random.randrange(2**31))
-            config = replace(config, seed=seed)
-        run = begin(config, data.load(config.data, config.size, config.fit))
-        if distributed.rank() == 0:
-            announce(run)
-        if last:
-            resume(run, last)
-        train(run, last.step if last else 0, last.losses if last else [])
+        train(*prepared(config))
+
+
+def prepared(config: Config) -> tuple[Run, int, list[Tensor]]:
+    """The run, where its checkpoint left it if there is one: its step, and its records not yet in the log."""
+    last = Path(config.out, "last.pt")
+    last = checkpoint.load(last) if last.exists() else None
+    step = last.step if last else 0
+    if step != distributed.first_s(step):
+        raise ValueError(f"{config.out}/last.pt is at step {step}, for another process not; --out must lie where all "
+                         f"read the same")
+    if config.seed == -1:
+        config = replace(config, seed=last.settings["seed"] if last else distributed.first_s(random.randrange(2**31)))
+    run = begin(config, data.load(config.data, config.size, config.fit))
+    if distributed.rank() == 0:
+        announce(run)
+    if last:
+        resume(run, last)
+    return run, step, last.losses if last else []
 
 
 def announce(run: Run) -> None:
@@ -333,9 +341,10 @@ def train(run: Run, start: int, records: list[Tensor]) -> None:
     loader = data.batches(run.dataset, config.batch, config.seed, steps, config.flip, config.workers,
                           distributed.share(config.batch))
     writes, stop, failed, began = distributed.rank() == 0, False, 0, time.perf_counter()
-    if writes:
-        run_folder.rewind(out, start)
-    with stoppable() as stopped, tqdm(total=config.steps, initial=start, unit=" steps", disable=not writes) as bar:
+    progress = tqdm(total=config.steps, initial=start, unit=" steps", disable=not writes)
+    with run_folder.owned(out), stoppable() as stopped, progress as bar:
+        if writes:
+            run_folder.rewind(out, start)
         for step, (pixels, labels) in zip(steps, loader, strict=True):
             record, norm = update(run, model, step, pixels, labels)
             stop = distributed.anyone(stopped.is_set())
@@ -370,7 +379,7 @@ def give_up_after(failed: int, step: int, record: Tensor) -> None:
     if failed == PATIENCE:
         loss = run_folder.means([record])["loss"]
         raise ValueError(f"loss {loss:g} or its gradient was not finite {PATIENCE} steps in a row, up to step {step}; "
-                         f"lower --lr or look at the data. The last checkpoint is sound")
+                         f"lower --lr or look at the data. A checkpoint, if there is one, is from before")
 
 
 @torch.no_grad()

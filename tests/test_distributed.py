@@ -88,6 +88,16 @@ def test_the_curve_does_not_depend_on_the_number_of_processes(tmp_path, alone, n
     assert [line["step"] for line in run_folder.read(out)] == [1, 2, 3, 4, 4]     # by one process, once
 
 
+def test_three_processes_resume_bitwise(tmp_path):
+    """Of more than two the order of adding shows, and must not change by going on."""
+    flags = [*FLAGS, "--batch", "9", "--warmup", "1", "--final", "1"]          # a rate that does not ask for the end
+    for name, ends in {"whole": "6", "cut": "3"}.items():
+        finished(torchrun(3, "train.py", *flags, "--steps", ends, "--out", str(tmp_path / name)))
+    finished(torchrun(3, "train.py", *flags, "--steps", "6", "--out", str(tmp_path / "cut")))
+    ours, theirs = (checkpoint.load(tmp_path / name / "last.pt") for name in ("cut", "whole"))
+    assert_close(ours.weights, theirs.weights, rtol=0, atol=0)
+
+
 def test_two_machines_are_one(tmp_path, alone):
     """The command that distributed.py names for several, given twice on this one."""
     meeting = ["--nnodes=2", "--rdzv-id=7", "--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{free_port()}"]

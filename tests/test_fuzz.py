@@ -266,7 +266,7 @@ def zip_bomb() -> bytes:
 def bombs(folder: Path) -> dict[str, str]:
     """Hostile files under the folder: the names of data sets, and what is said of each."""
     said = {}
-    for name, (W, H) in {"huge": (50000, 50000), "large": (13000, 13000), "flat": (2**31 - 1, 1)}.items():
+    for name, (W, H) in {"huge": (50000, 50000), "large": (14000, 14000), "flat": (2**31 - 1, 1)}.items():
         (folder / name).mkdir()
         (folder / name / "x.png").write_bytes(png_of(W, H))
         said[f"{folder / name}"] = "cannot read the image .*x.png: .*exceeds limit"
@@ -287,6 +287,11 @@ def bombs(folder: Path) -> dict[str, str]:
     said[f"cars:{folder}"] = "no data set"
     said[f"stanford-cars:{folder}"] = "x.parquet is no file"
     return said
+
+
+def test_a_large_photograph_is_read(tmp_path):
+    Image.new("L", (10000, 10000)).save(tmp_path / "x.jpg")         # 100 megapixels, as telephones take
+    assert data.load(str(tmp_path), "8").shape == (1, 8, 8)
 
 
 CHILD = """

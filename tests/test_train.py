@@ -401,3 +401,24 @@ def test_a_truncated_picture_is_named(tmp_path, capsys):
 def test_a_schedule_that_leaves_signal_is_announced(tmp_path, capsys):
     run(tmp_path, "--steps", "1", "--schedule", "linear", "--T", "300")
     assert "x_T still knows 0.036 bits/dim" in (said := capsys.readouterr().out) and "warning" in said
+
+
+def test_a_folder_that_another_run_writes_into_is_left_alone(tmp_path, capsys):
+    flags = [*QUICK, "--steps", "100000", "--save_every", "1", "--out", str(tmp_path)]
+    process = subprocess.Popen([sys.executable, "train.py", *flags], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    while not (tmp_path / "last.pt").exists():
+        assert process.poll() is None
+    with pytest.raises(SystemExit, match="2"):
+        run(tmp_path, "--steps", "100000", "--save_every", "1")
+    assert "another process writes into" in capsys.readouterr().err
+    process.kill()
+    process.wait()
+    with run_folder.owned(tmp_path):                                # the folder is free again
+        assert checkpoint.load(tmp_path / "last.pt").step > 0
+
+
+@pytest.mark.parametrize("loss", ["hybrid", "bound"])
+def test_a_learned_variance_needs_two_steps(tmp_path, loss, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run(tmp_path, "--T", "1", "--loss", loss)
+    assert "T is 1; it must be between 2 and" in capsys.readouterr().err
