@@ -130,8 +130,8 @@ quarter of the pictures. bf16 alone saves little here, for the plain norm keeps 
 {measured(networks, device, update, TRAINING)}
 ## Drawing
 
-Neither the steps nor the pictures in all count, only those drawn at once (`--batch`). The weights read from the file stay
-beside those that draw, where bf16 or a GPU makes them two.
+Neither the steps nor the pictures in all count, only those drawn at once (`--batch`). The weights read from the file
+stay beside those that draw, where bf16 or a GPU makes them two.
 
 {measured(networks, device, draw, DRAWING)}""")
     print(f"see {path}")
