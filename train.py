@@ -341,8 +341,8 @@ def train(run: Run, start: int, records: list[Tensor]) -> None:
     loader = data.batches(run.dataset, config.batch, config.seed, steps, config.flip, config.workers,
                           distributed.share(config.batch))
     writes, stop, failed, began = distributed.rank() == 0, False, 0, time.perf_counter()
-    progress = tqdm(total=config.steps, initial=start, unit=" steps", disable=not writes)
-    with run_folder.owned(out), stoppable() as stopped, progress as bar:
+    with (run_folder.owned(out), stoppable() as stopped,
+          tqdm(total=config.steps, initial=start, unit=" steps", disable=not writes) as bar):
         if writes:
             run_folder.rewind(out, start)
         for step, (pixels, labels) in zip(steps, loader, strict=True):

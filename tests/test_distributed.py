@@ -182,7 +182,7 @@ def test_a_dead_process_ends_the_job_and_is_named(tmp_path):
     assert not (tmp_path / "last.pt").exists()                      # what is left is what was saved
 
 
-PATIENT = "import sys, datetime, distributed, train; distributed.TIMEOUT = datetime.timedelta(seconds=10); train.main()"
+PATIENT = "import sys, datetime, distributed, train; distributed.TIMEOUT = datetime.timedelta(seconds=20); train.main()"
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="stops a process")
@@ -196,7 +196,7 @@ def test_a_process_that_hangs_ends_the_others_with_a_sentence(tmp_path):
     while not (tmp_path / "last.pt").exists():
         assert first.poll() is None
     second.send_signal(signal.SIGSTOP)
-    _, error = first.communicate(timeout=60)
+    _, error = first.communicate(timeout=120)
     second.kill()
     second.communicate()
     assert first.returncode == 2 and "Traceback" not in error
