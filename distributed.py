@@ -8,6 +8,7 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import TypeVar
@@ -42,7 +43,7 @@ def joined(device: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+        if not isinstance(error, dist.DistError) and not re.search("gloo|pair closure", str(error)):
             raise
         raise ValueError(f"another process died or hangs, {' '.join(str(error).split())}; what was saved is sound, the "
                          f"same command goes on from there") from None
