@@ -67,6 +67,7 @@ class Config:
     out: str = "out"                            # folder for grid.png and the rest
 
 
+WEIGHTS = {"ema": "ema", "raw": "weights"}      # of --weights, their place in a checkpoint
 SHOWN = 1000                                    # pictures of a grid or a film, at most
 
 
@@ -83,7 +84,7 @@ class Drawn(NamedTuple):
 
 def network(last: Checkpoint, config: Config, weights: dict[str, Tensor] | None = None) -> UNet:
     """The checkpoint's network with the weights asked for, or these."""
-    weights = weights or {"ema": last.ema, "raw": last.weights}[config.weights]
+    weights = weights or getattr(last, WEIGHTS[config.weights])
     device = choose_device(config.device)
     with torch.device("meta"):                                                    # its weights come from the file
         unet = UNet(last.network, fast_norm(device) if config.compile else group_norm_silu_plain)
@@ -136,7 +137,7 @@ def check(config: Config) -> None:
     check_range(config, "n batch", 1)
     if not math.isfinite(config.guidance):
         raise ValueError(f"guidance is {config.guidance}; it must be a number, 0 for none")
-    ddpm.one_of("weights", config.weights, ("ema", "raw"))
+    ddpm.one_of("weights", config.weights, WEIGHTS)
     ddpm.one_of("dtype", config.dtype, DTYPES)
 
 
@@ -243,8 +244,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def read(config: Config) -> Checkpoint:
     """What is drawn from. Raises ValueError if the processes do not read the same."""
-    part = {"ema": "ema", "raw": "weights"}[config.weights]
-    last = convert.read(config.from_) if config.from_ else checkpoint.load(config.checkpoint, [part])
+    parts = [WEIGHTS[config.weights]]
+    last = convert.read(config.from_) if config.from_ else checkpoint.load(config.checkpoint, parts)
     if last.step != distributed.first_s(last.step):
         raise ValueError(f"{config.checkpoint} was replaced while it was read; draw again")
     return last
@@ -286,7 +287,7 @@ def key(config: Config, last: Checkpoint) -> str:
     """A name for the pictures asked for: a digest of the settings and of the weights that they depend on."""
     settings = replace(config, batch=1, snapshots="", gif=False, png=False, npz=False, device="", out="")
     digest = hashlib.sha256(f"{settings} {last.network} {last.settings} {last.data}".encode())
-    for w in (last.beta, *{"ema": last.ema, "raw": last.weights}[config.weights].values()):
+    for w in (last.beta, *getattr(last, WEIGHTS[config.weights]).values()):
         digest.update(w.float().contiguous().numpy())
     return digest.hexdigest()[:12]
 

@@ -26,5 +26,17 @@ def poison():
 
 
 @pytest.fixture
+def refused(capsys):
+    """main, flags -> what is said of flags that must end in a sentence and exit status 2."""
+    def refused(main, flags):
+        with pytest.raises(SystemExit) as end:
+            main(flags)
+        error = capsys.readouterr().err
+        assert end.value.code == 2 and "Traceback" not in error
+        return error
+    return refused
+
+
+@pytest.fixture
 def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
