@@ -7,6 +7,7 @@
 """
 
 import contextlib
+import gc
 import os
 import re
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # noqa: F401  (imported later, as by DDP, its default arguments would keep the group)
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -47,6 +49,7 @@ def joined(device: str) -> Iterator[None]:
             raise
         raise ValueError(f"another process died or hangs, {' '.join(str(error).split())}; what was saved is sound, the "
                          f"same command goes on from there") from None
+    gc.collect()                    # ends gloo's threads with the group: one that outlives Python aborts the process
     dist.destroy_process_group()    # not after an error: the others may never come
 
 

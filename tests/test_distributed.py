@@ -174,6 +174,31 @@ def started(out, *flags):
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes in /proc")
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are read from Linux's /proc")
+def test_no_thread_of_gloo_is_left(tmp_path):
+    """One that still held a tensor while Python ends would abort the process, now and then."""
+    script = tmp_path / "script.py"
+    script.write_text(f"""if True:
+        import os, sys
+        sys.path.insert(0, {str(ROOT)!r})
+        import distributed, torch.distributed as dist
+        destroy = dist.destroy_process_group
+        def names():
+            return [open(f"/proc/self/task/{{t}}/comm").read().strip() for t in os.listdir("/proc/self/task")]
+        def watched():
+            print("before", names())
+            destroy()
+        dist.destroy_process_group = watched
+        import train
+        train.main(sys.argv[1:])
+        print("after", names())
+        """)
+    said = finished(torchrun(2, script, *FLAGS, "--out", str(tmp_path / "out")))
+    before, after = (re.findall(f"{word} .*", said) for word in ("before", "after"))
+    assert len(before) == len(after) == 2
+    assert all("gloo" in line for line in before) and not any("gloo" in line for line in after)
+
+
 def test_a_dead_process_ends_the_job_and_is_named(tmp_path):
     process = started(tmp_path, "--dtype", "bf16")
     os.kill(workers(process)[1], signal.SIGKILL)
