@@ -38,6 +38,16 @@ class Checkpoint(NamedTuple):
     versions: dict[str, str]
     history: Tensor | None = None   # the last losses of each t, where they choose the next t's
 
+    @property
+    def variance(self) -> str:
+        """Of the sampler's steps, unless another is asked for."""
+        return self.settings.get("variance", "learned" if self.network.learns_variance else "beta_tilde")
+
+    @property
+    def clip(self) -> bool:
+        """Whether the sampler clips x0_hat to [-1, 1], unless asked not to."""
+        return self.settings.get("clip_x0", True)
+
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
     """Writes the file whole or not at all: to a temporary name, to the disk, then renamed over the old one."""

@@ -450,10 +450,8 @@ def give(last: Checkpoint, folder: str) -> None:
     with torch.device("meta"):
         unet = UNet(last.network)
     unet.load_state_dict(last.ema, assign=True)
-    learned = last.network.out_channels == 2 * last.network.in_channels
     to_diffusers(unet, ddpm.from_betas(last.beta), folder, target=last.settings["target"],
-                 variance=last.settings.get("variance", "learned" if learned else "beta_tilde"),
-                 clip=last.settings.get("clip_x0", True), size=tuple(last.data["shape"][1:]))
+                 variance=last.variance, clip=last.clip, size=tuple(last.data["shape"][1:]))
 
 
 @dataclass(frozen=True)

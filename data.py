@@ -1,30 +1,25 @@
-"""Data sets as uint8 pixels, batches as a function of (seed, step), and pictures in and out.
+"""Data sets as uint8 pixels, batches as a function of (seed, step), and pictures out.
 
 A batch depends on (seed, step) alone: not on what was drawn before, nor on how many processes read it.
 """
 
-import contextlib
 import functools
 import math
-import re
-import warnings
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 import noise
+from image_files import MODES, SUFFIXES, as_image, as_tensor, fitted, header, read
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
-CHANNELS = {"1": 1, "L": 1, "I;16": 1, "RGB": 3, "P": 3, "CMYK": 3, "YCbCr": 3, "RGBA": 4, "LA": 4, "PA": 4}
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 IN_MEMORY = 2**30                                       # bytes of pixels up to which a set is read at once
 ENDLESS = 2**32                                         # pictures of a set without end: as many as noise has keys
 PACKED = 100                                            # times that an array of more than IN_MEMORY may be packed
@@ -53,29 +48,6 @@ def to_pixels(x: Tensor) -> Tensor:
 
 
 # Data sets
-
-def load(name: str, size: str = "", fit: str = "crop") -> Data:
-    """The data set `name`: "digits", one of `sources`' names, a folder of images, or an .npz file.
-
-    size: "", the pictures' own; or "64", or "48x64" (H x W), reached by fit: "crop" resizes and crops at the
-    centre, "pad" adds black all round. Raises ValueError for what cannot be read, naming it.
-    """
-    import sources  # not above: it builds upon this file
-
-    if fit not in ("crop", "pad"):
-        raise ValueError(f"fit is {fit!r}; it must be crop or pad")
-    if name == "digits":
-        return resized(digits(), parse_size(size), fit)
-    if sources.known(name):
-        return sources.load(name, parse_size(size), fit)
-    path = Path(name)
-    if path.is_dir():
-        return folder(path, parse_size(size), fit)
-    if path.suffix == ".npz" and path.is_file():
-        return resized(npz(path), parse_size(size), fit)
-    raise ValueError(f"no data set {name!r}; it must be an existing folder of images, an .npz file, digits, "
-                     f"{', '.join(sources.NAMES)}, or one of these with files of your own, as mnist:FOLDER")
-
 
 def digits(held_out: bool = False) -> Data:
     """scikit-learn's handwritten digits, (1, 8, 8), 10 classes: 1200 to train on, or the 597 held out."""
@@ -161,79 +133,6 @@ def folder(path: Path, size: tuple[int, int] | None, fit: str) -> Data:
     if classes == ("",):
         return Data(path.name, images, None, (), shape)
     return Data(path.name, images, torch.tensor([classes.index(name) for name in names]), classes, shape)
-
-
-@contextlib.contextmanager
-def opened(file, name: str = "") -> Iterator[Image.Image]:
-    """The image in a file, its pixels unread. Raises ValueError, naming it, for whatever is wrong with it."""
-    try:
-        if isinstance(file, (str, Path)):
-            regular(Path(file))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(file) as image:
-                yield image
-    except Exception as error:                          # Pillow raises many kinds for damaged files
-        reason = str(error) or type(error).__name__
-        raise ValueError(f"cannot read the image {name or file}: {reason}; mend or remove it") from None
-
-
-def regular(path: Path) -> Path:
-    """The path of a file. Raises ValueError for what is none: a pipe would be waited for without end."""
-    if not path.is_file():
-        raise ValueError(f"{path} is no file")
-    return path
-
-
-def header(path: Path) -> tuple[int, tuple[int, int]]:
-    """Channels and (H, W) of an image file, its pixels unread."""
-    with opened(path) as image:
-        mode, size, transparent = image.mode, image.size, image.mode == "P" and "transparency" in image.info
-    if mode not in CHANNELS:
-        raise ValueError(f"{path} has pixels of kind {mode!r}; convert it to grey, RGB or RGBA")
-    return 4 if transparent else CHANNELS[mode], size[::-1]
-
-
-def read(file, shape: tuple[int, int, int], fit: str, name: str = "") -> Tensor:
-    """The image as uint8 (C, H, W), whatever size it has. file: a path, or open, with a name for errors."""
-    with opened(file, name) as image:
-        image = image.point(lambda v: v / 257).convert("L") if image.mode == "I;16" else image
-        image = image.convert(MODES[shape[0]])
-    return as_tensor(fitted(image, shape[1:], fit))
-
-
-def as_tensor(image: Image.Image) -> Tensor:
-    """A picture as uint8 (C, H, W)."""
-    return torch.from_numpy(np.array(image)).view(image.height, image.width, -1).permute(2, 0, 1)
-
-
-def as_image(pixels: Tensor) -> Image.Image:
-    """uint8 (C, H, W) as a picture: grey, RGB or RGBA."""
-    return Image.fromarray(pixels.permute(1, 2, 0).squeeze(-1).contiguous().cpu().numpy())
-
-
-def fitted(image: Image.Image, size: tuple[int, int], fit: str) -> Image.Image:
-    """The picture at this (H, W): resized and cropped at the centre, or padded with black."""
-    H, W = size
-    if image.size == (W, H):
-        return image
-    if fit == "crop":
-        return ImageOps.fit(image, (W, H), Image.Resampling.BICUBIC)
-    if image.width > W or image.height > H:
-        raise ValueError(f"a picture of {image.height}x{image.width} pixels cannot be padded to {H}x{W}; "
-                         f"choose a larger --size, or --fit crop")
-    left, top = (W - image.width) // 2, (H - image.height) // 2
-    return image.crop((-left, -top, W - left, H - top))
-
-
-def parse_size(size: str) -> tuple[int, int] | None:
-    """(H, W) of "64" or "48x64"; None of ""."""
-    if not size:
-        return None
-    parts = size.split("x")
-    if len(parts) > 2 or not all(re.fullmatch("[1-9][0-9]{0,3}", p) for p in parts):
-        raise ValueError(f"size is {size!r}; it must be like 64 or 48x64 (H x W), and below 10000")
-    return int(parts[0]), int(parts[-1])
 
 
 def resized(data: Data, size: tuple[int, int] | None, fit: str) -> Data:

@@ -28,6 +28,7 @@ import fid
 import likelihood
 import noise
 import sample
+import sources
 from cli import check_range, parent_made, parse, script, writable
 from unet import UNet
 
@@ -171,8 +172,8 @@ def neighbours(argv: Sequence[str]) -> None:
     config = parse(Neighbours, argv)
     check_range(config, "among", 0)
     last = checkpoint.load(config.checkpoint)
-    found = data.load(config.data or last.settings.get("data", ""), "{1}x{2}".format(*last.data["shape"]), config.fit)
-    found = likelihood.first(found, config.among)
+    name, size = config.data or last.settings.get("data", ""), "{1}x{2}".format(*last.data["shape"])
+    found = likelihood.first(sources.load(name, size, config.fit), config.among)
     if found.shape != tuple(last.data["shape"]) or not 1 <= config.k <= len(found.images) > 1:
         raise ValueError(f"k is {config.k}, of {len(found.images)} pictures of {found.shape}; the model's are "
                          f"{last.data['shape']}; use others, or another k")

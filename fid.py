@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import data
+import sources
 from cli import check_range, choose_device, parent_made, parse
 from likelihood import first
 
@@ -111,9 +112,9 @@ def fid(argv: Sequence[str], network: Callable[[torch.device], Features] = incep
     config = parse(Config, argv)
     check_range(config, "n", 0)
     check_range(config, "batch", 1)
-    drawn = data.load(config.pictures)
+    drawn = sources.load(config.pictures)
     C, H, W = drawn.shape
-    real = first(data.load(config.data, f"{H}x{W}", config.fit), config.n)
+    real = first(sources.load(config.data, f"{H}x{W}", config.fit), config.n)
     for name, found in ((config.pictures, drawn), (config.data, real)):
         if len(found.images) < 4:
             raise ValueError(f"{name} has {len(found.images)} pictures; it takes thousands, and at least 4")

@@ -24,6 +24,7 @@ import data
 import ddpm
 import noise
 import sample
+import sources
 from cli import check_range, choose_device, parent_made, parse
 
 
@@ -129,7 +130,7 @@ def pictures(config: Config, last: checkpoint.Checkpoint) -> data.Data:
                              f"say what to score with --data")
         found = data.resized(data.digits(held_out=True), (H, W), config.fit)
     else:
-        found = data.load(config.data, f"{H}x{W}", config.fit)
+        found = sources.load(config.data, f"{H}x{W}", config.fit)
     if found.shape != (C, H, W):
         raise ValueError(f"the pictures of {config.data} are {found.shape}, the model's {(C, H, W)}; use others")
     return first(found, config.n)
@@ -162,12 +163,11 @@ def nll(argv: Sequence[str]) -> None:
     unet = sample.network(last, sample.Config(checkpoint=config.checkpoint, weights=config.weights,
                                               device=config.device))
     found = pictures(config, last)
-    learned = last.network.out_channels == 2 * last.network.in_channels
-    variance = config.variance or last.settings.get("variance", "learned" if learned else "beta_tilde")
+    variance = config.variance or last.variance
     schedule = ddpm.Schedule(*(table.to(device) for table in ddpm.from_betas(last.beta)))
     terms = bound(schedule, unet, found.images, labels_for(config, last, found), parts=parts, seed=config.seed,
                   batch=config.batch, target=last.settings["target"], variance=variance,
-                  clip=config.clip and last.settings.get("clip_x0", True))
+                  clip=config.clip and last.clip)
     print(f"{config.checkpoint} on {len(found.images)} pictures of {found.name} ({config.data}): "
           f"{len(parts) - 1} of {T} t's each, variance {variance}, seed {config.seed}")
     print_table(terms)

@@ -30,6 +30,7 @@ import convert
 import data
 import ddpm
 import distributed
+import image_files
 import noise
 import pictures
 import run_folder
@@ -98,12 +99,10 @@ def chain(last: Checkpoint, config: Config) -> Tensor:
     schedule = ddpm.from_betas(last.beta)
     numbers = whole_numbers("steps", config.steps)
     times = ddpm.timesteps(len(last.beta), numbers[0], config.spacing) if len(numbers) == 1 else numbers
-    learned = last.network.out_channels == 2 * last.network.in_channels
-    if config.variance == "learned" and not learned:
+    if config.variance == "learned" and not last.network.learns_variance:
         raise ValueError(f"variance is learned, but {config.checkpoint} learned none; use beta_tilde or beta")
-    variance = config.variance or last.settings.get("variance", "learned" if learned else "beta_tilde")
     return ddpm.sampler_rows(schedule, times, sampler=config.sampler, target=last.settings["target"], eta=config.eta,
-                             clip=config.clip and last.settings.get("clip_x0", True), variance=variance)
+                             clip=config.clip and last.clip, variance=config.variance or last.variance)
 
 
 def choose_labels(last: Checkpoint, config: Config) -> Tensor | None:
@@ -280,7 +279,7 @@ def put(config: Config, out: Path, rows: Path | None, first: int, pixels: Tensor
     if config.npz:
         pictures.append(rows, config.n, first, pixels)
     for i, picture in enumerate(pixels if config.png else (), first):
-        data.as_image(picture).save(parent_made(out / "png" / f"{i:06d}.png"))
+        image_files.as_image(picture).save(parent_made(out / "png" / f"{i:06d}.png"))
 
 
 def key(config: Config, last: Checkpoint) -> str:

@@ -1,4 +1,4 @@
-"""Named data sets: downloaded, or read from local files; and dead leaves, the synthetic natural images of 2015.
+"""Data sets by name: digits, files of one's own, published sets, and dead leaves, the natural images of 2015.
 
     --data cifar10                  comes through the `datasets` library (pip install datasets), which keeps it
     --data cifar10:PATH             files of one's own: CIFAR's binary version, MNIST's IDX, parquet, or images
@@ -13,6 +13,7 @@ import gzip
 import io
 import itertools
 import math
+import re
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 
 import data
+import image_files
 from data import Data
 from dead_leaves import DeadLeaves
 
@@ -60,12 +62,38 @@ def parts(name: str) -> tuple[bool, str, str]:
     return streamed, key, path
 
 
-def known(name: str) -> bool:
-    """Whether this file has a set of this name."""
-    return parts(name)[1] in NAMES
+def load(name: str, size: str = "", fit: str = "crop") -> Data:
+    """The data set `name`: "digits", a name of this file's, a folder of images, or an .npz file.
+
+    size: "", the pictures' own; or "64", or "48x64" (H x W), reached by fit: "crop" resizes and crops at the
+    centre, "pad" adds black all round. Raises ValueError for what cannot be read, naming it.
+    """
+    if fit not in ("crop", "pad"):
+        raise ValueError(f"fit is {fit!r}; it must be crop or pad")
+    if name == "digits":
+        return data.resized(data.digits(), parse_size(size), fit)
+    if parts(name)[1] in NAMES:
+        return named(name, parse_size(size), fit)
+    path = Path(name)
+    if path.is_dir():
+        return data.folder(path, parse_size(size), fit)
+    if path.suffix == ".npz" and path.is_file():
+        return data.resized(data.npz(path), parse_size(size), fit)
+    raise ValueError(f"no data set {name!r}; it must be an existing folder of images, an .npz file, digits, "
+                     f"{', '.join(NAMES)}, or one of these with files of your own, as mnist:FOLDER")
 
 
-def load(name: str, size: tuple[int, int] | None, fit: str) -> Data:
+def parse_size(size: str) -> tuple[int, int] | None:
+    """(H, W) of "64" or "48x64"; None of ""."""
+    if not size:
+        return None
+    parts = size.split("x")
+    if len(parts) > 2 or not all(re.fullmatch("[1-9][0-9]{0,3}", p) for p in parts):
+        raise ValueError(f"size is {size!r}; it must be like 64 or 48x64 (H x W), and below 10000")
+    return int(parts[0]), int(parts[-1])
+
+
+def named(name: str, size: tuple[int, int] | None, fit: str) -> Data:
     """The named set. Raises ValueError for what cannot be had, with the mend."""
     streamed, key, path = parts(name)
     if key in LEAVES:
@@ -84,7 +112,7 @@ def local(name: str, key: str, path: Path, rows: tuple) -> Data:
         raise ValueError(f"no folder {path} for {key}; leave it out to download {source.hub}")
     if key in FORMATS and FORMATS[key].files(path) and how is as_rows:
         return data.resized(FORMATS[key].read(path)._replace(name=key), size, fit)
-    if parquet := sorted(map(data.regular, path.rglob("*.parquet"))):
+    if parquet := sorted(map(image_files.regular, path.rglob("*.parquet"))):
         splits = tuple(source.split.split("+"))
         return table(name, *rows, [str(p) for p in parquet if p.name.startswith(splits)] or [str(p) for p in parquet])
     if pickled := next((p for p in sorted(path.rglob("*")) if is_pickle(p)), None):
@@ -144,7 +172,7 @@ def as_rows(name: str, source: Source, rows, shape: tuple[int, int, int], fit: s
 def picture(cell: dict | None, shape: tuple[int, int, int], fit: str, name: str) -> Tensor:
     """uint8 (C, H, W) of a table's cell: the bytes of an image file, or its path."""
     cell = cell or {"bytes": b""}
-    return data.read(cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"]), shape, fit, name)
+    return image_files.read(cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"]), shape, fit, name)
 
 
 @dataclass(frozen=True)
@@ -231,7 +259,7 @@ class Format(NamedTuple):
 def content(path: Path) -> bytes:
     """All of a file, unpacked if its name ends in .gz, up to data.IN_MEMORY."""
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(data.regular(path), "rb") as file:
+        with (gzip.open if path.suffix == ".gz" else open)(image_files.regular(path), "rb") as file:
             raw = file.read(data.IN_MEMORY + 1)
         if len(raw) > data.IN_MEMORY:
             raise ValueError(f"it holds more than {data.IN_MEMORY} bytes")

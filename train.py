@@ -35,6 +35,7 @@ import distributed
 import noise
 import presets
 import run_folder
+import sources
 from cli import DTYPES, check_range, choose_device, parent_made, parse, script, settle_threads
 from kernels.compile import fast_unet
 from unet import CONFIGS, Cast, UNet, UNetConfig, check_size, recompute
@@ -310,7 +311,7 @@ def prepared(config: Config) -> tuple[Run, int, list[Tensor]]:
                          f"read the same")
     if config.seed == -1:
         config = replace(config, seed=last.settings["seed"] if last else distributed.first_s(random.randrange(2**31)))
-    run = begin(config, data.load(config.data, config.size, config.fit))
+    run = begin(config, sources.load(config.data, config.size, config.fit))
     if distributed.rank() == 0:
         announce(run)
     if last:

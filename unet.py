@@ -49,6 +49,10 @@ class UNetConfig:
         if uneven := [(w, h) for w, h in zip(self.widths + self.widths[-1:], self.heads, strict=True) if h and w % h]:
             raise ValueError(f"(width, heads) {uneven} do not divide; change heads or widths")
 
+    @property
+    def learns_variance(self) -> bool:
+        return self.out_channels == 2 * self.in_channels
+
 
 class Norm(nn.Module):
     """GroupNorm, then SiLU unless told otherwise, by whichever `norm` function the U-Net was given."""

@@ -21,7 +21,7 @@ import train
 from bench.tables import table
 from cli import choose_device, parent_made, parse, script
 from kernels.equivalence import SIDES
-from unet import CONFIGS, UNet, UNetConfig, cast
+from unet import CONFIGS, UNet, cast
 
 TRAINING = {"float32": {}, "bf16": {"dtype": "bf16"}, "float32 `--recompute`": {"recompute": True},
             "bf16 `--recompute`": {"dtype": "bf16", "recompute": True}}
@@ -54,17 +54,13 @@ def batch(network: str) -> int:
     return min(64, max(1, 32**3 // SIDES[network]**2))
 
 
-def learns(config: UNetConfig) -> bool:
-    return config.out_channels == 2 * config.in_channels
-
-
 def update(network: str, device: torch.device, flags: dict) -> Callable[[], object]:
     """A training step, the optimizer's moments being there."""
     config, B, side = CONFIGS[network], batch(network), SIDES[network]
     shape, classes = (config.in_channels, side, side), tuple(map(str, range(config.classes - 1)))
     pixels, labels = torch.zeros(B, *shape, dtype=torch.uint8), torch.zeros(B if classes else 0, dtype=torch.int64)
-    settings = train.Config(network=network, batch=B, loss="hybrid" if learns(config) else "l2", device=device.type,
-                            **flags)
+    settings = train.Config(network=network, batch=B, device=device.type,
+                            loss="hybrid" if config.learns_variance else "l2", **flags)
 
     def run() -> object:
         run = train.begin(settings, data.Data("black", pixels, labels, classes, shape))
@@ -80,7 +76,7 @@ def draw(network: str, device: torch.device, dtype: torch.dtype) -> Callable[[],
     config, B, side = CONFIGS[network], batch(network), SIDES[network]
     labels = torch.zeros(B, dtype=torch.int64, device=device) if config.classes else None
     rows = ddpm.sampler_rows(ddpm.linear_schedule(), [1000, 500], eta=1.,
-                             variance="learned" if learns(config) else "beta_tilde").to(device)
+                             variance="learned" if config.learns_variance else "beta_tilde").to(device)
     seeds = noise.image_seeds(0, torch.arange(B, device=device))
 
     @torch.no_grad()

@@ -20,6 +20,7 @@ from diffusers import DDPMScheduler, UNet2DModel
 import data
 import ddpm
 import noise
+import sources
 import train
 from bench.bench_sampling_loop import awake, diffusers_unet
 from cli import parse, script
@@ -110,7 +111,7 @@ def forwards(B: int = 8) -> dict[str, Callable[[], None]]:
 
 def digits_updates() -> dict[str, Callable[[], None]]:
     """One update on 64 digits: loss, gradient, clip, Adam, and (ours) the noise and the average of the weights."""
-    x0, labels = data.Steps(data.load("digits"), 64, 0, False)[1]
+    x0, labels = data.Steps(sources.load("digits"), 64, 0, False)[1]
     same = UNet2DModel(sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(16, 32),
                        down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2, norm_num_groups=8,
                        num_class_embeds=11, resnet_time_scale_shift="scale_shift", add_attention=False)
@@ -134,7 +135,7 @@ def cifar10_updates(B: int = 8) -> dict[str, Callable[[], None]]:
 
 
 def our_update(config: train.Config, pixels: torch.Tensor, labels: torch.Tensor | None = None) -> Callable[[], None]:
-    dataset = data.load("digits") if labels is not None else data.Data("", pixels, None, (), tuple(pixels.shape[1:]))
+    dataset = sources.load("digits") if labels is not None else data.Data("", pixels, None, (), tuple(pixels.shape[1:]))
     run = train.begin(config, dataset)
     model, labels = train.denoiser(run), torch.empty(0, dtype=torch.int64) if labels is None else labels
     return lambda: train.update(run, model, 1, pixels, labels) and None

@@ -20,6 +20,7 @@ import evaluate
 import likelihood
 import noise
 import sample
+import sources
 import train
 from cli import parse, script
 
@@ -77,16 +78,15 @@ def row(flags: Sequence[str], config: Config, out: str) -> list[str]:
 def bits(path: str, held_out: data.Data) -> float:
     """Bits/dim of held-out pictures."""
     last = checkpoint.load(path)
-    learned = last.network.out_channels == 2 * last.network.in_channels
     terms = likelihood.bound(ddpm.from_betas(last.beta), sample.network(last, sample.Config(checkpoint=path)),
                              held_out.images, held_out.labels if last.network.classes else None,
                              parts=likelihood.parts_of(len(last.beta), 20), target=last.settings["target"],
-                             variance="learned" if learned else "beta_tilde", clip=True)
+                             variance=last.variance, clip=True)
     return terms.total.mean().item()
 
 
 def as_mnist(digits: data.Data, folder: Path) -> str:
-    """The digits at 28 x 28 in MNIST's files; the name under which `data.load` finds them."""
+    """The digits at 28 x 28 in MNIST's files; the name under which `sources.load` finds them."""
     large = data.resized(digits, (28, 28), "crop")
     for name, values in (("images-idx3", large.images[:, 0]), ("labels-idx1", large.labels.byte())):
         header = struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape)
@@ -110,7 +110,7 @@ def shape_row(name: str, flags: Sequence[str], make: Callable, config: Config) -
         train.main(["--data", found, *flags, "--batch", "16", "--steps", str(config.steps), "--sample_every", "100000",
                     "--save_every", "100000", "--out", f"{folder}/run"])
         settings = checkpoint.load(f"{folder}/run/last.pt").settings
-        pictures = data.load(held_out, settings["size"], settings["fit"])
+        pictures = sources.load(held_out, settings["size"], settings["fit"])
         few = pictures._replace(images=pictures.images[:200], labels=pictures.labels[:200])
         said = f"`{' '.join(flags)}`" if flags else ""
         return (f"| {name} | {said} | {' x '.join(map(str, pictures.shape))} | "

@@ -19,9 +19,8 @@ import torch._dynamo  # noqa: F401  by the optimizer, late
 
 import checkpoint
 import cli
-import data
 import run_folder
-import sources  # noqa: F401  by data.load, late
+import sources
 import train
 
 
@@ -65,7 +64,7 @@ def state(out: Path) -> tuple:
 def main(argv=None) -> None:
     config, began = cli.parse(Config, argv), time.perf_counter()
     times = random.Random(config.seed)
-    data.load("digits")                                             # imported before, not in every process
+    sources.load("digits")                                          # imported before, not in every process
     run_folder.plot = lambda out: None                              # slow, and not what is tested
     flags = ["--T", "20", "--batch", "8", "--log_every", "3", "--sample_every", "100000", "--save_every", "1",
              "--steps", str(config.steps), "--out"]

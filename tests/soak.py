@@ -20,8 +20,8 @@ import numpy as np
 
 import checkpoint
 import cli
-import data
 import sample
+import sources
 import train
 from tests.kills import forked, same_end
 
@@ -71,7 +71,7 @@ class Job:
 def main(argv=None) -> None:
     config, began = cli.parse(Config, argv), time.perf_counter()
     chance = random.Random(config.seed)
-    data.load("digits")                                             # imported before, not in every process
+    sources.load("digits")                                             # imported before, not in every process
     with tempfile.TemporaryDirectory() as folder:
         whole, cut, drawn = (Path(folder, name) for name in ("whole", "cut", "drawn"))
         last, flags = cut / "last.pt", ["--steps", str(config.steps), "--save_every", "50", "--out"]

@@ -5,12 +5,14 @@ from PIL import Image
 from torch.testing import assert_close
 
 import data
+import image_files
+import sources
 
 
 def picture(path, mode="RGB", size=(12, 8), seed=0):
     """Writes a random picture; size is (width, height)."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    channels = data.CHANNELS[mode]
+    channels = image_files.CHANNELS[mode]
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], channels), np.uint8)
     Image.fromarray(pixels.squeeze(-1) if channels == 1 else pixels).save(path)
     return torch.from_numpy(pixels).permute(2, 0, 1)
@@ -36,14 +38,14 @@ def test_digits_are_split_once_and_for_all():
 def test_folder_with_labels_from_subfolders(tmp_path):
     first = picture(tmp_path / "cat" / "1.png", seed=1)
     picture(tmp_path / "dog" / "deep" / "2.png", seed=2)
-    loaded = data.load(str(tmp_path))
+    loaded = sources.load(str(tmp_path))
     assert loaded.classes == ("cat", "dog") and loaded.labels.tolist() == [0, 1] and loaded.shape == (3, 8, 12)
     assert_close(loaded.images[0], first)
 
 
 def test_folder_without_labels(tmp_path):
     picture(tmp_path / "1.png")
-    loaded = data.load(str(tmp_path))
+    loaded = sources.load(str(tmp_path))
     assert loaded.labels is None and loaded.classes == ()
 
 
@@ -51,7 +53,7 @@ def test_folder_without_labels(tmp_path):
     (["L"], 1), (["RGB"], 3), (["RGBA"], 4), (["L", "RGB"], 3), (["RGB", "RGBA"], 4)])
 def test_channels_are_those_of_the_richest_picture(tmp_path, modes, channels):
     originals = [picture(tmp_path / f"{k}.png", mode, seed=k) for k, mode in enumerate(modes)]
-    loaded = data.load(str(tmp_path))
+    loaded = sources.load(str(tmp_path))
     assert loaded.shape == (channels, 8, 12)
     assert_close(loaded.images[-1], originals[-1])
     if modes == ["RGB", "RGBA"]:
@@ -63,21 +65,21 @@ def test_palette_with_transparency_keeps_it(tmp_path):
     image = Image.new("P", (4, 4), 0)
     image.putpalette([255, 0, 0, 0, 0, 255])
     image.save(tmp_path / "1.png", transparency=0)
-    assert data.load(str(tmp_path)).images[0, :, 0, 0].tolist() == [255, 0, 0, 0]
+    assert sources.load(str(tmp_path)).images[0, :, 0, 0].tolist() == [255, 0, 0, 0]
 
 
 def test_crop_takes_the_centre_and_pad_adds_black(tmp_path):
     original = picture(tmp_path / "1.png", size=(12, 8))
-    assert_close(data.load(str(tmp_path), "8").images[0], original[:, :, 2:10])
-    padded = data.load(str(tmp_path), "10x16", "pad").images[0]
+    assert_close(sources.load(str(tmp_path), "8").images[0], original[:, :, 2:10])
+    padded = sources.load(str(tmp_path), "10x16", "pad").images[0]
     assert padded.shape == (3, 10, 16)
     assert_close(padded[:, 1:9, 2:14], original)
     assert padded.sum() == original.sum()
-    assert data.load(str(tmp_path), "4x4").shape == (3, 4, 4)
+    assert sources.load(str(tmp_path), "4x4").shape == (3, 4, 4)
 
 
 def test_digits_padded():
-    loaded = data.load("digits", "12", "pad")
+    loaded = sources.load("digits", "12", "pad")
     assert loaded.shape == (1, 12, 12)
     assert_close(loaded.images[:, :, 2:10, 2:10], data.digits().images)
 
@@ -85,9 +87,9 @@ def test_digits_padded():
 def test_large_folders_are_read_as_needed(tmp_path, monkeypatch):
     for k in range(3):
         picture(tmp_path / f"{k}.png", seed=k)
-    eager = data.load(str(tmp_path)).images
+    eager = sources.load(str(tmp_path)).images
     monkeypatch.setattr(data, "IN_MEMORY", 0)
-    lazy = data.load(str(tmp_path)).images
+    lazy = sources.load(str(tmp_path)).images
     assert isinstance(lazy, data.Folder) and len(lazy) == 3
     assert_close(lazy[torch.tensor([2, 0])], eager[[2, 0]])
 
@@ -96,7 +98,7 @@ def test_large_folders_are_read_as_needed(tmp_path, monkeypatch):
 def test_npz(tmp_path, shape):
     pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     np.savez(tmp_path / "a.npz", arr_0=pixels, arr_1=np.array([0, 2, 1, 1, 0]))
-    loaded = data.load(str(tmp_path / "a.npz"))
+    loaded = sources.load(str(tmp_path / "a.npz"))
     assert loaded.classes == ("0", "1", "2") and loaded.labels.tolist() == [0, 2, 1, 1, 0]
     assert_close(loaded.images[3].permute(1, 2, 0).numpy(), pixels[3].reshape(6, 4, -1))
 
@@ -116,7 +118,7 @@ def test_bad_folders_are_refused_by_name(tmp_path, spoil, says):
     picture(tmp_path / "good.png")
     spoil(tmp_path)
     with pytest.raises(ValueError, match=says):
-        data.load(str(tmp_path))
+        sources.load(str(tmp_path))
 
 
 @pytest.mark.parametrize("arrays, says", [
@@ -128,7 +130,7 @@ def test_bad_folders_are_refused_by_name(tmp_path, spoil, says):
 def test_bad_npz_is_refused(tmp_path, arrays, says):
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(ValueError, match=says):
-        data.load(str(tmp_path / "a.npz"))
+        sources.load(str(tmp_path / "a.npz"))
 
 
 def test_truncated_npz_is_refused(tmp_path):
@@ -136,7 +138,7 @@ def test_truncated_npz_is_refused(tmp_path):
     whole = (tmp_path / "a.npz").read_bytes()
     (tmp_path / "a.npz").write_bytes(whole[:len(whole) // 2])
     with pytest.raises(ValueError, match="cannot read .*a.npz"):
-        data.load(str(tmp_path / "a.npz"))
+        sources.load(str(tmp_path / "a.npz"))
 
 
 @pytest.mark.parametrize("name, size, fit, says", [
@@ -145,7 +147,7 @@ def test_truncated_npz_is_refused(tmp_path):
     ("digits", "4", "pad", "cannot be padded"), ("digits", "", "stretch", "fit is 'stretch'")])
 def test_bad_requests_are_refused(name, size, fit, says):
     with pytest.raises(ValueError, match=says):
-        data.load(name, size, fit)
+        sources.load(name, size, fit)
 
 
 def test_few_are_spread_over_the_set():
@@ -195,7 +197,7 @@ def test_flip_mirrors_about_half():
 
 def test_grid_places_every_picture():
     x = torch.linspace(-1, 1, 6).view(6, 1, 1, 1).expand(6, 3, 64, 64)
-    sheet = data.as_tensor(data.grid(x, 3, ("a", "b", "c")))
+    sheet = image_files.as_tensor(data.grid(x, 3, ("a", "b", "c")))
     tiles = [sheet[0, 24 + 32 + r * 68, 4 + 32 + c * 68].item() for r in range(2) for c in range(3)]
     assert tiles == [0, 51, 102, 153, 204, 255]
     assert (sheet[:, :24] < 128).any()              # the heads are written
@@ -204,4 +206,4 @@ def test_grid_places_every_picture():
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_tensor_picture_tensor(channels):
     pixels = torch.randint(0, 256, (channels, 5, 7), dtype=torch.uint8)
-    assert_close(data.as_tensor(data.as_image(pixels)), pixels)
+    assert_close(image_files.as_tensor(image_files.as_image(pixels)), pixels)

@@ -22,6 +22,7 @@ import data
 import distributed
 import run_folder
 import sample
+import sources
 import train
 
 ROOT = Path(__file__).parents[1]
@@ -116,7 +117,7 @@ def test_importance_and_parts_are_shared_too(tmp_path, alone):
 
 def test_parts_are_averaged_over_processes_once_a_step(monkeypatch):
     """Of two processes each has half the batch; between its parts nothing is sent."""
-    run = train.begin(replace(train.Config(), T=20, batch=8, accumulate=3), data.load("digits"))
+    run = train.begin(replace(train.Config(), T=20, batch=8, accumulate=3), sources.load("digits"))
     quiet = []
 
     class Model(torch.nn.Module):
@@ -141,7 +142,7 @@ def test_parts_are_averaged_over_processes_once_a_step(monkeypatch):
 
 
 def test_shares_are_the_batch(monkeypatch):
-    dataset = data.load("digits")
+    dataset = sources.load("digits")
     whole, labels = data.Steps(dataset, 12, 0, True)[3]
     monkeypatch.setattr(distributed, "world", lambda: 3)
     parts = []

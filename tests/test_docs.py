@@ -5,6 +5,7 @@ import torch
 from PIL import Image
 
 import data
+import sources
 from docs import figures, variants
 
 
@@ -42,7 +43,7 @@ def test_variants_are_trained_scored_and_tabled(tmp_path, monkeypatch):
 @pytest.mark.parametrize("make, shape", [(variants.as_mnist, (1, 28, 28)), (variants.coloured, (3, 8, 8))])
 def test_digits_in_other_shapes_are_read_as_such(tmp_path, make, shape):
     digits = data.digits(held_out=True)
-    found = data.load(make(digits, tmp_path))
+    found = sources.load(make(digits, tmp_path))
     assert found.shape == shape
     assert torch.equal(found.labels, digits.labels)
     dark = found.images.float().mean((1, 2, 3)), digits.images.float().mean((1, 2, 3))

@@ -5,8 +5,8 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
-import data
 import fid
+import sources
 
 
 def cloud(n, D=6, seed=0):
@@ -69,7 +69,7 @@ def test_fid_tells_near_from_far_and_prints_its_floor(tmp_path, capsys):
 
 
 def test_statistics_are_cached_by_the_pixels(tmp_path):
-    found, calls = data.load(pictures(tmp_path / "a.npz", 12)), []
+    found, calls = sources.load(pictures(tmp_path / "a.npz", 12)), []
 
     def counted(pixels):
         calls.append(len(pixels))

@@ -20,8 +20,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import data
+import image_files
 import pictures
+import sources
 from tests.test_sources import cifar, mnist
 
 ROOT = Path(__file__).parents[1]
@@ -51,7 +52,7 @@ def damage(draw, whole: bytes) -> bytes:
 # Images
 
 def image_bytes(suffix: str, mode: str, **options) -> bytes:
-    pixels = np.random.default_rng(0).integers(0, 256, (9, 8, data.CHANNELS[mode]), np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 8, image_files.CHANNELS[mode]), np.uint8)
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels[..., :4])
     file = io.BytesIO()
     (image.convert(mode) if mode != "I;16" else Image.fromarray(pixels[..., 0].astype(np.uint16))).save(
@@ -70,7 +71,7 @@ IMAGES = {(suffix, mode, *options): image_bytes(suffix, mode, **options) for suf
 
 
 def test_every_suffix_is_here():
-    assert {kind[0] for kind in IMAGES} == data.SUFFIXES
+    assert {kind[0] for kind in IMAGES} == image_files.SUFFIXES
 
 
 @bounded
@@ -79,7 +80,7 @@ def test_damaged_images(tmp_path_factory, image):
     suffix, content = image
     folder = tmp_path_factory.mktemp("images")
     (folder / f"x{suffix}").write_bytes(content)
-    loaded = refused_or(lambda: data.load(str(folder), "8"), f"x{suffix}")
+    loaded = refused_or(lambda: sources.load(str(folder), "8"), f"x{suffix}")
     assert loaded is None or loaded.images.shape == (1, *loaded.shape)
 
 
@@ -109,7 +110,7 @@ class Trap:
 
 def load_npz(folder: Path, content: bytes):
     (folder / "x.npz").write_bytes(content)
-    return refused_or(lambda: data.load(str(folder / "x.npz")), "x.npz")
+    return refused_or(lambda: sources.load(str(folder / "x.npz")), "x.npz")
 
 
 @bounded
@@ -161,7 +162,7 @@ def test_hostile_arrays(tmp_path, monkeypatch, content, says):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=f"x.npz.*{says}"):
         (tmp_path / "x.npz").write_bytes(content)
-        data.load(str(tmp_path / "x.npz"))
+        sources.load(str(tmp_path / "x.npz"))
     assert not (tmp_path / "trap-was-here").exists()
 
 
@@ -191,7 +192,7 @@ def test_damaged_files_of_sets(originals, choose):
     content = choose.draw(damage(files[file]))
     (folder / file).write_bytes(content)
     try:
-        loaded = refused_or(lambda: data.load(f"{name.split()[0]}:{folder}"), str(folder))
+        loaded = refused_or(lambda: sources.load(f"{name.split()[0]}:{folder}"), str(folder))
         assert loaded is not None or content != files[file]
         assert loaded is None or len(loaded.images) == len(loaded.labels) and loaded.labels.max() < len(loaded.classes)
     finally:
@@ -202,7 +203,7 @@ def test_damaged_files_of_sets(originals, choose):
 def test_sizes_of_idx_files_are_not_believed(tmp_path, shape):
     mnist(tmp_path)
     (tmp_path / "train-images-idx3-ubyte").write_bytes(struct.pack(">BBBB3I", 0, 0, 8, 3, *shape) + bytes(7840))
-    assert refused_or(lambda: data.load(f"mnist:{tmp_path}"), "train-images-idx3-ubyte") is None
+    assert refused_or(lambda: sources.load(f"mnist:{tmp_path}"), "train-images-idx3-ubyte") is None
 
 
 # Pictures that sample.py has begun
@@ -234,7 +235,7 @@ def test_damaged_beginnings_are_begun_anew_or_refused(tmp_path_factory, n, there
         for k in range(pictures.begun(path, n, (3, 2, 2)), n):
             pictures.append(path, n, k, x[k:k + 1])
         pictures.finish(path, folder / "x.npz", None)
-        return data.load(str(folder / "x.npz")).images
+        return sources.load(str(folder / "x.npz")).images
 
     found = refused_or(go_on, "pictures-0.npy")
     assert found is None or torch.equal(found, x)
@@ -291,7 +292,7 @@ def bombs(folder: Path) -> dict[str, str]:
 
 def test_a_large_photograph_is_read(tmp_path):
     Image.new("L", (10000, 10000)).save(tmp_path / "x.jpg")         # 100 megapixels, as telephones take
-    assert data.load(str(tmp_path), "8").shape == (1, 8, 8)
+    assert sources.load(str(tmp_path), "8").shape == (1, 8, 8)
 
 
 CHILD = """
@@ -299,7 +300,7 @@ import resource, sys, data, sources
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for name in sys.argv[1:]:
     try:
-        print(data.load(name, "32").shape)
+        print(sources.load(name, "32").shape)
     except ValueError as error:
         print(error)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
@@ -323,20 +324,20 @@ def test_links_that_lead_nowhere_or_round_are_named(tmp_path):
     (tmp_path / "good.png").write_bytes(IMAGES[".png", "RGB"])
     (tmp_path / "round").symlink_to(tmp_path)                           # not gone into
     (tmp_path / "folder.png").mkdir()                                   # a folder is no picture
-    assert data.load(str(tmp_path)).images.shape == (1, 3, 9, 8)
+    assert sources.load(str(tmp_path)).images.shape == (1, 3, 9, 8)
     (tmp_path / "again.png").symlink_to(tmp_path / "good.png")
-    assert len(data.load(str(tmp_path)).images) == 2
+    assert len(sources.load(str(tmp_path)).images) == 2
     for name in ("itself.png", "nowhere.png"):
         link = tmp_path / name
         link.symlink_to(link if name == "itself.png" else tmp_path / "gone")
-        assert refused_or(lambda: data.load(str(tmp_path)), name) is None   # noqa: B023
+        assert refused_or(lambda: sources.load(str(tmp_path)), name) is None   # noqa: B023
         link.unlink()
 
 
-@pytest.mark.parametrize("suffix", sorted(data.SUFFIXES))
+@pytest.mark.parametrize("suffix", sorted(image_files.SUFFIXES))
 @pytest.mark.parametrize("content", [b"", b"a picture", b"\0" * 99, b"%!PS-Adobe", pickle.dumps(Trap())], ids=range(5))
 def test_what_is_no_picture_is_named(tmp_path, monkeypatch, suffix, content):
     monkeypatch.chdir(tmp_path)
     (tmp_path / f"x{suffix}").write_bytes(content)
-    assert refused_or(lambda: data.load(str(tmp_path)), f"x{suffix}") is None
+    assert refused_or(lambda: sources.load(str(tmp_path)), f"x{suffix}") is None
     assert not (tmp_path / "trap-was-here").exists()

@@ -9,11 +9,11 @@ from PIL import Image
 from torch.testing import assert_close
 
 import checkpoint
-import data
 import ddpm
 import noise
 import pictures
 import sample
+import sources
 from sample import Config, draw
 from unet import UNet
 
@@ -37,7 +37,7 @@ def test_main_writes_the_pictures_it_was_asked_for(tmp_path, capsys):
         assert arrays["arr_0"].shape == (20, 8, 8, 1) and arrays["arr_1"].tolist() == [*range(10)] * 2
         one = np.array(Image.open(tmp_path / "png" / "000013.png"))
         assert (one == arrays["arr_0"][13, :, :, 0]).all()
-    assert data.load(str(tmp_path / "pictures.npz")).shape == (1, 8, 8)
+    assert sources.load(str(tmp_path / "pictures.npz")).shape == (1, 8, 8)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 8])

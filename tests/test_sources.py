@@ -13,6 +13,7 @@ from torch.testing import assert_close
 import checkpoint
 import data
 import dead_leaves
+import image_files
 import sources
 import train
 
@@ -53,7 +54,7 @@ def mnist(folder, packed=False, n=10):
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
 def test_idx_files_give_their_pictures_and_labels(tmp_path, name, packed):
     images, labels = mnist(tmp_path / "raw", packed)
-    loaded = data.load(f"{name}:{tmp_path}")
+    loaded = sources.load(f"{name}:{tmp_path}")
     assert (loaded.name, loaded.shape, loaded.classes) == (name, (1, 28, 28), tuple("0123456789"))
     assert_close(loaded.images.numpy()[:, 0], images)
     assert_close(loaded.labels.numpy(), labels.astype(np.int64))
@@ -80,12 +81,12 @@ def cifar(folder, name, n=4):
 @pytest.mark.parametrize("name, names", [("cifar10", "batches.meta.txt"), ("cifar100", "fine_label_names.txt")])
 def test_cifar_binaries_give_their_pictures_and_fine_labels(tmp_path, name, names):
     images, labels = cifar(tmp_path / "bin", name)
-    loaded = data.load(f"{name}:{tmp_path}")
+    loaded = sources.load(f"{name}:{tmp_path}")
     assert loaded.shape == (3, 32, 32) and loaded.classes == tuple(str(k) for k in range(labels.max() + 1))
     assert_close(loaded.images.numpy(), images)
     assert_close(loaded.labels.numpy(), labels)
     (tmp_path / "bin" / names).write_text("\n".join(f"class{k}" for k in range(10)) + "\n\n")
-    assert data.load(f"{name}:{tmp_path}").classes == tuple(f"class{k}" for k in range(10))
+    assert sources.load(f"{name}:{tmp_path}").classes == tuple(f"class{k}" for k in range(10))
 
 
 def test_cifar_trains(tmp_path):
@@ -114,14 +115,14 @@ def test_bad_files_are_named(tmp_path, name, spoil, says):
     cifar(tmp_path, name) if name != "mnist" else None
     spoil(tmp_path)
     with pytest.raises(ValueError, match=says):
-        data.load(f"{name}:{tmp_path}")
+        sources.load(f"{name}:{tmp_path}")
 
 
 def test_a_cut_gzip_is_named(tmp_path):
     mnist(tmp_path, packed=True)
     cut(tmp_path / "train-images-idx3-ubyte.gz", 3000)
     with pytest.raises(ValueError, match="cannot read .*train-images-idx3-ubyte.gz"):
-        data.load(f"mnist:{tmp_path}")
+        sources.load(f"mnist:{tmp_path}")
 
 
 class Trap:
@@ -135,7 +136,7 @@ class Trap:
 def test_pickles_are_refused_unread(tmp_path, name, file, protocol):
     (tmp_path / file).write_bytes(pickle.dumps(Trap(), protocol))
     with pytest.raises(ValueError, match=f"{file} is a pickle, which could run code"):
-        data.load(f"{name}:{tmp_path}")
+        sources.load(f"{name}:{tmp_path}")
 
 
 def test_a_folder_of_classes_takes_the_name_and_its_size(tmp_path):
@@ -143,7 +144,7 @@ def test_a_folder_of_classes_takes_the_name_and_its_size(tmp_path):
         path = tmp_path / "train" / f"class{k % 2}" / f"{k}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels(70, 80, 3, seed=k)).save(path)
-    loaded = data.load(f"imagenet64:{tmp_path}")
+    loaded = sources.load(f"imagenet64:{tmp_path}")
     assert loaded.shape == (3, 64, 64) and loaded.classes == ("class0", "class1")
 
 
@@ -153,12 +154,12 @@ def test_a_folder_of_classes_takes_the_name_and_its_size(tmp_path):
     ("stream:digits", "no data set 'stream:digits'")])
 def test_what_is_not_there_is_said(name, says):
     with pytest.raises(ValueError, match=says):
-        data.load(name)
+        sources.load(name)
 
 
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(ValueError, match="mnist, .*celeba-hq") as error:
-        data.load("mnst")
+        sources.load("mnst")
     assert all(name in str(error.value) for name in ("digits", "dead-leaves", *sources.SETS))
 
 
@@ -194,9 +195,9 @@ def test_cars_of_many_sizes_from_parquet_train(datasets, tmp_path):
     parquet(datasets, cars, "stanford-cars", [(30, 20)] * 2, "test-00000-of-00001.parquet")
     facts = run(tmp_path / "run", "--data", f"stanford-cars:{cars}", "--size", "16", "--flip")
     assert (tuple(facts["shape"]), tuple(facts["classes"])) == ((3, 16, 16), ("a", "b", "c"))
-    assert len(data.load(f"stanford-cars:{cars}", "16").images) == 8                # train and test
+    assert len(sources.load(f"stanford-cars:{cars}", "16").images) == 8                # train and test
     with pytest.raises(ValueError, match="many sizes; choose one with --size"):
-        data.load(f"stanford-cars:{cars}")
+        sources.load(f"stanford-cars:{cars}")
 
 
 def test_imagenet64_from_parquet_trains(datasets, tmp_path):
@@ -205,16 +206,16 @@ def test_imagenet64_from_parquet_trains(datasets, tmp_path):
     parquet(datasets, imagenet, "imagenet64", [(64, 64)] * 2, "validation-00000-of-00001.parquet")
     facts = run(tmp_path / "run", "--data", f"imagenet64:{imagenet}")
     assert (tuple(facts["shape"]), tuple(facts["classes"])) == ((3, 64, 64), ("a", "b", "c"))
-    loaded = data.load(f"imagenet64:{imagenet}")
-    assert_close(loaded.images, torch.stack([data.as_tensor(row["image"]) for row in table]))
+    loaded = sources.load(f"imagenet64:{imagenet}")
+    assert_close(loaded.images, torch.stack([image_files.as_tensor(row["image"]) for row in table]))
     assert loaded.labels.tolist() == [0, 1, 2, 0, 1, 2]
 
 
 def test_large_tables_are_read_as_needed(datasets, tmp_path, monkeypatch):
     parquet(datasets, tmp_path, "cifar10", [(32, 32)] * 5)
-    eager = data.load(f"cifar10:{tmp_path}").images
+    eager = sources.load(f"cifar10:{tmp_path}").images
     monkeypatch.setattr(data, "IN_MEMORY", 0)
-    lazy = data.load(f"cifar10:{tmp_path}")
+    lazy = sources.load(f"cifar10:{tmp_path}")
     assert isinstance(lazy.images, sources.Rows) and len(lazy.images) == 5
     assert_close(lazy.images[torch.tensor([3, 0])], eager[[3, 0]])
     for x, _ in data.batches(lazy, 2, 0, range(1, 3), workers=2):
@@ -223,20 +224,20 @@ def test_large_tables_are_read_as_needed(datasets, tmp_path, monkeypatch):
 
 def test_a_stream_passes_over_and_over_and_can_be_resumed(datasets, tmp_path):
     parquet(datasets, tmp_path, "cifar10", [(32, 32)] * 6)
-    name, whole = f"stream:cifar10:{tmp_path}", data.load(f"cifar10:{tmp_path}")
-    steps = list(data.batches(data.load(name), 4, 0, range(1, 7)))
+    name, whole = f"stream:cifar10:{tmp_path}", sources.load(f"cifar10:{tmp_path}")
+    steps = list(data.batches(sources.load(name), 4, 0, range(1, 7)))
     x, y = torch.cat([x for x, _ in steps]), torch.cat([y for _, y in steps])
     shown = [(x[i] == whole.images).flatten(1).all(1).nonzero().item() for i in range(24)]
     assert [sorted(shown[k:k + 6]) for k in range(0, 24, 6)] == [[*range(6)]] * 4     # every pass shows every row once
     assert len({tuple(shown[k:k + 6]) for k in range(0, 24, 6)}) > 1                  # each in its own order
-    assert_close(data.few(data.load(name), 4), whole.images[:4])
+    assert_close(data.few(sources.load(name), 4), whole.images[:4])
     assert_close(y, whole.labels[shown])
-    late = list(data.batches(data.load(name), 4, 0, range(4, 7)))
+    late = list(data.batches(sources.load(name), 4, 0, range(4, 7)))
     assert_close(torch.cat([x for x, _ in late]), x[12:])
     with pytest.raises(ValueError, match="read by one process"):
-        data.batches(data.load(name), 4, 0, range(4, 7), workers=2)
+        data.batches(sources.load(name), 4, 0, range(4, 7), workers=2)
     with pytest.raises(ValueError, match="in order only"):
-        data.load(name).images[[1, 0]]
+        sources.load(name).images[[1, 0]]
 
 
 def test_a_stream_trains(datasets, tmp_path):
@@ -253,7 +254,7 @@ def test_every_name_asks_the_hub_for_its_columns(datasets, name, monkeypatch):
         asked.append((path, split))
         return rows(datasets, name, [source.size or (9, 9)] * 3, mode="L")
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    loaded = data.load(name, "" if source.size else "8")
+    loaded = sources.load(name, "" if source.size else "8")
     assert asked == [(source.hub, source.split)]
     assert loaded.shape == (source.channels, *(source.size or (8, 8))) and loaded.images.shape[1:] == loaded.shape
     assert loaded.labels.tolist() == [0, 1, 2] and loaded.classes == ("a", "b", "c")
@@ -278,7 +279,7 @@ def test_a_hub_out_of_reach_is_one_sentence(datasets, monkeypatch, tmp_path, cap
 def test_without_the_library_a_sentence_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match="pip install datasets"):
-        data.load("celeba-hq")
+        sources.load("celeba-hq")
 
 
 @pytest.mark.parametrize("spoil, says", [
@@ -288,13 +289,13 @@ def test_bad_tables_are_named(datasets, tmp_path, spoil, says):
     parquet(datasets, tmp_path, "cifar10", [(32, 32)] * 3)
     spoil(tmp_path / "data" / "train-00000-of-00001.parquet")
     with pytest.raises(ValueError, match=says):
-        data.load(f"cifar10:{tmp_path}")
+        sources.load(f"cifar10:{tmp_path}")
 
 
 def test_other_columns_are_named(datasets, tmp_path):
     parquet(datasets, tmp_path, "mnist", [(28, 28)] * 3)
     with pytest.raises(ValueError, match="no column 'img' but image, label"):
-        data.load(f"cifar10:{tmp_path}")
+        sources.load(f"cifar10:{tmp_path}")
 
 
 def test_a_damaged_picture_in_a_table_is_named(datasets, tmp_path):
@@ -305,13 +306,13 @@ def test_a_damaged_picture_in_a_table_is_named(datasets, tmp_path):
     (tmp_path / "data").mkdir()
     datasets.Dataset.from_dict({"img": cells, "label": [0, 1]}, features).to_parquet(tmp_path / "data" / "a.parquet")
     with pytest.raises(ValueError, match="cannot read the image in row 1 of cifar10:"):
-        data.load(f"cifar10:{tmp_path}")
+        sources.load(f"cifar10:{tmp_path}")
 
 
 # Dead leaves
 
 def test_dead_leaves_are_endless_and_train(tmp_path):
-    leaves = data.load("dead-leaves", "16x24")
+    leaves = sources.load("dead-leaves", "16x24")
     assert leaves.shape == (3, 16, 24) and len(leaves.images) == data.ENDLESS and leaves.labels is None
     assert leaves.images[[0, data.ENDLESS - 1]].shape == (2, 3, 16, 24)
     first, second = (x for x, _ in data.batches(leaves, 4, 0, range(1, 3)))
@@ -321,7 +322,7 @@ def test_dead_leaves_are_endless_and_train(tmp_path):
 
 
 def test_a_dead_leaf_depends_on_its_index_alone():
-    images = data.load("dead-leaves").images
+    images = sources.load("dead-leaves").images
     together = images[torch.tensor([5, 2**31, 7, 5, 40])]
     for k, i in enumerate((5, 2**31, 7, 5, 40)):
         assert_close(images[[i]][0], together[k], rtol=0, atol=0)
@@ -344,12 +345,12 @@ def test_dead_leaves_show_the_discs_that_lie_on_top():
 
 
 def test_grey_leaves_are_the_red_of_coloured_ones():
-    grey, colour = (data.load(name).images[range(4)] for name in ("dead-leaves-grey", "dead-leaves"))
+    grey, colour = (sources.load(name).images[range(4)] for name in ("dead-leaves-grey", "dead-leaves"))
     assert_close(grey, colour[:, :1])
 
 
 def test_a_scene_is_the_same_at_every_size():
-    coarse, fine = (data.load("dead-leaves", size).images[range(20)] for size in ("32", "96"))
+    coarse, fine = (sources.load("dead-leaves", size).images[range(20)] for size in ("32", "96"))
     assert_close(fine[:, :, 1::3, 1::3], coarse)                                     # pixel centres coincide
 
 
@@ -366,7 +367,7 @@ def test_radii_follow_the_power_law_and_centres_and_colours_are_uniform():
 
 
 def test_dead_leaves_are_covered_and_use_every_colour():
-    pictures = data.load("dead-leaves").images[range(500)]
+    pictures = sources.load("dead-leaves").images[range(500)]
     counts = pictures.flatten().long().bincount(minlength=256) / pictures.numel()
     assert pictures.dtype == torch.uint8 and (counts - 1 / 256).abs().max() < 0.002
     r2, y, x, *_ = dead_leaves.discs(torch.arange(50), 4, 4)

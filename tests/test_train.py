@@ -18,6 +18,7 @@ import data
 import ddpm
 import noise
 import run_folder
+import sources
 import train
 from train import Config
 
@@ -192,7 +193,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_changes_nothing(tmp_path, m
 
 def test_one_bad_step_is_skipped(tmp_path, monkeypatch):
     config = replace(Config(), T=20, batch=8, out=str(tmp_path))
-    run_ = train.begin(config, data.load("digits"))
+    run_ = train.begin(config, sources.load("digits"))
     before = {name: w.detach().clone() for name, w in run_.weights.items()}
     pixels, labels = data.Steps(run_.dataset, 8, 0, False)[1]
     monkeypatch.setattr(train, "objective", lambda *args: math.inf * args[2](args[3], args[4]).flatten(1).mean(1)[None])
@@ -242,7 +243,7 @@ def test_importance_sampling_is_unbiased():
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_the_gradient_is_weighted(tmp_path, accumulate):
     config = Config(T=20, batch=8, sampling="importance", clip=math.inf, accumulate=accumulate, out=str(tmp_path))
-    run_ = train.begin(config, data.load("digits"))
+    run_ = train.begin(config, sources.load("digits"))
     with torch.no_grad():
         run_.weights["last.weight"].normal_(generator=torch.Generator().manual_seed(0))
     run_.history.copy_(history(20))
@@ -281,7 +282,7 @@ def test_records_are_weighted_means_by_quarter():
 
 
 def test_bound_only_is_the_bound(tmp_path):
-    run_ = train.begin(Config(T=5, batch=4, loss="bound", target="eps", null=1.), data.load("digits"))
+    run_ = train.begin(Config(T=5, batch=4, loss="bound", target="eps", null=1.), sources.load("digits"))
     x0, t = data.to_unit(run_.dataset.images[:5]), torch.arange(1, 6)
     eps = noise.normal(noise.image_seeds(0, t), 0, (1, 8, 8))
     terms = ddpm.bound_terms(run_.schedule, run_.unet, x0, t, eps, target="eps", variance="learned", clip=False)
@@ -344,8 +345,8 @@ def test_average_is_ramped_and_takes_weights_alone():
     assert_close(ema["w"], torch.tensor([0.9]))                     # 1 - (1 + 0)/(10 + 0)
     train.update_average(ema, weights, decay=0.9, k=10**6)
     assert_close(ema["w"], torch.tensor([0.91]))
-    assert set(train.begin(Config(), data.load("digits")).ema) == {
-        name for name, _ in train.UNet(train.network_for(Config(), data.load("digits"))).named_parameters()}
+    assert set(train.begin(Config(), sources.load("digits")).ema) == {
+        name for name, _ in train.UNet(train.network_for(Config(), sources.load("digits"))).named_parameters()}
 
 
 def test_learning_rate_rises_and_falls():

@@ -12,6 +12,7 @@ import cli
 import data
 import ddpm
 import sample
+import sources
 import train
 from unet import CONFIGS, UNet
 
@@ -36,7 +37,7 @@ def test_x_t_is_never_clamped(eta):
 
 def test_grids_are_drawn_without_dropout(tmp_path, monkeypatch):
     monkeypatch.setitem(train.CONFIGS, "digits", replace(CONFIGS["digits"], dropout=0.5))
-    run = train.begin(train.Config(T=5), data.load("digits"))
+    run = train.begin(train.Config(T=5), sources.load("digits"))
     with torch.no_grad():
         for w in run.ema.values():
             w.add_(0.1 * torch.randn(w.shape, generator=torch.Generator().manual_seed(0)))
