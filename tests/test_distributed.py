@@ -180,24 +180,31 @@ def test_no_thread_of_gloo_is_left(tmp_path):
     """One that still held a tensor while Python ends would abort the process, now and then."""
     script = tmp_path / "script.py"
     script.write_text(f"""if True:
-        import os, sys
+        import contextlib, os, sys, time
         sys.path.insert(0, {str(ROOT)!r})
-        import distributed, torch.distributed as dist
-        destroy = dist.destroy_process_group
-        def names():
-            return [open(f"/proc/self/task/{{t}}/comm").read().strip() for t in os.listdir("/proc/self/task")]
-        def watched():
-            print("before", names())
+        import torch.distributed as dist, train
+
+        def gloo():
+            there = 0
+            for thread in os.listdir("/proc/self/task"):
+                with contextlib.suppress(OSError):                  # it ended meanwhile
+                    there += "gloo" in open(f"/proc/self/task/{{thread}}/comm").read()
+            return there
+
+        def watched(destroy=dist.destroy_process_group):
+            print("before", gloo())
             destroy()
+
         dist.destroy_process_group = watched
-        import train
         train.main(sys.argv[1:])
-        print("after", names())
+        until = time.monotonic() + 10                               # Linux lists a thread a little longer than it runs
+        while gloo() and time.monotonic() < until:
+            time.sleep(0.01)
+        print("after", gloo())
         """)
     said = finished(torchrun(2, script, *FLAGS, "--out", str(tmp_path / "out")))
-    before, after = (re.findall(f"{word} .*", said) for word in ("before", "after"))
-    assert len(before) == len(after) == 2
-    assert all("gloo" in line for line in before) and not any("gloo" in line for line in after)
+    counts = {word: [int(n) for n in re.findall(rf"{word} (\d+)", said)] for word in ("before", "after")}
+    assert min(counts["before"]) > 0 and len(counts["before"]) == 2 and counts["after"] == [0, 0]
 
 
 def test_a_dead_process_ends_the_job_and_is_named(tmp_path):
