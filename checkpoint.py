@@ -84,7 +84,7 @@ def load(path: Path, parts: Sequence[str] = PARTS) -> Checkpoint:
     try:
         last = checked(Checkpoint(**content)._replace(network=UNetConfig(**content["network"])))
         left_out = {name: {} for name in PARTS if name not in parts}
-        return Checkpoint(*copy.deepcopy(last._replace(**left_out)))            # of the map, which may change under us
+        return copy.deepcopy(last._replace(**left_out))             # out of the map, which may change under us
     except Exception as error:                                      # what does not fit together fails in many ways
         raise ValueError(f"{path} does not fit its own network or settings: {' '.join(str(error).split())}; use "
                          f"another file") from None

@@ -87,10 +87,10 @@ def parse_size(size: str) -> tuple[int, int] | None:
     """(H, W) of "64" or "48x64"; None of ""."""
     if not size:
         return None
-    parts = size.split("x")
-    if len(parts) > 2 or not all(re.fullmatch("[1-9][0-9]{0,3}", p) for p in parts):
+    sides = size.split("x")
+    if len(sides) > 2 or not all(re.fullmatch("[1-9][0-9]{0,3}", side) for side in sides):
         raise ValueError(f"size is {size!r}; it must be like 64 or 48x64 (H x W), and below 10000")
-    return int(parts[0]), int(parts[-1])
+    return int(sides[0]), int(sides[-1])
 
 
 def named(name: str, size: tuple[int, int] | None, fit: str) -> Data:

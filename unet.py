@@ -51,6 +51,7 @@ class UNetConfig:
 
     @property
     def learns_variance(self) -> bool:
+        """Whether the answer's second half is the v of a learned variance (`ddpm.step`)."""
         return self.out_channels == 2 * self.in_channels
 
 
