@@ -29,7 +29,7 @@ SAMPLERS, SPACINGS = ("ddim", "2m"), ("trailing", "leading", "linspace")
 COLUMNS = ("t", "s", "a", "b", "clip", "c0", "ct", "cp", "cz", "log_min", "log_max")
 
 
-def one_of(name: str, value: str, allowed) -> None:
+def check_choice(name: str, value: str, allowed) -> None:
     """Raises ValueError unless value is one of the allowed."""
     if value not in allowed:
         raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
@@ -106,20 +106,20 @@ def schedule_check(schedule: Schedule) -> float:
 
 # The forward process q
 
-def like(x: Tensor, *coefficients: Tensor) -> list[Tensor]:
+def broadcast_to(x: Tensor, *coefficients: Tensor) -> list[Tensor]:
     """Float64 coefficients (B,) in x's dtype, shaped to multiply x (B, ...)."""
     return [c.to(x.dtype).view(-1, *[1] * (x.ndim - 1)) for c in coefficients]
 
 
 def q_step(schedule: Schedule, x_prev: Tensor, t: Tensor, eps: Tensor) -> Tensor:
     """x_t from x_{t-1} ([1] eq. 2)."""
-    a, b = like(x_prev, schedule.alpha[t].sqrt(), schedule.beta[t].sqrt())
+    a, b = broadcast_to(x_prev, schedule.alpha[t].sqrt(), schedule.beta[t].sqrt())
     return a * x_prev + b * eps
 
 
 def q_sample(schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
     """x_t from x0 in one jump ([1] eq. 4)."""
-    a, b = like(x0, schedule.alpha_bar[t].sqrt(), (1 - schedule.alpha_bar[t]).sqrt())
+    a, b = broadcast_to(x0, schedule.alpha_bar[t].sqrt(), (1 - schedule.alpha_bar[t]).sqrt())
     return a * x0 + b * eps
 
 
@@ -131,15 +131,15 @@ def q_posterior(schedule: Schedule, x0: Tensor, xt: Tensor, t: Tensor) -> tuple[
     beta, alpha, alpha_bar, beta_tilde = schedule
     c0 = alpha_bar[t - 1].sqrt() * beta[t] / (1 - alpha_bar[t])
     ct = alpha[t].sqrt() * (1 - alpha_bar[t - 1]) / (1 - alpha_bar[t])
-    c0, ct, var, log_var = like(xt, c0, ct, beta_tilde[t], beta_tilde[t.clamp(min=2)].log())
+    c0, ct, var, log_var = broadcast_to(xt, c0, ct, beta_tilde[t], beta_tilde[t.clamp(min=2)].log())
     return c0 * x0 + ct * xt, var, log_var
 
 
 # What the network's answer means
 
-def reading(alpha_bar: Tensor, target: str) -> tuple[Tensor, Tensor]:
+def x0_coefficients(alpha_bar: Tensor, target: str) -> tuple[Tensor, Tensor]:
     """a, b such that x0_hat = a xt + b answer; float64, shaped like alpha_bar ([1] eq. 15, [4] appendix D)."""
-    one_of("target", target, TARGETS)
+    check_choice("target", target, TARGETS)
     if target == "eps":
         return 1 / alpha_bar.sqrt(), -(1 / alpha_bar - 1).sqrt()
     if target == "x0":
@@ -147,24 +147,24 @@ def reading(alpha_bar: Tensor, target: str) -> tuple[Tensor, Tensor]:
     return alpha_bar.sqrt(), -(1 - alpha_bar).sqrt()
 
 
-def predict(schedule: Schedule, answer: Tensor, xt: Tensor, t: Tensor, target: str) -> tuple[Tensor, Tensor]:
+def predict(schedule: Schedule, output: Tensor, xt: Tensor, t: Tensor, target: str) -> tuple[Tensor, Tensor]:
     """x0_hat and eps_hat from the network's answer, which has xt's shape."""
-    a, b = like(xt, *reading(schedule.alpha_bar[t], target))
-    x0_hat = a * xt + b * answer
-    return x0_hat, implied_eps(schedule, x0_hat, xt, t)
+    a, b = broadcast_to(xt, *x0_coefficients(schedule.alpha_bar[t], target))
+    x0_hat = a * xt + b * output
+    return x0_hat, eps_from_x0(schedule, x0_hat, xt, t)
 
 
-def implied_eps(schedule: Schedule, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
+def eps_from_x0(schedule: Schedule, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
     """The eps that makes x_t of x0 ([1] eq. 4, solved for eps)."""
-    a, b = like(xt, schedule.alpha_bar[t].sqrt(), (1 - schedule.alpha_bar[t]).sqrt())
+    a, b = broadcast_to(xt, schedule.alpha_bar[t].sqrt(), (1 - schedule.alpha_bar[t]).sqrt())
     return (xt - a * x0) / b
 
 
-def truth(schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor, target: str) -> Tensor:
+def training_target(schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor, target: str) -> Tensor:
     """What a perfect network would answer: eps, x0, or v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0."""
     if target in ("eps", "x0"):
         return {"eps": eps, "x0": x0}[target]
-    a, b = like(x0, *reading(schedule.alpha_bar[t], target))                    # x0 = a xt + b v, so v = a eps + b x0
+    a, b = broadcast_to(x0, *x0_coefficients(schedule.alpha_bar[t], target))      # x0 = a xt + b v, so v = a eps + b x0
     return a * eps + b * x0
 
 
@@ -179,7 +179,7 @@ def exact_denoiser(schedule: Schedule, data: Tensor, target: str = "eps") -> Cal
         alpha_bar = schedule.alpha_bar[t][:, None]
         near = alpha_bar.sqrt() * (xt.flatten(1).double() @ points.T) - alpha_bar * points.square().sum(1) / 2
         x0 = ((near / (1 - alpha_bar)).softmax(1) @ points).view(xt.shape).to(xt.dtype)
-        return truth(schedule, x0, t, implied_eps(schedule, x0, xt, t), target)
+        return training_target(schedule, x0, t, eps_from_x0(schedule, x0, xt, t), target)
 
     return denoise
 
@@ -195,10 +195,10 @@ def guided(model: Callable, labels: Tensor, null: int, w: float) -> Callable:
         if w == 0:
             return model(xt, t, labels)
         both = torch.cat([labels, torch.full_like(labels, null)])
-        answer, without = model(torch.cat([xt, xt]), torch.cat([t, t]), both).chunk(2)
+        output, without = model(torch.cat([xt, xt]), torch.cat([t, t]), both).chunk(2)
         C = xt.shape[1]
-        eps = (1 + w) * answer[:, :C] - w * without[:, :C]
-        return torch.cat([eps, answer[:, C:]], dim=1)
+        eps = (1 + w) * output[:, :C] - w * without[:, :C]
+        return torch.cat([eps, output[:, C:]], dim=1)
 
     return denoise
 
@@ -208,17 +208,17 @@ def guided(model: Callable, labels: Tensor, null: int, w: float) -> Callable:
 def loss(schedule: Schedule, denoise: Callable, x0: Tensor, t: Tensor, eps: Tensor, *,
          target: str = "eps", kind: str = "l2") -> Tensor:
     """The simple loss of each image (B,): mean |truth - answer|^2, or its first power for "l1" ([1] algorithm 1)."""
-    answer = denoise(q_sample(schedule, x0, t, eps), t)
-    return simple_loss(truth(schedule, x0, t, eps, target), answer, kind)
+    output = denoise(q_sample(schedule, x0, t, eps), t)
+    return simple_loss(training_target(schedule, x0, t, eps, target), output, kind)
 
 
-def simple_loss(true: Tensor, answer: Tensor, kind: str = "l2") -> Tensor:
+def simple_loss(true: Tensor, output: Tensor, kind: str = "l2") -> Tensor:
     """Mean distance of each image (B,): squared for "l2", absolute for "l1"; raises ValueError for other shapes."""
-    if answer.shape != true.shape:
-        raise ValueError(f"the network answered {tuple(answer.shape)} to {tuple(true.shape)}; with a learned "
-                         f"variance use hybrid_loss, else the shapes must be equal")
-    one_of("kind", kind, ("l2", "l1"))
-    error = true - answer.to(true.dtype)
+    if output.shape != true.shape:
+        raise ValueError(f"the network's output is {tuple(output.shape)} for a target of {tuple(true.shape)}; with a "
+                         f"learned variance use hybrid_loss, else the shapes must be equal")
+    check_choice("kind", kind, ("l2", "l1"))
+    error = true - output.to(true.dtype)
     return {"l2": error.square, "l1": error.abs}[kind]().flatten(1).mean(1)
 
 
@@ -236,45 +236,46 @@ def hybrid_parts(schedule: Schedule, denoise: Callable, x0: Tensor, t: Tensor, e
     As published ([2] section 3.1, lambda = 0.001 of a bound of T terms): in bits, x0 unclipped.
     """
     C = x0.shape[1]
-    answer = denoise(q_sample(schedule, x0, t, eps), t)
-    frozen = torch.cat([answer[:, :C].detach(), answer[:, C:]], dim=1)
+    output = denoise(q_sample(schedule, x0, t, eps), t)
+    frozen = torch.cat([output[:, :C].detach(), output[:, C:]], dim=1)
     bound = bound_terms(schedule, lambda xt, t: frozen, x0, t, eps,
                         target=target, variance="learned", clip=False, cdf=cdf)
-    return simple_loss(truth(schedule, x0, t, eps, target), answer[:, :C]), bound * schedule_length(schedule) / 1000
+    simple = simple_loss(training_target(schedule, x0, t, eps, target), output[:, :C])
+    return simple, bound * schedule_length(schedule) / 1000
 
 
 # The bound
 
-def p_mean_log_var(schedule: Schedule, answer: Tensor, xt: Tensor, t: Tensor, *,
+def p_mean_log_var(schedule: Schedule, output: Tensor, xt: Tensor, t: Tensor, *,
                    target: str, variance: str, clip: bool) -> tuple[Tensor, Tensor]:
     """Mean and log variance of p(x_{t-1} | x_t) ([1] eq. 11, [2] eq. 15).
 
     answer: (B, C, ...) or, for variance "learned", (B, 2C, ...) with v in the second half: log variance is
     log beta_tilde at v = -1 and log beta at v = 1. At t = 1 beta_tilde, and "beta" too, are those of t = 2.
     """
-    one_of("variance", variance, VARIANCES)
-    C, answer = xt.shape[1], answer.to(xt.dtype)
-    check_answer(answer, xt.shape, variance == "learned")
-    x0_hat, _ = predict(schedule, answer[:, :C], xt, t, target)
+    check_choice("variance", variance, VARIANCES)
+    C, output = xt.shape[1], output.to(xt.dtype)
+    check_output(output, xt.shape, variance == "learned")
+    x0_hat, _ = predict(schedule, output[:, :C], xt, t, target)
     mean, _, log_min = q_posterior(schedule, x0_hat.clamp(-1, 1) if clip else x0_hat, xt, t)
     if variance == "beta_tilde":
         return mean, log_min
     if variance == "beta":
-        [log_beta] = like(xt, torch.where(t > 1, schedule.beta[t], schedule.beta_tilde[2]).log())
+        [log_beta] = broadcast_to(xt, torch.where(t > 1, schedule.beta[t], schedule.beta_tilde[2]).log())
         return mean, log_beta
-    [log_max] = like(xt, schedule.beta[t].log())
-    return mean, between(answer[:, C:], log_min, log_max)
+    [log_max] = broadcast_to(xt, schedule.beta[t].log())
+    return mean, interpolate_log_var(output[:, C:], log_min, log_max)
 
 
-def check_answer(answer: Tensor, shape: tuple, learned: bool) -> None:
+def check_output(output: Tensor, shape: tuple, learned: bool) -> None:
     """Raises ValueError unless the answer is like x_t (B, C, ...) or, as a learned variance must, has 2C channels."""
     B, C, *rest = shape
-    if answer.shape != (B, 2 * C, *rest) and (learned or answer.shape != (B, C, *rest)):
-        raise ValueError(f"the network answers {tuple(answer.shape)} to {tuple(shape)}; in channels, variance learned "
+    if output.shape != (B, 2 * C, *rest) and (learned or output.shape != (B, C, *rest)):
+        raise ValueError(f"the network's output is {tuple(output.shape)} for x_t {tuple(shape)}; a learned variance "
                          f"takes {2 * C}, a fixed one {C} or {2 * C}, and all else is to be equal")
 
 
-def between(v: Tensor, log_min: Tensor, log_max: Tensor) -> Tensor:
+def interpolate_log_var(v: Tensor, log_min: Tensor, log_max: Tensor) -> Tensor:
     """The learned log variance: log_min at v = -1, log_max at v = 1, and straight on beyond ([2] eq. 15)."""
     return log_min + (v + 1) / 2 * (log_max - log_min)
 
@@ -320,7 +321,7 @@ def prior_bits(schedule: Schedule, x0: Tensor) -> Tensor:
 
 def timesteps(T: int, steps: int, spacing: str = "trailing") -> Tensor:
     """`steps` times, decreasing, of 1..T: "trailing" begins at T, "leading" ends at 1, "linspace" does both."""
-    one_of("spacing", spacing, SPACINGS)
+    check_choice("spacing", spacing, SPACINGS)
     if steps not in range(1, T + 1):
         raise ValueError(f"steps is {steps}; a chain of T = {T} takes 1 to {T} steps")
     if spacing == "trailing":
@@ -350,7 +351,7 @@ def sampler_rows(schedule: Schedule, times, *, sampler: str = "ddim", target: st
     beta = 1 - bar_t / bar_s
     beta_tilde = beta * (1 - bar_s) / (1 - bar_t)
 
-    a, b = reading(bar_t, target)
+    a, b = x0_coefficients(bar_t, target)
     ct = ((1 - bar_s - eta**2 * beta_tilde).clamp(min=0) / (1 - bar_t)).sqrt()   # eps_hat is (xt - sqrt(bar_t) x0_hat)
     c0 = bar_s.sqrt() - ct * bar_t.sqrt()                                         # / sqrt(1 - bar_t), hence both
     cp = torch.zeros_like(c0)
@@ -371,8 +372,8 @@ def sampler_rows(schedule: Schedule, times, *, sampler: str = "ddim", target: st
 
 def check_chain(t: Tensor, T: int, sampler: str, variance: str, eta: float) -> None:
     """Raises ValueError unless these make a sampler."""
-    one_of("sampler", sampler, SAMPLERS)
-    one_of("variance", variance, VARIANCES)
+    check_choice("sampler", sampler, SAMPLERS)
+    check_choice("variance", variance, VARIANCES)
     if t.ndim != 1 or len(t) and (t.is_floating_point() or t.dtype == torch.bool):
         raise ValueError(f"times are {t.dtype}, shape {tuple(t.shape)}; they must be whole numbers, (S,)")
     if not len(t) or t[0] > T or t[-1] < 1 or (t.diff() >= 0).any():
@@ -383,7 +384,7 @@ def check_chain(t: Tensor, T: int, sampler: str, variance: str, eta: float) -> N
         raise ValueError(f"eta is {eta:g}; the 2m sampler adds no noise, leave eta at 0")
 
 
-def step(rows: Tensor, i: Tensor, xt: Tensor, answer: Tensor, x0_prev: Tensor | None = None,
+def step(rows: Tensor, i: Tensor, xt: Tensor, output: Tensor, x0_prev: Tensor | None = None,
          seeds: Tensor | None = None, *, z: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """One reverse step, x_t -> x_s by row i: returns x_s and x0_hat.
 
@@ -397,15 +398,15 @@ def step(rows: Tensor, i: Tensor, xt: Tensor, answer: Tensor, x0_prev: Tensor | 
     row = rows.index_select(0, i)[0]                                              # no .item(): stays on the device
     _, _, a, b, clip, c0, ct, cp, cz, log_min, log_max = row.to(xt.dtype)
     C = xt.shape[1]
-    answer = answer.to(xt.dtype)
-    x0_hat = (a * xt + b * answer[:, :C]).clamp(-clip, clip)
+    output = output.to(xt.dtype)
+    x0_hat = (a * xt + b * output[:, :C]).clamp(-clip, clip)
     xs = c0 * x0_hat + ct * xt
     if x0_prev is not None:
         xs = xs + cp * x0_prev
     if z is None and seeds is not None:
         z = normal(seeds, row[1].long(), xt.shape[1:])                            # s, not cast on the way
     if z is not None:
-        sigma = (between(answer[:, C:], log_min, log_max) / 2).exp() if answer.shape[1] > C else 1
+        sigma = (interpolate_log_var(output[:, C:], log_min, log_max) / 2).exp() if output.shape[1] > C else 1
         xs = xs + cz * sigma * z
     return xs, x0_hat
 
@@ -428,9 +429,9 @@ def sample(denoise: Callable, rows: Tensor, shape, seeds: Tensor, *,
             if k % ahead == 0:
                 drawn = normal(seeds, rows[k:k + ahead, 1:2].long(), shape).unbind()
             z = drawn[k % ahead]
-        answer = denoise(xt, times[k])
-        check_answer(answer, xt.shape, learned)
-        xt, x0_hat = step(rows, steps[k], xt, answer, x0_hat if second_order else None,
+        output = denoise(xt, times[k])
+        check_output(output, xt.shape, learned)
+        xt, x0_hat = step(rows, steps[k], xt, output, x0_hat if second_order else None,
                           seeds if noisy and z is None else None, z=z)
         yield s, xt, x0_hat
 

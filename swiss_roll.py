@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 from torch import nn
 from tqdm import trange
 
-from cli import check_range, parse, picture_path, script
-from ddpm import from_alpha_bar, like, normal_kl, predict, q_posterior, q_sample, q_step
+from ddpm import broadcast_to, from_alpha_bar, normal_kl, predict, q_posterior, q_sample, q_step
 from noise import image_seeds, normal
+from run.cli import check_range, figure_path, parse, script
 
 NOISE, BETA_1 = 0.02 / 6.789, 3e-7      # across the curve; of the first step. The paper gives neither, and both move K
 K_STAR, MINUS_H1, H_NORMAL = 2.372, 2.679, math.log2(2 * math.pi * math.e)  # best K of Gaussian p; of any; H(N(0, I))
@@ -29,7 +29,7 @@ def data(u, n, noise=NOISE):
     spiral = torch.stack([angle * angle.sin(), -angle * angle.cos()], dim=-1) - u.new_tensor([0.2122, -2])
     return (0.147295 * spiral + noise * n) / math.sqrt(1 + noise**2)
 
-def draw(sobol, n, T):
+def batch(sobol, n, T):
     """x0 and eps (T-1, n, 2) from the next points of a scrambled Sobol sequence: fair draws, more even than chance."""
     uniform = sobol.draw((T - 1) * n, dtype=torch.float64).view(T - 1, n, 5) + 2**-31
     z = torch.special.ndtri(uniform[..., 1:]).float()
@@ -58,7 +58,7 @@ class Reverse(nn.Module):
             h = h + nn.functional.silu(layer((h + shift) * (1 + scale)))
         v, g, *more = self.last(h).split(2, dim=-1)
         mean, _, _ = q_posterior(schedule, predict(schedule, v, xt, t, "v")[0], xt, t)
-        least, most = like(xt, schedule.beta_tilde[t], schedule.beta[t])    # variance, if x0 were known or N(0, I)
+        least, most = broadcast_to(xt, schedule.beta_tilde[t], schedule.beta[t])  # if x0 were known, or N(0, I)
         return mean, (least + (most - least) * g.exp()).log(), *more
 
 def bound(model, schedule, x0, eps, kl=normal_kl):
@@ -114,14 +114,14 @@ def main(argv=None):
     config, schedule = parse(Config, argv), tuned_schedule()
     check_range(config, "steps", 1)
     T, seeds = len(schedule.beta) - 1, image_seeds(config.seed, torch.arange(5000))
-    picture_path(config.out)                                            # an impossible name fails now, not at the end
+    figure_path(config.out)                                            # an impossible name fails now, not at the end
     torch.set_num_threads(1)                                            # the matrices are small
     torch.manual_seed(config.seed)
     model, sobol = Reverse(T), torch.quasirandom.SobolEngine(5, scramble=True, seed=config.seed)
     optimisers = [torch.optim.Muon(model.hidden.parameters(), lr=0.03, weight_decay=0), torch.optim.Adam(
         [w for name, w in model.named_parameters() if "hidden" not in name], lr=0.01, betas=(0.9, 0.99), fused=True)]
-    train(model, lambda: bound(model, schedule, *draw(sobol, 128, T)), optimisers, config.steps)
-    K = sum(torch.no_grad()(bound)(model, schedule, *draw(sobol, 512, T)).item() for _ in range(96)) / 96  # unseen
+    train(model, lambda: bound(model, schedule, *batch(sobol, 128, T)), optimisers, config.steps)
+    K = sum(torch.no_grad()(bound)(model, schedule, *batch(sobol, 512, T)).item() for _ in range(96)) / 96  # unseen
     chain, real = sample(model, schedule, seeds), data(torch.rand(6, 5000), torch.randn(6, 5000, 2))
     figure(model, schedule, real[0], chain, config.out)
     table = zip(("distance to the curve", "sliced W2", "energy distance"),

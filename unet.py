@@ -5,19 +5,13 @@ all time projections. The network is two functions, `embed(t, labels) -> row (B,
 `trunk(xt, row) -> answer`, so that the rows of a whole chain can be computed once and looked up.
 """
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.utils.checkpoint import checkpoint
-
-from kernels import group_norm_silu_plain
 
 
 @dataclass(frozen=True)
@@ -51,8 +45,35 @@ class UNetConfig:
 
     @property
     def learns_variance(self) -> bool:
-        """Whether the answer's second half is the v of a learned variance (`ddpm.step`)."""
+        """Whether the output's second half is the v of a learned variance (`ddpm.step`)."""
         return self.out_channels == 2 * self.in_channels
+
+    @property
+    def variance(self) -> str:
+        """The variance of a sampler's steps, unless another is asked for."""
+        return "learned" if self.learns_variance else "beta_tilde"
+
+
+def group_norm_silu_plain(x: Tensor, groups: int, weight: Tensor, bias: Tensor, norm_eps: float = 1e-5, *,
+                          scale: Tensor | None = None, shift: Tensor | None = None, add: Tensor | None = None,
+                          silu: bool = True) -> Tensor:
+    """silu(group_norm(x + add) * (1 + scale) + shift), in x's dtype and layout (Wu & He 2018).
+
+    x: (B, C, H, W). weight, bias: (C,). scale, shift, add: (B, C) with any batch stride, 0 included.
+    Computed in float32, or float64 for float64 x, whatever the dtype of x.
+    """
+    def each(c: Tensor) -> Tensor:
+        return c[:, :, None, None].to(h.dtype)
+
+    h = x.to(torch.promote_types(x.dtype, torch.float32))
+    if add is not None:
+        h = h + each(add)
+    h = torch.group_norm(h, groups, weight.to(h.dtype), bias.to(h.dtype), norm_eps)
+    if scale is not None:
+        h = h * (1 + each(scale))
+    if shift is not None:
+        h = h + each(shift)
+    return (F.silu(h) if silu else h).to(x.dtype)
 
 
 class Norm(nn.Module):
@@ -219,28 +240,6 @@ class UNet(nn.Module):
         return self.last(self.norm(h))                                            # B out_channels H W
 
 
-class Cast(nn.Module):
-    """The network in another dtype: each call casts its weights, and gradients reach them in their own."""
-
-    def __init__(self, unet: UNet, dtype: torch.dtype):
-        super().__init__()
-        self.unet, self.dtype = unet, dtype
-
-    def forward(self, *inputs: Tensor | None) -> Tensor:
-        return functional_call(self.unet, cast(dict(self.unet.named_parameters()), self.dtype), inputs)
-
-
-def recompute(unet: UNet) -> None:
-    """Keeps a block's input alone for the gradient; the rest is computed again when it is needed (Chen et al. 2016)."""
-    for block in (*unet.downs, *unet.middle, *unet.ups):
-        block.forward = partial(recomputed, copy.copy(block))                     # shares all but the new forward
-
-
-def recomputed(block: nn.Module, x: Tensor, time: Tensor) -> Tensor:
-    weights = dict(block.named_parameters())                                      # today's: Cast may have swapped them
-    return checkpoint(lambda *inputs: functional_call(block, weights, inputs), x, time, use_reentrant=False)
-
-
 def check_size(config: UNetConfig, C: int, H: int, W: int) -> None:
     """Raises ValueError unless pictures (C, H, W) pass through the network and back at their own size."""
     if config.in_channels != C:
@@ -276,11 +275,6 @@ def initialise(unet: UNet) -> None:
     for part in filter(len, unet.time.weight.split(unet.time_widths)):
         nn.init.xavier_uniform_(part)
     nn.init.zeros_(unet.last.weight)
-
-
-def cast(weights: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """The weights in dtype, but norms as they are: their affines, like their statistics, stay float32."""
-    return {name: w if "norm" in name else w.to(dtype) for name, w in weights.items()}
 
 
 CIFAR10 = UNetConfig()

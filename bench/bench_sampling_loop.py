@@ -22,7 +22,8 @@ from kernels import group_norm_silu, group_norm_silu_plain, sampling_step
 from kernels.compile import compile_denoiser, compile_loop, time_table
 from kernels.equivalence import SIDES
 from noise import image_seeds, normal
-from unet import CONFIGS, UNet, cast
+from run.memory import cast
+from unet import CONFIGS, UNet
 
 PEERS = {"diffusers": {}, "diffusers channels_last": {"channels_last": True},
          "diffusers compiled": {"channels_last": True, "mode": "reduce-overhead"},

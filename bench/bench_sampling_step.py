@@ -20,14 +20,14 @@ NAMES = ("eager", "eager, counter noise", "compiled", "compiled, counter noise",
 
 def candidates(noise: bool) -> dict[str, Callable]:
     """(rows, i, xt, answer, seeds) -> xs. Those without counter noise draw from PyTorch's generator."""
-    def eager(rows: Tensor, i: Tensor, xt: Tensor, answer: Tensor, seeds: Tensor) -> Tensor:
-        return ddpm.step(rows, i, xt, answer, z=torch.randn_like(xt) if noise else None)[0]
+    def eager(rows: Tensor, i: Tensor, xt: Tensor, output: Tensor, seeds: Tensor) -> Tensor:
+        return ddpm.step(rows, i, xt, output, z=torch.randn_like(xt) if noise else None)[0]
 
-    def counter(rows: Tensor, i: Tensor, xt: Tensor, answer: Tensor, seeds: Tensor) -> Tensor:
-        return ddpm.step(rows, i, xt, answer, None, seeds)[0]
+    def counter(rows: Tensor, i: Tensor, xt: Tensor, output: Tensor, seeds: Tensor) -> Tensor:
+        return ddpm.step(rows, i, xt, output, None, seeds)[0]
 
-    def triton(rows: Tensor, i: Tensor, xt: Tensor, answer: Tensor, seeds: Tensor) -> Tensor:
-        return sampling_step(rows, i, xt, answer, None, seeds if noise else None, keep_x0=False)[0]
+    def triton(rows: Tensor, i: Tensor, xt: Tensor, output: Tensor, seeds: Tensor) -> Tensor:
+        return sampling_step(rows, i, xt, output, None, seeds if noise else None, keep_x0=False)[0]
 
     compiled = partial(torch.compile, fullgraph=True, dynamic=False)
     found = {"eager": eager, "compiled": compiled(eager)}
@@ -47,10 +47,10 @@ def scheduler_step(noise: bool) -> Callable:
     scheduler.set_timesteps(50)
     times = {}
 
-    def step(rows: Tensor, i: Tensor, xt: Tensor, answer: Tensor, seeds: Tensor) -> Tensor:
+    def step(rows: Tensor, i: Tensor, xt: Tensor, output: Tensor, seeds: Tensor) -> Tensor:
         if i not in times:
             times[i] = int(rows[i, 0].item()) - 1                                 # published schedulers count from 0
-        return scheduler.step(answer, times[i], xt).prev_sample
+        return scheduler.step(output, times[i], xt).prev_sample
     return step
 
 
@@ -60,16 +60,16 @@ def step_work(shape: tuple[int, ...], dtype: torch.dtype, layout: str, noise: bo
     Useful: x_t and the answer read, x_s written.
     """
     rows = ddpm.sampler_rows(ddpm.linear_schedule(), ddpm.timesteps(1000, 50), eta=float(noise)).to(device())
-    xt, answer, _, seeds = step_arguments(rows, shape, dtype, layout)
+    xt, output, _, seeds = step_arguments(rows, shape, dtype, layout)
     middle, last = (torch.tensor([k], device=device()) for k in (25, 49))
-    true = ddpm.step(rows, last, xt.double(), answer.double())[0]
+    true = ddpm.step(rows, last, xt.double(), output.double())[0]
 
     def calls(function: Callable, n: int) -> list[Callable]:
-        return [partial(torch.no_grad()(function), rows, middle, xt.clone(), answer.clone(), seeds) for _ in range(n)]
+        return [partial(torch.no_grad()(function), rows, middle, xt.clone(), output.clone(), seeds) for _ in range(n)]
 
     name = f"sampling step {'with' if noise else 'without'} noise {shape} {layout}"
     return Work(name, candidates(noise), calls,
-                error=lambda function: error_of([torch.no_grad()(function)(rows, last, xt, answer, seeds)], [true]),
+                error=lambda function: error_of([torch.no_grad()(function)(rows, last, xt, output, seeds)], [true]),
                 tolerance=1e-2 if dtype == torch.bfloat16 else 1e-4, size=xt.numel() * (8 + dtype.itemsize))
 
 

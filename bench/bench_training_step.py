@@ -38,7 +38,7 @@ def ours(name: str, network: str, B: int) -> Learner:
     pixels = torch.randint(256, (B, *shape), dtype=torch.uint8).to(device())
     labels = torch.empty(0, dtype=torch.int64)
     config = train.Config(network=network, batch=B, lr=1e-4, target="eps", schedule="linear", **OURS[name])
-    run = train.begin(config, data.Data("random", pixels, labels, (), shape))
+    run = train.start(config, data.Data("random", pixels, labels, (), shape))
     awake(run.unet).requires_grad_(True).train()
     if name != "eager":
         run.unet.to(memory_format=torch.channels_last)
@@ -48,7 +48,7 @@ def ours(name: str, network: str, B: int) -> Learner:
         if isinstance(module, nn.Dropout):
             module.p = 0.
     run = run._replace(ema={k: w.detach().clone() for k, w in run.weights.items()})
-    model = train.denoiser(run)
+    model = train.trained_model(run)
 
     def update() -> object:
         return train.update(run, model, 1, pixels, labels)
@@ -92,8 +92,8 @@ def peer(name: str, network: str, B: int) -> Learner:
 
 def diffusers_loss(model: nn.Module, scheduler, x0: Tensor, classes: int) -> Tensor:
     t, eps = torch.randint(1000, (len(x0),), device=x0.device), torch.randn_like(x0)
-    answer = model(scheduler.add_noise(x0, eps, t), t, class_labels=t % classes if classes else None).sample
-    return (answer - eps).square().mean()
+    output = model(scheduler.add_noise(x0, eps, t), t, class_labels=t % classes if classes else None).sample
+    return (output - eps).square().mean()
 
 
 def learner(model: nn.Module, loss: Callable[[], Tensor]) -> Learner:

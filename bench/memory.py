@@ -19,9 +19,10 @@ import ddpm
 import noise
 import train
 from bench.tables import table
-from cli import choose_device, parent_made, parse, script
 from kernels.equivalence import SIDES
-from unet import CONFIGS, UNet, cast
+from run.cli import choose_device, make_parent, parse, script
+from run.memory import cast
+from unet import CONFIGS, UNet
 
 TRAINING = {"float32": {}, "bf16": {"dtype": "bf16"}, "float32 `--recompute`": {"recompute": True},
             "bf16 `--recompute`": {"dtype": "bf16", "recompute": True}}
@@ -63,11 +64,11 @@ def update(network: str, device: torch.device, flags: dict) -> Callable[[], obje
                             loss="hybrid" if config.learns_variance else "l2", **flags)
 
     def run() -> object:
-        run = train.begin(settings, data.Data("black", pixels, labels, classes, shape))
+        run = train.start(settings, data.Data("black", pixels, labels, classes, shape))
         for w in run.weights.values():
             w.grad = torch.zeros_like(w)
         run.optimizer.step()
-        return train.update(run, train.denoiser(run), 1, pixels, labels)
+        return train.update(run, train.trained_model(run), 1, pixels, labels)
     return run
 
 
@@ -107,8 +108,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse(Config, argv)
     networks, device = config.networks.split(","), choose_device(config.device)
     for name in networks:
-        ddpm.one_of("networks", name, CONFIGS)
-    path = parent_made(Path(config.out))
+        ddpm.check_choice("networks", name, CONFIGS)
+    path = make_parent(Path(config.out))
     where = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     path.write_text(f"""# Memory
 

@@ -20,12 +20,12 @@ from diffusers import DDPMScheduler, UNet2DModel
 import data
 import ddpm
 import noise
-import sources
 import train
 from bench.bench_sampling_loop import awake, diffusers_unet
-from cli import parse, script
 from kernels.compile import compile_denoiser
-from unet import CONFIGS, UNet, cast
+from run.cli import parse, script
+from run.memory import cast
+from unet import CONFIGS, UNet
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ def compare(title: str, candidates: dict[str, Callable[[], None]], rounds: int, 
 def samplers(shape: tuple[int, ...], steps: int = 50) -> dict[str, Callable[[], None]]:
     """DDPM over the last `steps` of 1000 steps with a network that answers at once: the sampler's own cost."""
     B, C, H, W = shape
-    answer = 0.1 * torch.randn(shape)
+    output = 0.1 * torch.randn(shape)
     scheduler = DDPMScheduler(clip_sample=True)
-    theirs = GaussianDiffusion(Fake(answer), image_size=H, beta_schedule="linear", objective="pred_noise",
+    theirs = GaussianDiffusion(Fake(output), image_size=H, beta_schedule="linear", objective="pred_noise",
                                auto_normalize=False)
     rows = ddpm.sampler_rows(ddpm.linear_schedule(), range(steps, 0, -1), eta=1.)
     seeds = noise.image_seeds(0, torch.arange(B))
@@ -65,7 +65,7 @@ def samplers(shape: tuple[int, ...], steps: int = 50) -> dict[str, Callable[[], 
     def diffusers() -> None:
         xt = torch.randn(shape)
         for t in range(steps - 1, -1, -1):
-            xt = scheduler.step(answer, t, xt).prev_sample
+            xt = scheduler.step(output, t, xt).prev_sample
 
     @torch.inference_mode()
     def lucidrains() -> None:
@@ -74,7 +74,7 @@ def samplers(shape: tuple[int, ...], steps: int = 50) -> dict[str, Callable[[], 
             xt, _ = theirs.p_sample(xt, t)
 
     def ours(step: Callable = ddpm.step, ahead: int = 1) -> None:
-        for _ in ddpm.sample(lambda xt, t: answer, rows, shape[1:], seeds, step=step, ahead=ahead):
+        for _ in ddpm.sample(lambda xt, t: output, rows, shape[1:], seeds, step=step, ahead=ahead):
             pass
 
     compiled = torch.compile(ddpm.step)
@@ -87,12 +87,12 @@ class Fake(torch.nn.Module):
     channels = out_dim = 3
     self_condition = random_or_learned_sinusoidal_cond = False
 
-    def __init__(self, answer: torch.Tensor):
+    def __init__(self, output: torch.Tensor):
         super().__init__()
-        self.answer, self.channels, self.out_dim = answer, answer.shape[1], answer.shape[1]
+        self.output, self.channels, self.out_dim = output, output.shape[1], output.shape[1]
 
     def forward(self, xt, t, x_self_cond=None):
-        return self.answer
+        return self.output
 
 
 def forwards(B: int = 8) -> dict[str, Callable[[], None]]:
@@ -111,7 +111,7 @@ def forwards(B: int = 8) -> dict[str, Callable[[], None]]:
 
 def digits_updates() -> dict[str, Callable[[], None]]:
     """One update on 64 digits: loss, gradient, clip, Adam, and (ours) the noise and the average of the weights."""
-    x0, labels = data.Steps(sources.load("digits"), 64, 0, False)[1]
+    x0, labels = data.Batches(data.load("digits"), 64, 0, False)[1]
     same = UNet2DModel(sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(16, 32),
                        down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2, norm_num_groups=8,
                        num_class_embeds=11, resnet_time_scale_shift="scale_shift", add_attention=False)
@@ -135,9 +135,9 @@ def cifar10_updates(B: int = 8) -> dict[str, Callable[[], None]]:
 
 
 def our_update(config: train.Config, pixels: torch.Tensor, labels: torch.Tensor | None = None) -> Callable[[], None]:
-    dataset = sources.load("digits") if labels is not None else data.Data("", pixels, None, (), tuple(pixels.shape[1:]))
-    run = train.begin(config, dataset)
-    model, labels = train.denoiser(run), torch.empty(0, dtype=torch.int64) if labels is None else labels
+    dataset = data.load("digits") if labels is not None else data.Data("", pixels, None, (), tuple(pixels.shape[1:]))
+    run = train.start(config, dataset)
+    model, labels = train.trained_model(run), torch.empty(0, dtype=torch.int64) if labels is None else labels
     return lambda: train.update(run, model, 1, pixels, labels) and None
 
 
@@ -146,8 +146,8 @@ def diffusers_update(network, x0: torch.Tensor, target: str, labels: torch.Tenso
 
     def loss() -> torch.Tensor:
         t, eps = torch.randint(1000, (len(x0),)), torch.randn_like(x0)
-        answer = network(scheduler.add_noise(x0, eps, t), t, class_labels=labels).sample
-        return (answer - (scheduler.get_velocity(x0, eps, t) if target == "v_prediction" else eps)).square().mean()
+        output = network(scheduler.add_noise(x0, eps, t), t, class_labels=labels).sample
+        return (output - (scheduler.get_velocity(x0, eps, t) if target == "v_prediction" else eps)).square().mean()
 
     return update_of(network, loss)
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-import data
+from run import pictures
 
 
 def plot(path: Path, draw: Callable[[Axes], None], size: tuple[float, float] = (8, 4.5)) -> None:
@@ -90,7 +90,7 @@ def losses(path: Path, runs: dict[str, list[tuple[int, float]]]) -> None:
 
 def picture_rows(path: Path, rows: dict[str, Tensor]) -> None:
     """Pictures (N, C, H, W) in [-1, 1], ten a line, each set under its name."""
-    sheets = {name: data.grid(x, 10) for name, x in rows.items()}
+    sheets = {name: pictures.grid(x, 10) for name, x in rows.items()}
     heights = [sheet.height / sheet.width for sheet in sheets.values()]
     figure = Figure((8, 8 * sum(heights) + 0.3 * len(rows)), layout="constrained")
     for axes, (name, sheet) in zip(figure.subplots(len(rows), 1, squeeze=False)[:, 0], sheets.items(), strict=True):

@@ -30,8 +30,8 @@ from bench.bench_group_norm_silu import chain_work, norm_work, shapes
 from bench.bench_sampling_step import step_work
 from bench.measure import CUDA, Work, captured, copies, device, in_turn, measure, stamp
 from bench.tables import read, write_tables
-from cli import parent_made, parse, script
 from kernels.equivalence import LAYOUTS, Norm
+from run.cli import make_parent, parse, script
 
 RESULTS = Path("bench/results")
 
@@ -244,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if device().type == "cuda":
         torch.backends.cudnn.benchmark = True
     gpu = torch.cuda.get_device_name().lower().removeprefix("nvidia ").replace(" ", "-") if CUDA else "cpu"
-    folder = parent_made(Path(config.out, gpu, f"{command}.jsonl")).parent
+    folder = make_parent(Path(config.out, gpu, f"{command}.jsonl")).parent
     cases = {name: case for name, case in COMMANDS[command](config, folder).items() if config.only in name}
     missing = run(folder / f"{command}.jsonl", cases, config.minutes)
     write_tables(folder)

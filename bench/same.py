@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import checkpoint
 import ddpm
 import noise
 import sample
@@ -15,7 +14,9 @@ from bench import bench_sampling_loop as loops
 from bench.measure import CUDA
 from bench.plots import picture_rows
 from kernels import sampling_step
-from kernels.compile import compile_denoiser
+from kernels.compile import compile_denoiser, fast_norm
+from run import checkpoint
+from run.cli import choose_device
 
 # Ways to draw, with their dtype and the largest difference to the plain float32 pictures, which lie in [-1, 1]; one
 # of 256 shades is 0.008. TF32 is what PyTorch's convolutions do to float32 unless told otherwise.
@@ -40,12 +41,12 @@ def twice(chain: loops.Chain) -> dict:
 def pictures(path: Path, n: int, folder: Path) -> dict:
     """The same n pictures drawn in every way that runs here: differences to the plain ones, and the first as a PNG."""
     config = sample.Config(checkpoint=str(path), n=n, batch=n)
-    drawn, found = {"plain": precisely(lambda: sample.draw(config).x)}, {}
+    drawn, found = {"plain": precisely(lambda: sample.generate(config).x)}, {}
     for name, (dtype, tolerance) in WAYS.items():
         if name != "compiled" and not CUDA:
             continue
         own = sample.Config(checkpoint=str(path), n=n, batch=n, dtype=dtype, compile=True)
-        draw = partial(compiled, own) if name == "compiled" else lambda own=own: sample.draw(own).x
+        draw = partial(compiled, own) if name == "compiled" else lambda own=own: sample.generate(own).x
         drawn[name] = draw() if "TF32" in name else precisely(draw)
         away = (drawn[name] - drawn["plain"]).abs()
         found[name] = {"largest": away.max().item(), "mean": away.mean().item(), "tolerance": tolerance,
@@ -67,9 +68,9 @@ def precisely(draw) -> Tensor:
 def compiled(config: sample.Config) -> Tensor:
     """As sample.py draws with --compile, but not captured."""
     last = checkpoint.load(config.checkpoint)
-    unet = sample.network(last, config)
-    rows, labels = sample.chain(last, config), sample.choose_labels(last, config)
-    device = next(unet.parameters()).device
+    device = choose_device(config.device)
+    unet = checkpoint.load_unet(last, config.weights, config.dtype, config.device, fast_norm(device))
+    rows, labels = sample.sampler_table(last, config), sample.choose_labels(last, config)
     seeds = noise.image_seeds(config.seed, torch.arange(config.n)).to(device)
     y = None if labels is None else labels[torch.arange(config.n) % len(labels)].to(device)
     model = compile_denoiser(unet, rows[:, 0].long().to(device))

@@ -17,8 +17,8 @@ import torch
 
 from bench import plots
 from bench.stages import STAGES
-from cli import parse, script
 from kernels.equivalence import SIDES, norms
+from run.cli import parse, script
 from unet import CONFIGS, UNet
 
 

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import run_folder
 import sample
 from bench.plots import picture_rows
+from run import folder
 
 ROOT = Path(__file__).parents[1]
 RUNS = {"float32": (), "bf16 compiled": ("--dtype", "bf16", "--compile")}
@@ -33,7 +33,7 @@ def trained(flags: list[str], out: Path, steps: int, deadline: float) -> dict:
     """The run's log, once it is done; raises ValueError if it had to stop before."""
     out = out.resolve()
     run_until(deadline, [sys.executable, "train.py", *flags, "--steps", str(steps), "--out", str(out)])
-    lines = [line for line in run_folder.read(out) if "loss" in line]
+    lines = [line for line in folder.read_log(out) if "loss" in line]
     step = lines[-1]["step"] if lines else 0
     if step < steps:
         raise ValueError(f"stopped at step {step} of {steps}; the next run goes on from there")
@@ -55,7 +55,7 @@ def run_until(deadline: float, command: list[str]) -> None:
 
 def compare(outs: dict[str, Path], folder: Path) -> dict:
     """Pictures of both models from the same noise, drawn alike in float32."""
-    x = {name: sample.draw(sample.Config(checkpoint=str(out / "last.pt"), n=20)).x for name, out in outs.items()}
+    x = {name: sample.generate(sample.Config(checkpoint=str(out / "last.pt"), n=20)).x for name, out in outs.items()}
     picture_rows(folder / "training_pictures.png", x)
     one, other = x.values()
     return {"n": len(one), "largest": (one - other).abs().max().item(), "mean": (one - other).abs().mean().item()}

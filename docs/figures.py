@@ -19,10 +19,10 @@ import data
 import ddpm
 import evaluate
 import noise
-import run_folder
 import sample
 import train
-from cli import parse, script
+from run import folder, pictures
+from run.cli import parse, script
 
 DOCS = Path(__file__).parent
 DIGITS = str(DOCS.parent / "weights" / "digits.pt")
@@ -37,14 +37,15 @@ class Config:
 
 def digits(path: Path) -> None:
     """One hundred samples of the committed weights, a column a class."""
-    drawn = sample.draw(sample.Config(checkpoint=DIGITS))
-    data.grid(drawn.x, *sample.table(drawn)).save(path)
+    drawn = sample.generate(sample.Config(checkpoint=DIGITS))
+    pictures.grid(drawn.x, *pictures.columns(drawn)).save(path)
 
 
 def reverse(path: Path) -> None:
     """Ten chains of Ho et al. 2020, algorithm 2: x_t at ten times."""
-    drawn = sample.draw(sample.Config(checkpoint=DIGITS, n=10, steps="1000", eta=1.), keep=lambda times: {*SNAPSHOTS})
-    sample.strip(drawn, SNAPSHOTS).save(path)
+    config = sample.Config(checkpoint=DIGITS, n=10, steps="1000", eta=1.)
+    samples = sample.generate(config, keep=lambda times: {*SNAPSHOTS})
+    pictures.strip(samples, SNAPSHOTS).save(path)
 
 
 def neighbours(path: Path) -> None:
@@ -132,7 +133,7 @@ def loss(path: Path) -> None:
     """The log of 600 steps with a learned variance: loss, its two parts, and its quarters of 1..T."""
     with tempfile.TemporaryDirectory() as out:
         train.main(["--steps", "600", "--log_every", "20", "--loss", "hybrid", "--out", out, "--sample_every", "10000"])
-        run_folder.plot(Path(out), path)
+        folder.plot_log(Path(out), path)
 
 
 FIGURES = {"digits": digits, "reverse": reverse, "forward": forward, "schedules": schedules, "loss": loss,
@@ -143,7 +144,7 @@ FIGURES = {"digits": digits, "reverse": reverse, "forward": forward, "schedules"
 def main(argv: Sequence[str] | None = None) -> None:
     names = parse(Config, argv).only.split(",")
     for name in FIGURES if names == [""] else names:
-        ddpm.one_of("only", name, FIGURES)
+        ddpm.check_choice("only", name, FIGURES)
         FIGURES[name](DOCS / f"{name}.png")
         print(f"docs/{name}.png")
 

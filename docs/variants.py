@@ -13,16 +13,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import checkpoint
 import data
 import ddpm
 import evaluate
-import likelihood
 import noise
 import sample
-import sources
 import train
-from cli import parse, script
+from run import checkpoint
+from run.cli import parse, script
+from scores import classes, likelihood
 
 VARIANTS = ("", "--target eps", "--target x0", "--loss l1", "--loss hybrid", "--loss bound",
             "--loss bound --sampling importance", "--schedule linear", "--null 1")
@@ -66,10 +65,10 @@ def row(flags: Sequence[str], config: Config, out: str) -> list[str]:
     train.main(["--steps", str(config.steps), "--sample_every", "100000", "--save_every", "100000",
                 "--out", out, *flags])
     path = f"{out}/last.pt"
-    drawn = sample.draw(sample.Config(checkpoint=path, n=config.n, batch=250))
+    drawn = sample.generate(sample.Config(checkpoint=path, n=config.n, batch=250))
     classifier = torch.load(evaluate.CLASSIFIER, weights_only=True)
     labels = drawn.labels if drawn.labels is not None else torch.zeros(config.n).long()
-    scores = evaluate.score(classifier, drawn.x, labels)
+    scores = classes.score(classifier, drawn.x, labels)
     agree = "" if drawn.labels is None else f"{scores['agree']:.3f}"
     bound = bits(path, data.digits(held_out=True))
     return [f"{scores['FD']:.2f}", f"{scores['pFD']:.2f}", agree, f"{scores['mem']:.3f}", f"{bound:.3f}"]
@@ -78,16 +77,16 @@ def row(flags: Sequence[str], config: Config, out: str) -> list[str]:
 def bits(path: str, held_out: data.Data) -> float:
     """Bits/dim of held-out pictures."""
     last = checkpoint.load(path)
-    terms = likelihood.bound(ddpm.from_betas(last.beta), sample.network(last, sample.Config(checkpoint=path)),
+    terms = likelihood.bound(ddpm.from_betas(last.beta), checkpoint.load_unet(last),
                              held_out.images, held_out.labels if last.network.classes else None,
-                             parts=likelihood.parts_of(len(last.beta), 20), target=last.settings["target"],
+                             parts=likelihood.partition(len(last.beta), 20), target=last.settings["target"],
                              variance=last.variance, clip=True)
     return terms.total.mean().item()
 
 
 def as_mnist(digits: data.Data, folder: Path) -> str:
-    """The digits at 28 x 28 in MNIST's files; the name under which `sources.load` finds them."""
-    large = data.resized(digits, (28, 28), "crop")
+    """The digits at 28 x 28 in MNIST's files; the name under which `data.load` finds them."""
+    large = data.resize(digits, (28, 28), "crop")
     for name, values in (("images-idx3", large.images[:, 0]), ("labels-idx1", large.labels.byte())):
         header = struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape)
         (folder / f"train-{name}-ubyte").write_bytes(header + values.contiguous().numpy().tobytes())
@@ -110,7 +109,7 @@ def shape_row(name: str, flags: Sequence[str], make: Callable, config: Config) -
         train.main(["--data", found, *flags, "--batch", "16", "--steps", str(config.steps), "--sample_every", "100000",
                     "--save_every", "100000", "--out", f"{folder}/run"])
         settings = checkpoint.load(f"{folder}/run/last.pt").settings
-        pictures = sources.load(held_out, settings["size"], settings["fit"])
+        pictures = data.load(held_out, settings["size"], settings["fit"])
         few = pictures._replace(images=pictures.images[:200], labels=pictures.labels[:200])
         said = f"`{' '.join(flags)}`" if flags else ""
         return (f"| {name} | {said} | {' x '.join(map(str, pictures.shape))} | "

@@ -5,15 +5,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-import checkpoint
 import ddpm
-import sample
+from run import checkpoint
 
 
 def trained(path: str) -> tuple[ddpm.Schedule, Callable, str]:
     """The checkpoint's schedule, its denoiser (xt, t) -> answer for the label that means none, and its target."""
     last = checkpoint.load(path)
-    unet = sample.network(last, sample.Config(checkpoint=path))
+    unet = checkpoint.load_unet(last)
     null, device = len(last.data["classes"]), next(unet.parameters()).device
     if last.network.classes == null > 0:
         raise ValueError(f"{path} has no null class, so it cannot answer without a label; train one with --null 0.1")

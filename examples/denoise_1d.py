@@ -19,8 +19,8 @@ from tqdm import trange
 
 import ddpm
 import noise
-from cli import check_range, parent_made, parse, script
 from examples.inpaint import denoised, rms
+from run.cli import check_range, make_parent, parse, script
 
 L, JUMPS, SCHEDULE = 64, 0.06, ddpm.cosine_schedule(200)
 
@@ -107,7 +107,7 @@ def plot(out: str, columns: dict[str, Tensor]) -> None:
         axes[0, k].set_title(name)
         for row in range(4):
             axes[row, k].plot(x[row, 0], lw=1)
-    figure.savefig(parent_made(Path(out)), dpi=100)
+    figure.savefig(make_parent(Path(out)), dpi=100)
     print(f"see {out}")
 
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
 from tqdm import trange
 
-from cli import check_range, parse, picture_path, script
 from noise import image_seeds
+from run.cli import check_range, figure_path, parse, script
 
 T, PI, BINS = 2000, 0.2, 20
 BEATS = torch.eye(5).repeat(1, BINS // 5)                   # (5, 20): all the data there are, one for each phase
@@ -206,7 +206,7 @@ def main(argv=None) -> None:
     config = parse(Config, argv)
     check_range(config, "steps n", 1)
     image_seeds(config.seed, torch.arange(1))               # raises for a seed out of range
-    picture_path(config.out)                                            # an impossible name fails now, not at the end
+    figure_path(config.out)                                            # an impossible name fails now, not at the end
     torch.set_num_threads(1)                                # the matrices are small
     torch.manual_seed(config.seed)
     guess = Guess()

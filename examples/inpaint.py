@@ -18,8 +18,9 @@ from torch import Tensor
 import data
 import ddpm
 import noise
-from cli import check_range, parent_made, parse, script
 from examples.common import run, trained
+from run import pictures
+from run.cli import check_range, make_parent, parse, script
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Tensor]:
     hole = torch.where(seen, x0, 0)[::config.draws]
     columns = [given, hole, *filled.view(config.n, config.draws, *x0.shape[1:]).unbind(1),
                noisy, *clean.view(config.n, config.draws, *x0.shape[1:]).unbind(1)]
-    data.grid(torch.stack(columns, dim=1).flatten(0, 1), len(columns), heads).save(parent_made(Path(config.out)))
+    pictures.grid(torch.stack(columns, dim=1).flatten(0, 1), len(columns), heads).save(make_parent(Path(config.out)))
     mean = clean.view(config.n, config.draws, -1).mean(1)
     print(f"noise of {config.sigma} leaves an error of {rms(clean - x0):.3f} a sample, "
           f"{rms(mean - given.flatten(1)):.3f} their mean; see {config.out}")

@@ -16,9 +16,10 @@ from torch import Tensor
 
 import data
 import ddpm
-from cli import check_range, parent_made, parse, script
 from examples.common import trained
 from examples.invert import noise_of, picture_of
+from run import pictures
+from run.cli import check_range, make_parent, parse, script
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> tuple[Tensor, Tensor]:
     mixed = torch.lerp(*ends.chunk(2), w.view(-1, 1, 1, 1, 1))
 
     rows = torch.stack([drawn, mixed], dim=2).permute(1, 2, 0, 3, 4, 5)                   # B, drawn or mixed, S
-    data.grid(rows.flatten(0, 2), config.stops, [f"{v:.2g}" for v in w.tolist()]).save(parent_made(Path(config.out)))
+    heads = [f"{v:.2g}" for v in w.tolist()]
+    pictures.grid(rows.flatten(0, 2), config.stops, heads).save(make_parent(Path(config.out)))
     print(f"pixels near black or white: {decided(drawn):.0%} of those drawn, {decided(mixed):.0%} of those mixed, "
           f"{decided(ends):.0%} of the digits given; see {config.out}")
     return drawn, ends

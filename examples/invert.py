@@ -16,8 +16,9 @@ from torch import Tensor
 
 import data
 import ddpm
-from cli import check_range, parent_made, parse, script
 from examples.common import run, trained
+from run import pictures
+from run.cli import check_range, make_parent, parse, script
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ def upward_rows(schedule: ddpm.Schedule, times: Sequence[int], target: str) -> T
     times = torch.as_tensor(times, device=schedule.beta.device).flip(0)
     t, s = times[:-1], times[1:]
     bar_t, bar_s = schedule.alpha_bar[t], schedule.alpha_bar[s]
-    a, b = ddpm.reading(bar_t, target)
+    a, b = ddpm.x0_coefficients(bar_t, target)
     ct = ((1 - bar_s) / (1 - bar_t)).sqrt()
     c0 = bar_s.sqrt() - ct * bar_t.sqrt()
     nothing = torch.zeros_like(a)
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> list[float]:
         print(f"{steps:5} steps up and down: error {errors[-1]:.4f}; the noise has mean {xT.mean():+.3f}, "
               f"standard deviation {xT.std():.3f}")
         shown, heads = [*shown, xT / 3, again], [*heads, f"{steps} up", f"{steps} down"]
-    data.grid(torch.stack(shown, dim=1).flatten(0, 1), len(shown), heads).save(parent_made(Path(config.out)))
+    pictures.grid(torch.stack(shown, dim=1).flatten(0, 1), len(shown), heads).save(make_parent(Path(config.out)))
     print(f"see {config.out}")
     return errors
 

@@ -17,8 +17,9 @@ from torch import Tensor
 import data
 import ddpm
 import noise
-from cli import check_range, parent_made, parse, script
 from examples.common import trained
+from run import pictures
+from run.cli import check_range, make_parent, parse, script
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Tensor]:
     k = min(8, config.n)
     columns = [pictures[:k] for name in x for pictures in (x[name], found[name][1])]
     heads = ["exact", "nearest", "trained", "nearest", "new digit", "nearest"]
-    data.grid(torch.stack(columns, dim=1).flatten(0, 1), len(heads), heads).save(parent_made(Path(config.out)))
+    pictures.grid(torch.stack(columns, dim=1).flatten(0, 1), len(heads), heads).save(make_parent(Path(config.out)))
     print(f"see {config.out}")
     return {name: distance for name, (distance, _) in found.items()}
 

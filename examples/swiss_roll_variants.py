@@ -18,9 +18,9 @@ from numpy.polynomial.hermite_e import hermegauss
 from torch import Tensor, nn
 
 import swiss_roll as roll
-from cli import check_range, parent_made, parse, script
-from ddpm import Schedule, from_alpha_bar, from_betas, like, normal_kl
+from ddpm import Schedule, broadcast_to, from_alpha_bar, from_betas, normal_kl
 from noise import image_seeds
+from run.cli import check_range, make_parent, parse, script
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,8 @@ class RadialBasis(nn.Module):
         far = (xt[..., None, :] - self.centres).square().sum(-1)                            # T-1 n 16
         h = (-far / (2 * (2 * self.log_width).exp())).exp()
         f, g = torch.baddbmm(self.bias[t], h, self.readout[t]).chunk(2, -1)
-        keep, std, log_beta = like(xt, schedule.alpha[t].sqrt(), schedule.beta[t].sqrt(), schedule.beta[t].log())
+        alpha, beta = schedule.alpha[t], schedule.beta[t]
+        keep, std, log_beta = broadcast_to(xt, alpha.sqrt(), beta.sqrt(), beta.log())
         return keep * xt + std * f, log_beta + g
 
 
@@ -222,7 +223,7 @@ def learn(variant: Variant, steps: int, seed: int) -> tuple[nn.Module, Schedule,
     T = len(variant.schedule(model).beta) - 1
 
     def K(n: int = 5000 // (T - 1)) -> Tensor:
-        return roll.bound(model, variant.schedule(model), *roll.draw(sobol, n, T), kl)
+        return roll.bound(model, variant.schedule(model), *roll.batch(sobol, n, T), kl)
 
     with torch.no_grad():
         start = optimum(variant.schedule(model))
@@ -241,7 +242,7 @@ def main(argv=None) -> None:
         raise ValueError(f"only names {', '.join(unknown)}; it takes some of {', '.join(VARIANTS)}")
     seeds = image_seeds(config.seed, torch.arange(5000))
     torch.set_num_threads(1)                # the matrices are small
-    paths = {name: parent_made(Path(config.out) / f"{name}.png") for name in names}
+    paths = {name: make_parent(Path(config.out) / f"{name}.png") for name in names}
     print(f"{'bits':28}{'T':>4}{'-H(X_1)':>10}{'K*':>8}{'K':>9}{'excess':>8}")
     for name, path in paths.items():
         variant = VARIANTS[name]

@@ -20,9 +20,9 @@ from pathlib import Path
 
 import torch
 
-from cli import choose_device, parent_made, parse, script
-from ddpm import one_of
+from ddpm import check_choice
 from kernels import equivalence
+from run.cli import choose_device, make_parent, parse, script
 from unet import CONFIGS
 
 
@@ -66,11 +66,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse(Config, argv)
     names = list(CONFIGS) if config.networks == "all" else config.networks.split(",")
     for name in names:
-        one_of("networks", name, CONFIGS)
+        check_choice("networks", name, CONFIGS)
     device = choose_device("auto")
     cases = report(names, device)
     if config.json:
-        parent_made(Path(config.json)).write_text(json.dumps(cases, indent=1) + "\n")
+        make_parent(Path(config.json)).write_text(json.dumps(cases, indent=1) + "\n")
     failed = [case for case in cases if not sound(case)]
     for case in failed:
         print(f"fails: {case['kernel']} {case['case']} {case['dtype']} {case['layout']}: {case['errors']}")

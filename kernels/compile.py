@@ -122,8 +122,8 @@ def capture(denoise: Callable, rows: Tensor, shape, seeds: Tensor) -> Callable:
     x0_hat = torch.zeros_like(xt)
 
     def step() -> None:
-        answer = denoise(xt, times.index_select(0, i).expand(len(seeds)))
-        xs, x0 = sampling_step(narrow, i, xt, answer, x0_hat if second_order else None, seeds if noisy else None)
+        output = denoise(xt, times.index_select(0, i).expand(len(seeds)))
+        xs, x0 = sampling_step(narrow, i, xt, output, x0_hat if second_order else None, seeds if noisy else None)
         xt.copy_(xs)
         x0_hat.copy_(x0)
         i.add_(1)
@@ -138,7 +138,7 @@ def capture(denoise: Callable, rows: Tensor, shape, seeds: Tensor) -> Callable:
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):                                                 # compiles, and lets libraries choose
-        ddpm.check_answer(denoise(xt, times[:1].expand(len(seeds))), xt.shape, bool(rows[:, -1].any()))
+        ddpm.check_output(denoise(xt, times[:1].expand(len(seeds))), xt.shape, bool(rows[:, -1].any()))
         for _ in range(3):
             i.zero_()
             step()

@@ -166,11 +166,11 @@ def step_cases(device: torch.device) -> Iterator[dict]:
     Interpreted, the kinds take the dtypes and layouts in turn.
     """
     shape = (128, 3, 32, 32) if device.type == "cuda" else (2, 3, 8, 6)
-    answers = list(product(DTYPES, LAYOUTS))
+    outputs = list(product(DTYPES, LAYOUTS))
     for n, (sampler, target, clip) in enumerate(product(SAMPLERS, ddpm.TARGETS, (True, False))):
         choice = SAMPLERS[sampler] | {"target": target, "clip": clip}
         rows = ddpm.sampler_rows(ddpm.linear_schedule(), ddpm.timesteps(1000, 5), **choice).to(device)
-        for dtype, layout in answers if device.type == "cuda" else [answers[n % len(answers)]]:
+        for dtype, layout in outputs if device.type == "cuda" else [outputs[n % len(outputs)]]:
             yield {"kernel": "sampling_step", "case": f"{sampler} {target}{' clip' if clip else ''}",
                    "dtype": name_of(dtype), "layout": layout, **step_case(rows, shape, dtype, layout)}
     yield {"kernel": "sampling_step", "case": "noise", "dtype": "float32", "layout": "nchw",
@@ -183,21 +183,21 @@ def step_arguments(rows: Tensor, shape, dtype: torch.dtype, layout: str) -> tupl
     B, C, *pixels = shape
     learned, second_order = rows[:, ddpm.COLUMNS.index("log_max")].any(), rows[:, ddpm.COLUMNS.index("cp")].any()
     xt, x0_prev = torch.randn(2, *shape, generator=g).to(rows.device)
-    answer = torch.randn(B, 2 * C if learned else C, *pixels, generator=g).to(rows.device, dtype)
+    output = torch.randn(B, 2 * C if learned else C, *pixels, generator=g).to(rows.device, dtype)
     seeds = noise.image_seeds(1, torch.arange(B, device=rows.device))
-    return xt, answer.to(memory_format=LAYOUTS[layout]), x0_prev if second_order else None, seeds
+    return xt, output.to(memory_format=LAYOUTS[layout]), x0_prev if second_order else None, seeds
 
 
 def step_case(rows: Tensor, shape, dtype: torch.dtype, layout: str) -> dict:
-    xt, answer, x0_prev, seeds = step_arguments(rows, shape, dtype, layout)
+    xt, output, x0_prev, seeds = step_arguments(rows, shape, dtype, layout)
     seeds = seeds if rows[:, ddpm.COLUMNS.index("cz")].any() else None
-    doubles = [None if each is None else each.double() for each in (xt, answer, x0_prev)]
+    doubles = [None if each is None else each.double() for each in (xt, output, x0_prev)]
     found, repeats = {}, True
     for k in (0, len(rows) // 2, len(rows) - 1):
         i = torch.tensor([k], device=rows.device)
         results = (step(rows, i, *given, seeds) for step, given in
-                   ((sampling_step, (xt, answer, x0_prev)), (sampling_step, (xt, answer, x0_prev)),
-                    (ddpm.step, (xt, answer, x0_prev)), (ddpm.step, doubles)))
+                   ((sampling_step, (xt, output, x0_prev)), (sampling_step, (xt, output, x0_prev)),
+                    (ddpm.step, (xt, output, x0_prev)), (ddpm.step, doubles)))
         got, again, plain, true = (dict(zip(("xs", "x0_hat"), each, strict=True)) for each in results)
         found |= {f"{name} at s = {rows[k, 1]:.0f}": e for name, e in errors(got, plain, true).items()}
         repeats &= all(torch.equal(got[name], again[name]) for name in got)
@@ -205,8 +205,8 @@ def step_case(rows: Tensor, shape, dtype: torch.dtype, layout: str) -> dict:
     if not rows.is_cuda:
         return report
     i = torch.tensor([len(rows) // 2], device=rows.device)
-    size = xt.numel() * (8 + answer.element_size() * answer.shape[1] // xt.shape[1] + (4 if x0_prev is not None else 0))
-    return report | times(lambda: sampling_step(rows, i, xt, answer, x0_prev, seeds, keep_x0=False), size)
+    size = xt.numel() * (8 + output.element_size() * output.shape[1] // xt.shape[1] + (4 if x0_prev is not None else 0))
+    return report | times(lambda: sampling_step(rows, i, xt, output, x0_prev, seeds, keep_x0=False), size)
 
 
 def noise_case(shape, device: torch.device) -> dict:

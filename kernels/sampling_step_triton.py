@@ -30,7 +30,7 @@ def column(row_ptr, k: tl.constexpr):
 def step_kernel(
     rows_ptr, i_ptr,                            # (S, 11), a row a step; (1,) int64
     xt_ptr, xs_ptr,                             # (B, C, N), contiguous float32; N = pixels of an image
-    answer_ptr,                                 # (B, C or 2C, N), element at n * stride_n + c * stride_c + p * stride_p
+    output_ptr,                                 # (B, C or 2C, N), element at n * stride_n + c * stride_c + p * stride_p
     prev_ptr, z_ptr, x0_ptr,                    # like xt, or None
     seeds_ptr,                                  # (B,) int64 or None
     C, N, stride_n, stride_c, stride_p,
@@ -42,15 +42,15 @@ def step_kernel(
     e = block * BLOCK + tl.arange(0, BLOCK)
     ok = e < C * N
     at = n * C * N + e
-    answer_ptr += n * stride_n + (e if IN_ORDER else e // N * stride_c + e % N * stride_p)
+    output_ptr += n * stride_n + (e if IN_ORDER else e // N * stride_c + e % N * stride_p)
 
     row_ptr = rows_ptr + tl.load(i_ptr) * 11
     a, b, clip = column(row_ptr, 2), column(row_ptr, 3), column(row_ptr, 4)
     c0, ct, cp, cz = column(row_ptr, 5), column(row_ptr, 6), column(row_ptr, 7), column(row_ptr, 8)
 
     xt = tl.load(xt_ptr + at, mask=ok)
-    answer = tl.load(answer_ptr, mask=ok).to(tl.float32)
-    x0 = tl.clamp(a * xt + b * answer, -clip, clip, propagate_nan=tl.PropagateNan.ALL)
+    output = tl.load(output_ptr, mask=ok).to(tl.float32)
+    x0 = tl.clamp(a * xt + b * output, -clip, clip, propagate_nan=tl.PropagateNan.ALL)
     if x0_ptr is not None:
         tl.store(x0_ptr + at, x0, mask=ok)
     xs = c0 * x0 + ct * xt
@@ -63,7 +63,7 @@ def step_kernel(
             s = tl.load(row_ptr + 1).to(tl.int64)
             noise = cz * normal(tl.load(seeds_ptr + n), s, block * (BLOCK // 4) + tl.arange(0, BLOCK // 4))
         if LEARNED:
-            v = tl.load(answer_ptr + C * stride_c, mask=ok).to(tl.float32)
+            v = tl.load(output_ptr + C * stride_c, mask=ok).to(tl.float32)
             log_min, log_max = column(row_ptr, 9), column(row_ptr, 10)
             noise *= tl.exp((log_min + (v + 1) / 2 * (log_max - log_min)) / 2)
         xs += noise
@@ -74,15 +74,15 @@ WARPS = 4
 BLOCK = 4 * 32 * WARPS              # four elements a thread, one Philox block: no exchange between threads
 
 
-def step(rows: Tensor, i: Tensor, xt: Tensor, answer: Tensor, x0_prev: Tensor | None, seeds: Tensor | None,
+def step(rows: Tensor, i: Tensor, xt: Tensor, output: Tensor, x0_prev: Tensor | None, seeds: Tensor | None,
          z: Tensor | None, xs: Tensor, x0_hat: Tensor | None) -> None:
     """Fills xs and, unless None, x0_hat."""
     B, C = xt.shape[:2]
     if B == 0:
         return
-    answer = answer.reshape(B, answer.shape[1], -1)             # a view, if the pixels are evenly spaced
-    N = answer.shape[2]
+    output = output.reshape(B, output.shape[1], -1)             # a view, if the pixels are evenly spaced
+    N = output.shape[2]
     xt, x0_prev, seeds, z = (None if r is None else r.contiguous() for r in (xt, x0_prev, seeds, z))
     step_kernel[(B * triton.cdiv(C * N, BLOCK),)](
-        rows.contiguous(), i, xt, xs, answer, x0_prev, z, x0_hat, seeds, C, N, *answer.stride(),
-        LEARNED=answer.shape[1] == 2 * C, IN_ORDER=answer.stride()[1:] == (N, 1), BLOCK=BLOCK, num_warps=WARPS)
+        rows.contiguous(), i, xt, xs, output, x0_prev, z, x0_hat, seeds, C, N, *output.stride(),
+        LEARNED=output.shape[1] == 2 * C, IN_ORDER=output.stride()[1:] == (N, 1), BLOCK=BLOCK, num_warps=WARPS)

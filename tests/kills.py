@@ -17,11 +17,10 @@ from pathlib import Path
 import torch
 import torch._dynamo  # noqa: F401  by the optimizer, late
 
-import checkpoint
-import cli
-import run_folder
-import sources
+import data
 import train
+from run import checkpoint, cli
+from run import folder as run_folder
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def same_end(out: Path, other: Path) -> bool:
 def state(out: Path) -> tuple:
     """All of a run that must not depend on where it was cut."""
     last = checkpoint.load(out / "last.pt")
-    lines = [{k: v for k, v in line.items() if k != "images_per_second"} for line in run_folder.read(out)]
+    lines = [{k: v for k, v in line.items() if k != "images_per_second"} for line in run_folder.read_log(out)]
     moments = [w for one in last.optimizer["state"].values() for w in one.values()]
     return last.step, [*last.weights.values(), *last.ema.values(), *moments], lines
 
@@ -64,8 +63,8 @@ def state(out: Path) -> tuple:
 def main(argv=None) -> None:
     config, began = cli.parse(Config, argv), time.perf_counter()
     times = random.Random(config.seed)
-    sources.load("digits")                                          # imported before, not in every process
-    run_folder.plot = lambda out: None                              # slow, and not what is tested
+    data.load("digits")                                          # imported before, not in every process
+    run_folder.plot_log = lambda out: None                          # slow, and not what is tested
     flags = ["--T", "20", "--batch", "8", "--log_every", "3", "--sample_every", "100000", "--save_every", "1",
              "--steps", str(config.steps), "--out"]
     with tempfile.TemporaryDirectory() as folder:

@@ -18,11 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-import checkpoint
-import cli
+import data
 import sample
-import sources
 import train
+from run import checkpoint, cli
 from tests.kills import forked, same_end
 
 
@@ -71,7 +70,7 @@ class Job:
 def main(argv=None) -> None:
     config, began = cli.parse(Config, argv), time.perf_counter()
     chance = random.Random(config.seed)
-    sources.load("digits")                                             # imported before, not in every process
+    data.load("digits")                                             # imported before, not in every process
     with tempfile.TemporaryDirectory() as folder:
         whole, cut, drawn = (Path(folder, name) for name in ("whole", "cut", "drawn"))
         last, flags = cut / "last.pt", ["--steps", str(config.steps), "--save_every", "50", "--out"]

@@ -12,11 +12,16 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-import checkpoint
 import convert
 import ddpm
+import published
+import published.diffusers
+import published.files
+import published.openai
 import sample
-from convert import DIFFUSERS, exported, from_diffusers, from_openai, to_diffusers
+from convert import from_diffusers, from_openai, to_diffusers
+from published.names import DIFFUSERS, export_weights
+from run import checkpoint
 from unet import CONFIGS, UNet, UNetConfig
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -119,7 +124,7 @@ def test_openai_s_process(flags, schedule, choice):
 
 
 def openai_config(**flags):
-    return convert.openai_config(convert.flag_values({}, flags))
+    return published.openai.openai_config(published.openai.flag_values({}, flags))
 
 
 def test_published_openai_flags_are_our_configs():
@@ -213,7 +218,7 @@ def test_other_words_for_the_same_network(change):
     ({"prediction_type": "flow"}, "prediction_type 'flow'")])
 def test_other_schedulers_are_refused(change, says):
     with pytest.raises(ValueError, match=f"scheduler_config.json says {says}"):
-        convert.from_scheduler_config(change)
+        published.diffusers.from_scheduler_config(change)
 
 
 @pytest.mark.parametrize("flags, says", [
@@ -257,7 +262,7 @@ def test_ours_to_diffusers_to_ours_is_exact(tmp_path, name, config):
     assert again.config == config and choice == CHOICE
     equal(unet.state_dict(), again.state_dict())
     assert_close(same_schedule, schedule, rtol=0, atol=0)
-    assert convert.read(str(tmp_path)).data["shape"] == (config.in_channels, 16, 24)
+    assert published.read(str(tmp_path)).data["shape"] == (config.in_channels, 16, 24)
 
 
 # Beside diffusers itself
@@ -277,8 +282,8 @@ def test_the_cifar10_network_answers_as_diffusers_does():
     assert unet.config == replace(CONFIGS["cifar10"], dropout=0.)
     x, t = torch.randn(2, 3, 32, 32), torch.tensor([3, 977])
     with torch.no_grad():
-        answer = unet(x, t + 1)
-        assert_close(answer, model(x, t).sample, rtol=1e-5, atol=1e-5 * answer.abs().max().item())
+        output = unet(x, t + 1)
+        assert_close(output, model(x, t).sample, rtol=1e-5, atol=1e-5 * output.abs().max().item())
         x, unet, model = x.double(), unet.double(), model.double()
         assert_close(unet(x, t + 1), model(x, t).sample, rtol=1e-9, atol=1e-9)
 
@@ -293,7 +298,7 @@ def test_what_is_written_opens_in_diffusers_and_answers_the_same(tmp_path, name,
     labels = torch.tensor([0, 4]) if config.classes else None
     with torch.no_grad():
         assert_close(model(x, t - 1, class_labels=labels).sample, unet(x, t, labels), rtol=1e-5, atol=1e-5)
-    equal(dict(model.state_dict()), exported(unet, DIFFUSERS))
+    equal(dict(model.state_dict()), export_weights(unet, DIFFUSERS))
 
 
 @torch.no_grad()
@@ -396,10 +401,11 @@ def test_convert_and_sample_from_are_the_same_pictures(tmp_path, capsys, source)
     assert (pictures == drawn(tmp_path, "--checkpoint", to)).all()
     assert (pictures == drawn(tmp_path, "--from", to)).all()
     last = checkpoint.load(to)
-    chosen = sample.chain(last, sample.Config(eta=1.))
-    assert_close(chosen, sample.chain(last, sample.Config(eta=1., variance=last.settings["variance"])), rtol=0, atol=0)
+    chosen = sample.sampler_table(last, sample.Config(eta=1.))
+    said = sample.sampler_table(last, sample.Config(eta=1., variance=last.settings["variance"]))
+    assert_close(chosen, said, rtol=0, atol=0)
     assert last.settings["variance"] == {"diffusers": "beta", "openai": "learned"}[source]
-    unclipped = sample.chain(last._replace(settings={**last.settings, "clip_x0": False}), sample.Config())
+    unclipped = sample.sampler_table(last._replace(settings={**last.settings, "clip_x0": False}), sample.Config())
     clip = ddpm.COLUMNS.index("clip")
     assert (chosen[:, clip] == 1).all() and unclipped[:, clip].isinf().all()
 
@@ -447,7 +453,7 @@ def test_files_that_are_no_weights_are_refused_and_never_run(tmp_path, monkeypat
     if content == "cut":
         Path(name).write_bytes(Path(name).read_bytes()[:-200])
     with pytest.raises(ValueError, match=f"{name} (is damaged|holds)"):
-        convert.read(name)
+        published.read(name)
     assert not Path("evil-was-here").exists()
 
 
@@ -485,7 +491,7 @@ def test_a_hub_id_is_fetched(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=fetch))
     answers_as_published(from_diffusers("google/ddpm-cifar10-32")[0], golden("diffusers_unet")[1])
-    assert convert.read("google/ddpm-cifar10-32").data["name"] == "google/ddpm-cifar10-32"
+    assert published.read("google/ddpm-cifar10-32").data["name"] == "google/ddpm-cifar10-32"
     assert asked == [("google/ddpm-cifar10-32", ["*.json", "*.safetensors", "*.bin"])] * 2
 
 
@@ -497,12 +503,12 @@ def test_an_unreachable_hub_is_a_sentence(tmp_path, monkeypatch, error):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=fetch))
     with pytest.raises(ValueError, match=f"the hub did not give it .*{str(error).splitlines()[0]}.*other means"):
-        convert.located("google/ddpm-cifar10-32")
+        published.files.locate("google/ddpm-cifar10-32")
 
 
 @pytest.mark.parametrize("package, use", [
-    ("huggingface_hub", lambda: convert.located("google/ddpm-cifar10-32")),
-    ("safetensors", lambda: convert.tensors(Path("x.safetensors")))])
+    ("huggingface_hub", lambda: published.files.locate("google/ddpm-cifar10-32")),
+    ("safetensors", lambda: published.files.read_tensors(Path("x.safetensors")))])
 def test_a_package_that_is_not_there_is_a_sentence(tmp_path, monkeypatch, package, use):
     monkeypatch.chdir(tmp_path)
     for name in [name for name in sys.modules if name.split(".")[0] == package] + [package]:

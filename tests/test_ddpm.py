@@ -20,7 +20,6 @@ from ddpm import (
     SCHEDULES,
     TARGETS,
     VARIANCES,
-    between,
     bound_terms,
     cosine_schedule,
     decoder_log_likelihood,
@@ -28,6 +27,7 @@ from ddpm import (
     from_betas,
     guided,
     hybrid_loss,
+    interpolate_log_var,
     linear_schedule,
     loss,
     normal_kl,
@@ -45,7 +45,7 @@ from ddpm import (
     simple_loss,
     step,
     timesteps,
-    truth,
+    training_target,
 )
 from noise import image_seeds, normal
 
@@ -90,9 +90,9 @@ def answer_of(family):
     return torch.cat([g["eps_hat"], g["var_hat"]], dim=1) if family == "learned_range" else g["eps_hat"]
 
 
-def each_row(rows, index, xt, answer, z=None):
+def each_row(rows, index, xt, output, z=None):
     """x_s and x0_hat when image k takes row index[k]."""
-    done = [step(rows, i.view(1), xt[k:k + 1], answer[k:k + 1], z=None if z is None else z[k:k + 1])
+    done = [step(rows, i.view(1), xt[k:k + 1], output[k:k + 1], z=None if z is None else z[k:k + 1])
             for k, i in enumerate(index)]
     return [torch.cat(x) for x in zip(*done, strict=True)]
 
@@ -250,14 +250,14 @@ def test_predict_inverts_truth(name, target):
     t = torch.arange(1, len(schedule.beta))
     x0, eps = pictures(len(t), 2, 3).double(), pictures(len(t), 2, 3, seed=2).double()
     xt = q_sample(schedule, x0, t, eps)
-    x0_hat, eps_hat = predict(schedule, truth(schedule, x0, t, eps, target), xt, t, target)
+    x0_hat, eps_hat = predict(schedule, training_target(schedule, x0, t, eps, target), xt, t, target)
     assert_close(x0_hat, x0, rtol=0, atol=1e-9)
     assert_close(eps_hat, eps, rtol=0, atol=1e-9)
 
 
 def test_v_is_the_rotation():
     schedule, t = from_betas([0.36]), torch.tensor([1])
-    v = truth(schedule, torch.tensor([[2.]]), t, torch.tensor([[5.]]), "v")
+    v = training_target(schedule, torch.tensor([[2.]]), t, torch.tensor([[5.]]), "v")
     assert v.item() == pytest.approx(0.8 * 5 - 0.6 * 2)
 
 
@@ -295,11 +295,11 @@ def labelled(calls, channels):
 def test_guided(w, batch, channels):
     calls, xt, t = [], pictures(3, 2, 4, 4), torch.tensor([5, 6, 7])
     labels, null, model = torch.tensor([0, 1, 2]), 3, labelled([], channels)
-    answer = guided(labelled(calls, channels), labels, null, w)(xt, t)
+    output = guided(labelled(calls, channels), labels, null, w)(xt, t)
     conditional, unconditional = model(xt, t, labels), model(xt, t, torch.full((3,), null))
-    assert calls == [batch] and answer.shape == (3, 2 * channels, 4, 4)
-    assert_close(answer[:, :2], (1 + w) * conditional[:, :2] - w * unconditional[:, :2])
-    same(answer[:, 2:], conditional[:, 2:])
+    assert calls == [batch] and output.shape == (3, 2 * channels, 4, 4)
+    assert_close(output[:, :2], (1 + w) * conditional[:, :2] - w * unconditional[:, :2])
+    same(output[:, 2:], conditional[:, 2:])
 
 
 # Losses
@@ -308,7 +308,7 @@ def test_loss_is_the_distance_to_the_target():
     schedule, t = linear_schedule(10), torch.tensor([3, 10])
     x0, eps = pictures(2, 1, 4, 4), pictures(2, 1, 4, 4, seed=2)
     offset = torch.tensor([0.5, -2.]).view(-1, 1, 1, 1)
-    for target, true in [("eps", eps), ("x0", x0), ("v", truth(schedule, x0, t, eps, "v"))]:
+    for target, true in [("eps", eps), ("x0", x0), ("v", training_target(schedule, x0, t, eps, "v"))]:
         def denoise(xt, t, true=true):
             same(xt, q_sample(schedule, x0, t, eps))
             return true + offset
@@ -320,9 +320,9 @@ def test_loss_is_the_distance_to_the_target():
 def test_golden_hybrid(name):
     g, schedule = guided_diffusion(f"{name}/"), GOLDEN_SCHEDULES[name]
     x0, noise, t = guided_diffusion()["x0"], guided_diffusion()["noise"], g["t"] + 1
-    answer = answer_of("learned_range")
-    simple = loss(schedule, lambda xt, t: answer[:, :3], x0, t, noise)
-    total = hybrid_loss(schedule, lambda xt, t: answer, x0, t, noise, cdf=tanh_cdf)
+    output = answer_of("learned_range")
+    simple = loss(schedule, lambda xt, t: output[:, :3], x0, t, noise)
+    total = hybrid_loss(schedule, lambda xt, t: output, x0, t, noise, cdf=tanh_cdf)
     close(simple, g["hybrid/mse"])
     close(total, g["hybrid/loss"])
     close(total - simple, g["hybrid/vb"], rtol=1e-5, atol=2e-6)
@@ -332,11 +332,11 @@ def test_golden_hybrid(name):
 def test_hybrid_gradients(target):
     schedule, t = linear_schedule(100), torch.tensor([1, 2, 50, 100])
     x0, noise = guided_diffusion()["x0"], guided_diffusion()["noise"]
-    answer = answer_of("learned_range").clone().requires_grad_()
-    choice = {"schedule": schedule, "denoise": lambda xt, t: answer, "x0": x0, "t": t, "eps": noise, "target": target}
-    [hybrid] = torch.autograd.grad(hybrid_loss(**choice).sum(), answer)
-    [simple] = torch.autograd.grad(loss(**choice | {"denoise": lambda xt, t: answer[:, :3]}).sum(), answer)
-    [bound] = torch.autograd.grad(bound_terms(**choice, variance="learned", clip=False).sum(), answer)
+    output = answer_of("learned_range").clone().requires_grad_()
+    choice = {"schedule": schedule, "denoise": lambda xt, t: output, "x0": x0, "t": t, "eps": noise, "target": target}
+    [hybrid] = torch.autograd.grad(hybrid_loss(**choice).sum(), output)
+    [simple] = torch.autograd.grad(loss(**choice | {"denoise": lambda xt, t: output[:, :3]}).sum(), output)
+    [bound] = torch.autograd.grad(bound_terms(**choice, variance="learned", clip=False).sum(), output)
     same(hybrid[:, :3], simple[:, :3])
     assert_close(hybrid[:, 3:], bound[:, 3:] * 100 / 1000)
     assert bound[:, 3:].flatten(1).abs().amax(1).min() > 0
@@ -360,15 +360,15 @@ def test_losses_refuse_other_shapes(C):
 @each_schedule
 def test_golden_p(name, family, clip):
     g, schedule = guided_diffusion(f"{name}/"), GOLDEN_SCHEDULES[name]
-    t, answer, expected = g["t"] + 1, answer_of(family), f"eps/{family}/clip{clip:d}/"
+    t, output, expected = g["t"] + 1, answer_of(family), f"eps/{family}/clip{clip:d}/"
     choice = {"target": "eps", "variance": FIXED[family], "clip": clip}
-    mean, log_var = p_mean_log_var(schedule, answer, g["xt"], t, **choice)
+    mean, log_var = p_mean_log_var(schedule, output, g["xt"], t, **choice)
     close(mean, g[expected + "mean"])
     close(log_var, g[expected + "log_var"])
-    bits = bound_terms(schedule, lambda xt, t: answer, guided_diffusion()["x0"], t, guided_diffusion()["noise"],
+    bits = bound_terms(schedule, lambda xt, t: output, guided_diffusion()["x0"], t, guided_diffusion()["noise"],
                        cdf=tanh_cdf, **choice)
     close(bits, g[expected + "vb_bpd"], rtol=1e-5, atol=2e-6)
-    x0_hat, _ = predict(schedule, answer[:, :3], g["xt"], t, "eps")
+    x0_hat, _ = predict(schedule, output[:, :3], g["xt"], t, "eps")
     close(x0_hat.clamp(-1, 1) if clip else x0_hat, g[expected + "x0"])
 
 
@@ -396,8 +396,9 @@ def test_p_does_not_depend_on_the_target(variance, clip):
     schedule, t = linear_schedule(), torch.tensor([1, 2, 500, 1000])
     x0, eps, xt, v = (pictures(4, 2, 3, 3, seed=k).double() for k in range(4))
     _, eps = predict(schedule, x0, xt, t, "x0")
-    p = [p_mean_log_var(schedule, torch.cat([truth(schedule, x0, t, eps, target), v], dim=1), xt, t, target=target,
-                        variance=variance, clip=clip) for target in TARGETS]
+    outputs = {target: torch.cat([training_target(schedule, x0, t, eps, target), v], dim=1) for target in TARGETS}
+    p = [p_mean_log_var(schedule, output, xt, t, target=target, variance=variance, clip=clip)
+         for target, output in outputs.items()]
     for mean, log_var in p[1:]:
         assert_close(mean, p[0][0], rtol=1e-9, atol=1e-9)
         assert_close(log_var, p[0][1])
@@ -454,7 +455,7 @@ def gaussian_denoiser(schedule, mean, var, target):
         log_min = schedule.beta_tilde[t.clamp(min=2)].view(-1, 1, 1, 1).log()
         v = 2 * (log_var - log_min) / (beta.log() - log_min) - 1
         _, eps_hat = predict(schedule, x0_hat, xt, t, "x0")
-        return torch.cat([truth(schedule, x0_hat, t, eps_hat, target), v.expand_as(xt).to(xt.dtype)], dim=1)
+        return torch.cat([training_target(schedule, x0_hat, t, eps_hat, target), v.expand_as(xt).to(xt.dtype)], dim=1)
     return denoise
 
 
@@ -652,10 +653,10 @@ def test_a_last_beta_of_one(sampler, target):
 def test_the_last_step_adds_no_noise(variance):
     rows = sampler_rows(linear_schedule(10), [10, 5, 1], eta=1., variance=variance)
     xt, z = pictures(2, 3, 4, 4), 100 * torch.ones(2, 3, 4, 4)
-    answer = torch.cat([xt, xt], dim=1) if variance == "learned" else xt
+    output = torch.cat([xt, xt], dim=1) if variance == "learned" else xt
     for i in range(3):
-        xs, _ = step(rows, torch.tensor([i]), xt, answer, z=z)
-        mean, _ = step(rows, torch.tensor([i]), xt, answer)
+        xs, _ = step(rows, torch.tensor([i]), xt, output, z=z)
+        mean, _ = step(rows, torch.tensor([i]), xt, output)
         assert xs.equal(mean) == (i == 2)
 
 
@@ -665,7 +666,7 @@ def test_learned_noise_is_scaled_pixel_by_pixel():
     xt, v, z = pictures(2, 1, 4, 4), pictures(2, 1, 4, 4, seed=2), pictures(2, 1, 4, 4, seed=3)
     mean, _ = step(rows, torch.tensor([3]), xt, torch.cat([xt, v], dim=1))
     xs, _ = step(rows, torch.tensor([3]), xt, torch.cat([xt, v], dim=1), z=z)
-    log_var = between(v, schedule.beta_tilde[7].log().float(), schedule.beta[7].log().float())
+    log_var = interpolate_log_var(v, schedule.beta_tilde[7].log().float(), schedule.beta[7].log().float())
     assert_close(xs, mean + (log_var / 2).exp() * z)
 
 
@@ -687,26 +688,26 @@ def test_clip():
 @each_clip
 def test_nan_passes_the_clamp(clip):
     rows, xt = sampler_rows(linear_schedule(10), range(10, 0, -1), eta=1., clip=clip), pictures(1, 1, 4, 4)
-    answer = xt.clone()
-    answer[0, 0, 1, 2] = math.nan
-    for x in step(rows, torch.tensor([4]), xt, answer, seeds=seeds_of(1)):
-        same(x.isnan(), answer.isnan())
+    output = xt.clone()
+    output[0, 0, 1, 2] = math.nan
+    for x in step(rows, torch.tensor([4]), xt, output, seeds=seeds_of(1)):
+        same(x.isnan(), output.isnan())
 
 
 @pytest.mark.parametrize("variance", ["beta", "learned"])
 def test_a_bfloat16_answer_is_cast_first(variance):
     schedule, xt, t = linear_schedule(), pictures(2, 3, 4, 4), torch.tensor([1000, 3])
-    answer = pictures(2, 6, 4, 4, seed=2).bfloat16()
+    output = pictures(2, 6, 4, 4, seed=2).bfloat16()
     rows = sampler_rows(schedule, [1000, 500], eta=1., variance=variance, clip=False)
-    xs, x0_hat = step(rows, torch.tensor([0]), xt, answer, z=xt)
+    xs, x0_hat = step(rows, torch.tensor([0]), xt, output, z=xt)
     assert xs.dtype == x0_hat.dtype == torch.float32
-    for x, y in zip((xs, x0_hat), step(rows, torch.tensor([0]), xt, answer.float(), z=xt), strict=True):
+    for x, y in zip((xs, x0_hat), step(rows, torch.tensor([0]), xt, output.float(), z=xt), strict=True):
         same(x, y)
     choice = {"target": "eps", "variance": variance, "clip": False}
-    for x, y in zip(p_mean_log_var(schedule, answer, xt, t, **choice),
-                    p_mean_log_var(schedule, answer.float(), xt, t, **choice), strict=True):
+    for x, y in zip(p_mean_log_var(schedule, output, xt, t, **choice),
+                    p_mean_log_var(schedule, output.float(), xt, t, **choice), strict=True):
         same(x, y)
-    same(simple_loss(xt, answer[:, :3]), simple_loss(xt, answer[:, :3].float()))
+    same(simple_loss(xt, output[:, :3]), simple_loss(xt, output[:, :3].float()))
 
 
 def test_coefficients_are_float64_before_the_cast():
@@ -726,10 +727,10 @@ def test_step_is_one_graph_for_every_row():
 
     compiled = torch.compile(step, backend=backend, fullgraph=True)
     rows = sampler_rows(linear_schedule(10), range(10, 0, -1), eta=1., variance="learned")
-    xt, answer = pictures(2, 3, 4, 4), pictures(2, 6, 4, 4, seed=2)
+    xt, output = pictures(2, 3, 4, 4), pictures(2, 6, 4, 4, seed=2)
     for i in (0, 5, 9):
-        for x, y in zip(compiled(rows, torch.tensor([i]), xt, answer, xt, seeds_of(2)),
-                        step(rows, torch.tensor([i]), xt, answer, xt, seeds_of(2)), strict=True):
+        for x, y in zip(compiled(rows, torch.tensor([i]), xt, output, xt, seeds_of(2)),
+                        step(rows, torch.tensor([i]), xt, output, xt, seeds_of(2)), strict=True):
             assert_close(x, y)
     assert len(graphs) == 1
     assert "item" not in [node.target for node in graphs[0].graph.nodes]      # the host reads nothing
@@ -809,7 +810,7 @@ def test_first_noise_is_not_that_of_x_T():
 def test_sample_takes_another_step():
     rows, calls = sampler_rows(linear_schedule(10), [10, 5], eta=1.), []
 
-    def other(rows, i, xt, answer, x0_prev=None, seeds=None, *, z=None):
+    def other(rows, i, xt, output, x0_prev=None, seeds=None, *, z=None):
         calls.append((i.tolist(), x0_prev, seeds is None, z is None))
         return xt + 1, xt
 

@@ -3,10 +3,11 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
-import checkpoint
 import data
 import evaluate
 import noise
+from run import checkpoint
+from scores import classes
 
 
 def test_frechet_of_known_gaussians():
@@ -14,9 +15,9 @@ def test_frechet_of_known_gaussians():
     a = z - z.mean(0)
     a = a @ torch.linalg.inv(torch.linalg.cholesky(a.T.cov())).T                  # mean 0 and covariance I, exactly
     shift = torch.tensor([1., 2., 2.])
-    assert_close(evaluate.frechet(a, a), 0., atol=1e-6, rtol=0)
-    assert_close(evaluate.frechet(a + shift, a), 100 * 9 / 3)
-    assert_close(evaluate.frechet(3 * a, a), 100 * 4.)                            # (3 - 1)^2 a dimension, over 1
+    assert_close(classes.frechet(a, a), 0., atol=1e-6, rtol=0)
+    assert_close(classes.frechet(a + shift, a), 100 * 9 / 3)
+    assert_close(classes.frechet(3 * a, a), 100 * 4.)                            # (3 - 1)^2 a dimension, over 1
 
 
 @pytest.fixture(scope="module")
@@ -26,19 +27,19 @@ def classifier():
 
 def test_classifier_knows_held_out_digits(classifier):
     test = data.digits(held_out=True)
-    known = evaluate.classify(classifier, data.to_unit(test.images)).argmax(1) == test.labels
+    known = classes.classify(classifier, data.to_unit(test.images)).argmax(1) == test.labels
     assert known.float().mean() > 0.985
 
 
 def test_scores_tell_copies_noise_and_new_digits_apart(classifier):
     train, test = data.digits(), data.digits(held_out=True)
     x = data.to_unit(train.images)
-    copies = evaluate.score(classifier, x, train.labels)
-    fresh = evaluate.score(classifier, data.to_unit(test.images), test.labels)
-    junk = evaluate.score(classifier, noise.normal(noise.image_seeds(0, torch.arange(300)), 0, (1, 8, 8)).clamp(-1, 1),
+    copies = classes.score(classifier, x, train.labels)
+    fresh = classes.score(classifier, data.to_unit(test.images), test.labels)
+    junk = classes.score(classifier, noise.normal(noise.image_seeds(0, torch.arange(300)), 0, (1, 8, 8)).clamp(-1, 1),
                           torch.arange(300) % 10)
-    wrong = evaluate.score(classifier, x, (train.labels + 1) % 10)
-    gaussian = evaluate.score(classifier, evaluate.gaussians(train, train.labels, 0), train.labels)
+    wrong = classes.score(classifier, x, (train.labels + 1) % 10)
+    gaussian = classes.score(classifier, classes.gaussians(train, train.labels, 0), train.labels)
     assert copies["mem"] == 0 and copies["dup"] == 1 and copies["agree"] > 0.99 and copies["FD"] < 1.5
     assert abs(fresh["FD"]) < 1e-3 and fresh["mem"] == 1 and 0.005 < fresh["dup"] < 0.015
     assert junk["FD"] > 30 and junk["pFD"] > 100 and junk["agree"] < 0.3 and junk["mem"] > 2
@@ -47,10 +48,10 @@ def test_scores_tell_copies_noise_and_new_digits_apart(classifier):
 
 
 def test_classifier_training_is_repeatable_and_learns():
-    a, b = evaluate.train_classifier(60), evaluate.train_classifier(60)
+    a, b = classes.train_classifier(60), classes.train_classifier(60)
     assert_close(a, b, rtol=0, atol=0)
     train = data.digits()
-    assert (evaluate.classify(a, data.to_unit(train.images)).argmax(1) == train.labels).float().mean() > 0.5
+    assert (classes.classify(a, data.to_unit(train.images)).argmax(1) == train.labels).float().mean() > 0.5
 
 
 def test_digits_prints_the_model_between_floor_and_ceiling(capsys):
@@ -68,7 +69,7 @@ def test_digits_prints_the_model_between_floor_and_ceiling(capsys):
 def test_nearest_are_the_nearest(batch):
     images = data.digits().images[:50]
     x = data.to_unit(images[[3, 20, 41]]) + 0.01
-    distances, index = evaluate.nearest(x, images, 4, batch)
+    distances, index = classes.nearest(x, images, 4, batch)
     every = (x[:, None] - data.to_unit(images)).square().flatten(2).mean(2).sqrt()
     assert_close(distances, every.sort(1).values[:, :4])
     assert_close(every.gather(1, index), distances)

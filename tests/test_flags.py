@@ -20,18 +20,16 @@ from hypothesis import strategies as st
 import bench.memory
 import bench.report
 import bench.tables
-import checkpoint
-import cli
 import convert
 import data
 import evaluate
-import fid
 import kernels.__main__
-import likelihood
 import sample
 import swiss_roll
 import train
 from examples import denoise_1d, heartbeat, inpaint, interpolate, invert, memorise, swiss_roll_variants
+from run import checkpoint, cli
+from scores import fid, likelihood
 
 ROOT = Path(__file__).parents[1]
 DIGITS = str(ROOT / "weights" / "digits.pt")

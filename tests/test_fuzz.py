@@ -20,10 +20,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import image_files
-import pictures
-import sources
-from tests.test_sources import cifar, mnist
+import data
+from data import image_files
+from run import arrays
+from tests.data.test_published import cifar, mnist
 
 ROOT = Path(__file__).parents[1]
 bounded = settings(max_examples=150, derandomize=True, database=None, deadline=None)
@@ -80,7 +80,7 @@ def test_damaged_images(tmp_path_factory, image):
     suffix, content = image
     folder = tmp_path_factory.mktemp("images")
     (folder / f"x{suffix}").write_bytes(content)
-    loaded = refused_or(lambda: sources.load(str(folder), "8"), f"x{suffix}")
+    loaded = refused_or(lambda: data.load(str(folder), "8"), f"x{suffix}")
     assert loaded is None or loaded.images.shape == (1, *loaded.shape)
 
 
@@ -110,7 +110,7 @@ class Trap:
 
 def load_npz(folder: Path, content: bytes):
     (folder / "x.npz").write_bytes(content)
-    return refused_or(lambda: sources.load(str(folder / "x.npz")), "x.npz")
+    return refused_or(lambda: data.load(str(folder / "x.npz")), "x.npz")
 
 
 @bounded
@@ -162,7 +162,7 @@ def test_hostile_arrays(tmp_path, monkeypatch, content, says):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=f"x.npz.*{says}"):
         (tmp_path / "x.npz").write_bytes(content)
-        sources.load(str(tmp_path / "x.npz"))
+        data.load(str(tmp_path / "x.npz"))
     assert not (tmp_path / "trap-was-here").exists()
 
 
@@ -192,7 +192,7 @@ def test_damaged_files_of_sets(originals, choose):
     content = choose.draw(damage(files[file]))
     (folder / file).write_bytes(content)
     try:
-        loaded = refused_or(lambda: sources.load(f"{name.split()[0]}:{folder}"), str(folder))
+        loaded = refused_or(lambda: data.load(f"{name.split()[0]}:{folder}"), str(folder))
         assert loaded is not None or content != files[file]
         assert loaded is None or len(loaded.images) == len(loaded.labels) and loaded.labels.max() < len(loaded.classes)
     finally:
@@ -203,14 +203,14 @@ def test_damaged_files_of_sets(originals, choose):
 def test_sizes_of_idx_files_are_not_believed(tmp_path, shape):
     mnist(tmp_path)
     (tmp_path / "train-images-idx3-ubyte").write_bytes(struct.pack(">BBBB3I", 0, 0, 8, 3, *shape) + bytes(7840))
-    assert refused_or(lambda: sources.load(f"mnist:{tmp_path}"), "train-images-idx3-ubyte") is None
+    assert refused_or(lambda: data.load(f"mnist:{tmp_path}"), "train-images-idx3-ubyte") is None
 
 
 # Pictures that sample.py has begun
 
 def test_beginnings_of_other_pictures_are_none(tmp_path):
-    pictures.append(tmp_path / "x.npy", 3, 0, torch.zeros(2, 3, 2, 2, dtype=torch.uint8))
-    found = [pictures.begun(tmp_path / "x.npy", n, shape) for n, shape in (
+    arrays.append(tmp_path / "x.npy", 3, 0, torch.zeros(2, 3, 2, 2, dtype=torch.uint8))
+    found = [arrays.count_complete(tmp_path / "x.npy", n, shape) for n, shape in (
         (3, (3, 2, 2)), (4, (3, 2, 2)), (3, (3, 2, 1)), (3, (1, 2, 2)), (3, (3, 4, 4)))]
     assert found == [2, 0, 0, 0, 0]
 
@@ -222,7 +222,7 @@ def test_damaged_beginnings_are_begun_anew_or_refused(tmp_path_factory, n, there
     folder = tmp_path_factory.mktemp("out")
     path, x = folder / "pictures-0.npy", torch.arange(n * 12, dtype=torch.uint8).view(n, 3, 2, 2)
     for k in range(min(n, there)):
-        pictures.append(path, n, k, x[k:k + 1])
+        arrays.append(path, n, k, x[k:k + 1])
     whole = path.read_bytes() if there else b""
     if not there:
         path.write_bytes(choose.draw(st.binary(max_size=200)))
@@ -232,10 +232,10 @@ def test_damaged_beginnings_are_begun_anew_or_refused(tmp_path_factory, n, there
         path.write_bytes(whole[:choose.draw(st.integers(0, len(whole)))])               # its end
 
     def go_on():
-        for k in range(pictures.begun(path, n, (3, 2, 2)), n):
-            pictures.append(path, n, k, x[k:k + 1])
-        pictures.finish(path, folder / "x.npz", None)
-        return sources.load(str(folder / "x.npz")).images
+        for k in range(arrays.count_complete(path, n, (3, 2, 2)), n):
+            arrays.append(path, n, k, x[k:k + 1])
+        arrays.finish(path, folder / "x.npz", None)
+        return data.load(str(folder / "x.npz")).images
 
     found = refused_or(go_on, "pictures-0.npy")
     assert found is None or torch.equal(found, x)
@@ -292,7 +292,7 @@ def bombs(folder: Path) -> dict[str, str]:
 
 def test_a_large_photograph_is_read(tmp_path):
     Image.new("L", (10000, 10000)).save(tmp_path / "x.jpg")         # 100 megapixels, as telephones take
-    assert sources.load(str(tmp_path), "8").shape == (1, 8, 8)
+    assert data.load(str(tmp_path), "8").shape == (1, 8, 8)
 
 
 CHILD = """
@@ -300,7 +300,7 @@ import resource, sys, data, sources
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for name in sys.argv[1:]:
     try:
-        print(sources.load(name, "32").shape)
+        print(data.load(name, "32").shape)
     except ValueError as error:
         print(error)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
@@ -324,13 +324,13 @@ def test_links_that_lead_nowhere_or_round_are_named(tmp_path):
     (tmp_path / "good.png").write_bytes(IMAGES[".png", "RGB"])
     (tmp_path / "round").symlink_to(tmp_path)                           # not gone into
     (tmp_path / "folder.png").mkdir()                                   # a folder is no picture
-    assert sources.load(str(tmp_path)).images.shape == (1, 3, 9, 8)
+    assert data.load(str(tmp_path)).images.shape == (1, 3, 9, 8)
     (tmp_path / "again.png").symlink_to(tmp_path / "good.png")
-    assert len(sources.load(str(tmp_path)).images) == 2
+    assert len(data.load(str(tmp_path)).images) == 2
     for name in ("itself.png", "nowhere.png"):
         link = tmp_path / name
         link.symlink_to(link if name == "itself.png" else tmp_path / "gone")
-        assert refused_or(lambda: sources.load(str(tmp_path)), name) is None   # noqa: B023
+        assert refused_or(lambda: data.load(str(tmp_path)), name) is None   # noqa: B023
         link.unlink()
 
 
@@ -339,5 +339,5 @@ def test_links_that_lead_nowhere_or_round_are_named(tmp_path):
 def test_what_is_no_picture_is_named(tmp_path, monkeypatch, suffix, content):
     monkeypatch.chdir(tmp_path)
     (tmp_path / f"x{suffix}").write_bytes(content)
-    assert refused_or(lambda: sources.load(str(tmp_path)), f"x{suffix}") is None
+    assert refused_or(lambda: data.load(str(tmp_path)), f"x{suffix}") is None
     assert not (tmp_path / "trap-was-here").exists()

@@ -8,13 +8,12 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
-import checkpoint
+import data
 import ddpm
 import noise
-import pictures
 import sample
-import sources
-from sample import Config, draw
+from run import checkpoint, pictures
+from sample import Config, generate
 from unet import UNet
 
 ROOT = Path(__file__).parents[1]
@@ -23,7 +22,7 @@ SAME = {"rtol": 0, "atol": 1e-4}                    # one picture, computed in o
 
 
 def digits(**settings):
-    return draw(Config(**{"checkpoint": DIGITS, "n": 4, "steps": "3", **settings}))
+    return generate(Config(**{"checkpoint": DIGITS, "n": 4, "steps": "3", **settings}))
 
 
 def test_main_writes_the_pictures_it_was_asked_for(tmp_path, capsys):
@@ -37,7 +36,7 @@ def test_main_writes_the_pictures_it_was_asked_for(tmp_path, capsys):
         assert arrays["arr_0"].shape == (20, 8, 8, 1) and arrays["arr_1"].tolist() == [*range(10)] * 2
         one = np.array(Image.open(tmp_path / "png" / "000013.png"))
         assert (one == arrays["arr_0"][13, :, :, 0]).all()
-    assert sources.load(str(tmp_path / "pictures.npz")).shape == (1, 8, 8)
+    assert data.load(str(tmp_path / "pictures.npz")).shape == (1, 8, 8)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 8])
@@ -103,7 +102,7 @@ def test_compile_without_a_compiler_is_one_sentence(monkeypatch):
 
 def test_snapshots_are_the_nearest_times_visited():
     config = Config(checkpoint=DIGITS, n=2, steps="4")
-    drawn = draw(config, keep=lambda times: {sample.nearest(t, times) for t in (990, 300)})
+    drawn = generate(config, keep=lambda times: {pictures.nearest(t, times) for t in (990, 300)})
     assert set(drawn.states) == {1000, 250, 0}
     assert_close(drawn.states[1000], noise.normal(noise.image_seeds(0, torch.arange(2)), 1000, (1, 8, 8)))
     assert_close(drawn.states[0], drawn.x)
@@ -167,7 +166,7 @@ def arrays(out):
 def test_an_npz_goes_on_after_a_stop(tmp_path, monkeypatch, capsys, torn):
     """With or without part of a batch behind the last whole one."""
     sample.main([*MANY, "--n", "45", "--out", str(tmp_path / "whole")])
-    append, calls = pictures.append, []
+    append, calls = arrays.append, []
 
     def dies(path, n, done, pixels):
         calls.append(done)
@@ -193,23 +192,23 @@ def test_an_npz_goes_on_after_a_stop(tmp_path, monkeypatch, capsys, torn):
 
 def test_an_npz_of_other_pictures_is_not_gone_on_with():
     last = checkpoint.load(DIGITS)
-    keys = {sample.key(Config(**settings), last) for settings in ({}, {"seed": 1}, {"labels": "3"}, {"n": 3})}
+    keys = {sample.digest(Config(**settings), last) for settings in ({}, {"seed": 1}, {"labels": "3"}, {"n": 3})}
     ema = {name: w + (name == "last.bias") for name, w in last.ema.items()}
-    keys |= {sample.key(Config(), other) for other in (
+    keys |= {sample.digest(Config(), other) for other in (
         last._replace(ema=ema), last._replace(beta=last.beta / 2), last._replace(settings={**last.settings, "x": 1}))}
     assert len(keys) == 7
-    assert sample.key(Config(batch=3, device="cpu"), last) == sample.key(Config(), last)
+    assert sample.digest(Config(batch=3, device="cpu"), last) == sample.digest(Config(), last)
 
 
 def test_processes_that_read_different_checkpoints_do_not_draw(monkeypatch):
-    monkeypatch.setattr(sample.distributed, "first_s", lambda step: step + 500)
+    monkeypatch.setattr(sample.processes, "first_s", lambda step: step + 500)
     with pytest.raises(ValueError, match="digits.pt was replaced while it was read; draw again"):
         digits()
 
 
 def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path, monkeypatch):
     alive = {}
-    append = pictures.append
+    append = arrays.append
 
     def counts(path, n, done, pixels):
         gc.collect()

@@ -43,7 +43,7 @@ def test_the_truth_leads_back_to_x0_whatever_the_shape(schedule, shape, target, 
                                           max_size=shape[0])), dtype=torch.int64)
     x0, eps = (numbers(shape, k, torch.float64) for k in range(2))
     xt = ddpm.q_sample(schedule, x0, t, eps)
-    x0_hat, eps_hat = ddpm.predict(schedule, ddpm.truth(schedule, x0, t, eps, target), xt, t, target)
+    x0_hat, eps_hat = ddpm.predict(schedule, ddpm.training_target(schedule, x0, t, eps, target), xt, t, target)
     assert xt.shape == x0.shape and xt.dtype == x0.dtype
     assert_close((x0_hat, eps_hat), (x0, eps), rtol=1e-6, atol=1e-6)
 
@@ -107,9 +107,9 @@ def test_answers_of_other_shapes_are_refused(shape, other, variance):
     """What would broadcast, above all."""
     rows = ddpm.sampler_rows(ddpm.linear_schedule(10), [10, 5], variance=variance, eta=1.)
     seeds, twice = noise.image_seeds(0, torch.arange(shape[0])), [shape[0], 2 * shape[1], *shape[2:]]
-    for answer in (other, [1, *shape[1:]], [*shape[:3], 1], twice, [*shape]):
-        chain = ddpm.sample(lambda xt, t, answer=answer: torch.zeros(answer), rows, shape[1:], seeds)
-        if answer == twice or variance == "beta" and answer == [*shape]:
+    for output in (other, [1, *shape[1:]], [*shape[:3], 1], twice, [*shape]):
+        chain = ddpm.sample(lambda xt, t, output=output: torch.zeros(output), rows, shape[1:], seeds)
+        if output == twice or variance == "beta" and output == [*shape]:
             assert all(xs.shape == shape for _, xs, _ in chain)
         else:
             with pytest.raises(ValueError, match="the network answers"):
@@ -164,7 +164,7 @@ def test_the_fused_norm_is_torch_s(B, channels, H, W, layout, dtype, silu):
 def test_the_fused_step_is_the_plain_one(shape, layout, other, kind, k):
     choice = {"ddim": {}, "ddpm": {"eta": 1.}, "2m": {"sampler": "2m"}, "learned": {"eta": 1., "variance": "learned"}}
     rows = ddpm.sampler_rows(ddpm.cosine_schedule(20), [20, 11, 3], **choice[kind])
-    answer = (shape[0], 2 * shape[1], *shape[2:]) if kind == "learned" else shape
-    arguments = (rows, torch.tensor([k]), laid(numbers(shape), layout), laid(numbers(answer, 1), other),
+    output = (shape[0], 2 * shape[1], *shape[2:]) if kind == "learned" else shape
+    arguments = (rows, torch.tensor([k]), laid(numbers(shape), layout), laid(numbers(output, 1), other),
                  laid(numbers(shape, 2), other) if kind == "2m" else None, noise.image_seeds(3, torch.arange(shape[0])))
     assert_close(sampling_step(*arguments), ddpm.step(*arguments), rtol=1e-5, atol=1e-5)

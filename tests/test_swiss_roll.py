@@ -15,7 +15,7 @@ T = len(SCHEDULE.beta) - 1
 
 
 def fresh(n, seed=0):
-    return swiss_roll.draw(SobolEngine(5, scramble=True, seed=seed), n, T)
+    return swiss_roll.batch(SobolEngine(5, scramble=True, seed=seed), n, T)
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,8 @@ def trained():
     with torch.no_grad():
         before = swiss_roll.bound(model, SCHEDULE, *points).item()
     optimiser = torch.optim.Adam(model.parameters(), lr=0.01)
-    swiss_roll.train(model, lambda: swiss_roll.bound(model, SCHEDULE, *swiss_roll.draw(sobol, 32, T)), [optimiser], 200)
+    swiss_roll.train(
+        model, lambda: swiss_roll.bound(model, SCHEDULE, *swiss_roll.batch(sobol, 32, T)), [optimiser], 200)
     with torch.no_grad():
         return model, before, swiss_roll.bound(model, SCHEDULE, *points).item()
 

@@ -13,13 +13,11 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
-import checkpoint
 import data
 import ddpm
 import noise
-import run_folder
-import sources
 import train
+from run import checkpoint, folder, pictures
 from train import Config
 
 ROOT = Path(__file__).parents[1]
@@ -49,7 +47,7 @@ def test_a_run_leaves_what_it_says(tmp_path, capsys):
 
 def test_the_loss_falls(tmp_path):
     run(tmp_path, "--steps", "60", "--log_every", "20", "--batch", "32", "--T", "1000")
-    losses = [line["loss"] for line in run_folder.read(tmp_path) if "loss" in line]
+    losses = [line["loss"] for line in folder.read_log(tmp_path) if "loss" in line]
     assert losses[-1] < 0.7 * losses[0]
 
 
@@ -68,7 +66,7 @@ def test_a_run_cut_in_two_ends_bitwise_where_the_whole_one_does(tmp_path, flags,
     if "importance" in flags:                                       # and it had begun to choose before the cut
         assert_close(parts.history, whole.history, rtol=0, atol=0)
         assert not checkpoint.load(tmp_path / "half" / "last.pt").history.isnan().any()
-    logs = [[{k: v for k, v in line.items() if k != "images_per_second"} for line in run_folder.read(tmp_path / name)]
+    logs = [[{k: v for k, v in line.items() if k != "images_per_second"} for line in folder.read_log(tmp_path / name)]
             for name in ("whole", "cut")]
     assert logs[0] == logs[1]
 
@@ -193,11 +191,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_changes_nothing(tmp_path, m
 
 def test_one_bad_step_is_skipped(tmp_path, monkeypatch):
     config = replace(Config(), T=20, batch=8, out=str(tmp_path))
-    run_ = train.begin(config, sources.load("digits"))
+    run_ = train.start(config, data.load("digits"))
     before = {name: w.detach().clone() for name, w in run_.weights.items()}
-    pixels, labels = data.Steps(run_.dataset, 8, 0, False)[1]
+    pixels, labels = data.Batches(run_.dataset, 8, 0, False)[1]
     monkeypatch.setattr(train, "objective", lambda *args: math.inf * args[2](args[3], args[4]).flatten(1).mean(1)[None])
-    _, norm = train.update(run_, train.denoiser(run_), 1, pixels, labels)
+    _, norm = train.update(run_, train.trained_model(run_), 1, pixels, labels)
     assert not norm.isfinite()
     assert_close({name: w.detach() for name, w in run_.weights.items()}, before, rtol=0, atol=0)
 
@@ -225,7 +223,7 @@ def test_importance_is_the_root_mean_square_and_even_until_all_is_known():
 
 def test_remember_keeps_the_last_ten_of_each_t():
     losses = torch.full((3, train.HISTORY), math.nan)
-    train.remember(losses, torch.tensor([2, 2, 3] + [2] * 10), torch.arange(13.))
+    train.update_history(losses, torch.tensor([2, 2, 3] + [2] * 10), torch.arange(13.))
     assert losses[0].isnan().all() and losses[1].tolist() == list(range(3, 13))
     assert losses[2, -1] == 2 and losses[2, :-1].isnan().all()
 
@@ -243,17 +241,17 @@ def test_importance_sampling_is_unbiased():
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_the_gradient_is_weighted(tmp_path, accumulate):
     config = Config(T=20, batch=8, sampling="importance", clip=math.inf, accumulate=accumulate, out=str(tmp_path))
-    run_ = train.begin(config, sources.load("digits"))
+    run_ = train.start(config, data.load("digits"))
     with torch.no_grad():
         run_.weights["last.weight"].normal_(generator=torch.Generator().manual_seed(0))
     run_.history.copy_(history(20))
     p = train.importance(run_.history)
-    pixels, labels = data.Steps(run_.dataset, 8, 0, False)[1]
+    pixels, labels = data.Batches(run_.dataset, 8, 0, False)[1]
     t, y = train.draw(config, 1, labels, 10, p)
     eps = noise.normal(noise.image_seeds(0, torch.arange(8)), 1, (1, 8, 8), noise.TRAIN)
     losses = train.objective(config, run_.schedule, lambda xt, t: run_.unet(xt, t, y), data.to_unit(pixels), t, eps)[0]
     expected = torch.autograd.grad((losses / (20 * p[t - 1])).mean(), run_.weights["last.weight"])[0]
-    record, _ = train.update(run_, train.denoiser(run_), 1, pixels, labels)
+    record, _ = train.update(run_, train.trained_model(run_), 1, pixels, labels)
     assert_close(run_.weights["last.weight"].grad, expected.float(), rtol=1e-4, atol=1e-6)
     assert_close(record[:, 0].sum(), (1 / (20 * p[t - 1])).sum(), rtol=1e-6, atol=0)
     assert run_.history[t[0] - 1, -1] == pytest.approx(losses[0].item(), rel=1e-4)
@@ -265,10 +263,10 @@ def test_the_gradient_is_weighted(tmp_path, accumulate):
     ("l2", 1, {"loss"}), ("hybrid", 2, {"loss", "simple", "bound"}), ("bound", 2, {"loss"})])
 def test_the_log_has_the_losses_and_their_quarters(tmp_path, loss, channels, names):
     run(tmp_path, "--steps", "4", "--loss", loss, "--target", "eps")
-    *lines, grid = run_folder.read(tmp_path)
+    *lines, grid = folder.read_log(tmp_path)
     assert checkpoint.load(tmp_path / "last.pt").network.out_channels == channels
     for line in lines:
-        assert {*line} & set(run_folder.PARTS) == names and len(line["quarters"]) == 4
+        assert {*line} & set(folder.PARTS) == names and len(line["quarters"]) == 4
         assert line["loss"] == pytest.approx(sum(line["quarters"]) / 4)             # 8 pictures, 2 a quarter
         if loss == "hybrid":
             assert line["loss"] == pytest.approx(line["simple"] + line["bound"])
@@ -277,12 +275,12 @@ def test_the_log_has_the_losses_and_their_quarters(tmp_path, loss, channels, nam
 def test_records_are_weighted_means_by_quarter():
     t, weights = torch.tensor([1, 2, 3, 8]), torch.tensor([1., 3., 2., 2.])
     losses = torch.tensor([[4., 8., 1., 3.]])
-    line = run_folder.means([run_folder.record(8, t, weights, losses)] * 2)
+    line = folder.mean_losses([folder.loss_record(8, t, weights, losses)] * 2)
     assert line == {"loss": 4.5, "quarters": [7., 1., None, 3.]}
 
 
 def test_bound_only_is_the_bound(tmp_path):
-    run_ = train.begin(Config(T=5, batch=4, loss="bound", target="eps", null=1.), sources.load("digits"))
+    run_ = train.start(Config(T=5, batch=4, loss="bound", target="eps", null=1.), data.load("digits"))
     x0, t = data.to_unit(run_.dataset.images[:5]), torch.arange(1, 6)
     eps = noise.normal(noise.image_seeds(0, t), 0, (1, 8, 8))
     terms = ddpm.bound_terms(run_.schedule, run_.unet, x0, t, eps, target="eps", variance="learned", clip=False)
@@ -292,7 +290,7 @@ def test_bound_only_is_the_bound(tmp_path):
 
 def test_tint_is_each_channel_s_mean_and_deviation():
     x = torch.randn(50, 3, 8, 8) * torch.tensor([1., 2., 3.]).view(3, 1, 1) + torch.tensor([0., 1., -1.]).view(3, 1, 1)
-    tint = train.tint("samples", x)
+    tint = pictures.channel_statistics("samples", x)
     assert_close(torch.tensor(tint["samples_mean"]), torch.tensor([0., 1., -1.]), rtol=0, atol=0.2)
     assert_close(torch.tensor(tint["samples_std"]), torch.tensor([1., 2., 3.]), rtol=0.1, atol=0)
 
@@ -345,8 +343,8 @@ def test_average_is_ramped_and_takes_weights_alone():
     assert_close(ema["w"], torch.tensor([0.9]))                     # 1 - (1 + 0)/(10 + 0)
     train.update_average(ema, weights, decay=0.9, k=10**6)
     assert_close(ema["w"], torch.tensor([0.91]))
-    assert set(train.begin(Config(), sources.load("digits")).ema) == {
-        name for name, _ in train.UNet(train.network_for(Config(), sources.load("digits"))).named_parameters()}
+    assert set(train.start(Config(), data.load("digits")).ema) == {
+        name for name, _ in train.UNet(train.network_for(Config(), data.load("digits"))).named_parameters()}
 
 
 def test_learning_rate_rises_and_falls():
@@ -412,7 +410,7 @@ def test_a_folder_that_another_run_writes_into_is_left_alone(tmp_path, refused):
     assert "another process writes into" in refused(train.main, flags)
     process.kill()
     process.wait()
-    with run_folder.owned(tmp_path):                                # the folder is free again
+    with folder.lock(tmp_path):                                # the folder is free again
         assert checkpoint.load(tmp_path / "last.pt").step > 0
 
 

@@ -8,12 +8,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-import cli
 import data
 import ddpm
 import sample
-import sources
 import train
+from run import cli, pictures
 from unet import CONFIGS, UNet
 
 ROOT = Path(__file__).parents[1]
@@ -37,18 +36,18 @@ def test_x_t_is_never_clamped(eta):
 
 def test_grids_are_drawn_without_dropout(tmp_path, monkeypatch):
     monkeypatch.setitem(train.CONFIGS, "digits", replace(CONFIGS["digits"], dropout=0.5))
-    run = train.begin(train.Config(T=5), sources.load("digits"))
+    run = train.start(train.Config(T=5), data.load("digits"))
     with torch.no_grad():
         for w in run.ema.values():
             w.add_(0.1 * torch.randn(w.shape, generator=torch.Generator().manual_seed(0)))
-    tints = [train.show(run, tmp_path / f"{k}.png") for k in range(2)]
+    tints = [train.save_samples(run, tmp_path / f"{k}.png") for k in range(2)]
     assert tints[0] == tints[1] and run.unet.training
     assert (tmp_path / "0.png").read_bytes() == (tmp_path / "1.png").read_bytes()
 
 
 @pytest.mark.parametrize("n", [1, 3, 17, 99])
 def test_grids_take_any_number_of_pictures(n):
-    sheet = data.grid(torch.ones(n, 1, 8, 8), columns=5)
+    sheet = pictures.grid(torch.ones(n, 1, 8, 8), columns=5)
     assert sheet.height == -(-n // 5) * 68 + 4
 
 
@@ -68,9 +67,9 @@ def test_ddim_takes_the_model_s_variance_for_its_noise():
     schedule, eta, t, s = ddpm.linear_schedule(), 0.5, 600, 400
     fixed, learned = (ddpm.sampler_rows(schedule, [t, s], eta=eta, variance=v) for v in ("beta_tilde", "learned"))
     xt, v, z = torch.randn(2, 1, 4, 4), torch.rand(2, 1, 4, 4) * 2 - 1, torch.randn(2, 1, 4, 4)
-    answer = torch.cat([0.5 * xt, v], dim=1)
-    mean, _ = ddpm.step(fixed, torch.tensor([0]), xt, answer[:, :1])
-    xs, _ = ddpm.step(learned, torch.tensor([0]), xt, answer, z=z)
+    output = torch.cat([0.5 * xt, v], dim=1)
+    mean, _ = ddpm.step(fixed, torch.tensor([0]), xt, output[:, :1])
+    xs, _ = ddpm.step(learned, torch.tensor([0]), xt, output, z=z)
     beta = 1 - schedule.alpha_bar[t] / schedule.alpha_bar[s]
     beta_tilde = beta * (1 - schedule.alpha_bar[s]) / (1 - schedule.alpha_bar[t])
     log_var = (v + 1) / 2 * beta.log() + (1 - v) / 2 * beta_tilde.log()

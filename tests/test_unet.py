@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from kernels import group_norm_silu_plain
-from unet import CONFIGS, Attention, Cast, Norm, ResBlock, UNet, UNetConfig, cast, check_size, recompute, sinusoid
+from run.memory import Cast, cast, recompute
+from unet import CONFIGS, Attention, Norm, ResBlock, UNet, UNetConfig, check_size, sinusoid
 
 SMALL = UNetConfig(in_channels=3, out_channels=3, D=8, widths=(8, 16), blocks=1, heads=(0, 2, 2), groups=4)
 
@@ -41,8 +42,8 @@ def test_every_config_answers_in_the_right_shape(name):
     with torch.device("meta"):
         xt, t, labels = inputs(config, B=2, H=2 * size, W=4 * size)
         labels = None if labels is None else labels.to("meta")
-        answer = UNet(config)(xt, t.to("meta"), labels)
-    assert answer.shape == (2, config.out_channels, 2 * size, 4 * size)
+        output = UNet(config)(xt, t.to("meta"), labels)
+    assert output.shape == (2, config.out_channels, 2 * size, 4 * size)
 
 
 @pytest.mark.parametrize("change", [
@@ -54,9 +55,9 @@ def test_every_weight_takes_part(change):
     config = replace(SMALL, **change)
     unet = awake(config)
     xt, t, labels = inputs(config, H=8, W=12)
-    answer = unet(xt, t, labels)
-    assert answer.shape == (2, config.out_channels, 8, 12)
-    answer.square().sum().backward()
+    output = unet(xt, t, labels)
+    assert output.shape == (2, config.out_channels, 8, 12)
+    output.square().sum().backward()
     idle = [name for name, p in unet.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert not idle
 

@@ -1,0 +1,55 @@
+"""Data sets as uint8 pixels, found by name, and their batches as a function of (seed, step)."""
+
+import re
+from pathlib import Path
+
+from data.published import NAMES, load_named, parse_name
+from data.sets import (
+    ENDLESS,
+    Batches,
+    Data,
+    batch_indices,
+    batches,
+    digits,
+    evenly_spaced,
+    first,
+    read_folder,
+    read_npz,
+    resize,
+    to_pixels,
+    to_unit,
+)
+
+__all__ = ["ENDLESS", "Batches", "Data", "batch_indices", "batches", "digits", "evenly_spaced", "first", "load",
+           "parse_size", "read_folder", "read_npz", "resize", "to_pixels", "to_unit"]
+
+
+def load(name: str, size: str = "", fit: str = "crop") -> Data:
+    """The data set `name`: "digits", a name of this file's, a folder of images, or an .npz file.
+
+    size: "", the pictures' own; or "64", or "48x64" (H x W), reached by fit: "crop" resizes and crops at the
+    centre, "pad" adds black all round. Raises ValueError for what cannot be read, naming it.
+    """
+    if fit not in ("crop", "pad"):
+        raise ValueError(f"fit is {fit!r}; it must be crop or pad")
+    if name == "digits":
+        return resize(digits(), parse_size(size), fit)
+    if parse_name(name)[1] in NAMES:
+        return load_named(name, parse_size(size), fit)
+    path = Path(name)
+    if path.is_dir():
+        return read_folder(path, parse_size(size), fit)
+    if path.suffix == ".npz" and path.is_file():
+        return resize(read_npz(path), parse_size(size), fit)
+    raise ValueError(f"no data set {name!r}; it must be an existing folder of images, an .npz file, digits, "
+                     f"{', '.join(NAMES)}, or one of these with files of your own, as mnist:FOLDER")
+
+
+def parse_size(size: str) -> tuple[int, int] | None:
+    """(H, W) of "64" or "48x64"; None of ""."""
+    if not size:
+        return None
+    sides = size.split("x")
+    if len(sides) > 2 or not all(re.fullmatch("[1-9][0-9]{0,3}", side) for side in sides):
+        raise ValueError(f"size is {size!r}; it must be like 64 or 48x64 (H x W), and below 10000")
+    return int(sides[0]), int(sides[-1])

@@ -1,0 +1,219 @@
+"""Data sets by name: digits, files of one's own, published sets, and dead leaves, the natural images of 2015.
+
+    --data cifar10                  comes through the `datasets` library (pip install datasets), which keeps it
+    --data cifar10:PATH             files of one's own: CIFAR's binary version, MNIST's IDX, parquet, or images
+    --data stream:imagenet64        never kept: rows in the order in which they come (stream:imagenet64:PATH, too)
+    --data dead-leaves --size 64    without end, drawn as asked for; dead-leaves-grey is grey
+
+Sets up to sets.IN_MEMORY bytes of pixels are decoded at once, larger ones as needed. Nothing is ever unpickled: a
+pickle can run code, so CIFAR and mini-ImageNet in that form are refused.
+"""
+
+import io
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from data import image_files, sets
+from data.dead_leaves import DeadLeaves
+from data.formats import FORMATS
+from data.sets import Data
+
+
+class Source(NamedTuple):
+    """Where a named set lies on the hub, what its rows are called, and what its pictures are."""
+    hub: str
+    split: str                          # also what the names of local parquet files begin with
+    image: str                          # column
+    label: str                          # column
+    channels: int
+    size: tuple[int, int] | None        # H, W; None: of many sizes
+
+
+SETS = {
+    "mnist": Source("ylecun/mnist", "train", "image", "label", 1, (28, 28)),
+    "fashion-mnist": Source("zalando-datasets/fashion_mnist", "train", "image", "label", 1, (28, 28)),
+    "cifar10": Source("uoft-cs/cifar10", "train", "img", "label", 3, (32, 32)),
+    "cifar100": Source("uoft-cs/cifar100", "train", "img", "fine_label", 3, (32, 32)),
+    "stanford-cars": Source("tanganke/stanford_cars", "train+test", "image", "label", 3, None),
+    "mini-imagenet": Source("timm/mini-imagenet", "train", "image", "label", 3, None),
+    "imagenet64": Source("benjamin-paine/imagenet-1k-64x64", "train", "image", "label", 3, (64, 64)),
+    "celeba-hq": Source("korexyz/celeba-hq-256x256", "train", "image", "label", 3, (256, 256)),
+}
+LEAVES = {"dead-leaves": 3, "dead-leaves-grey": 1}      # channels
+NAMES = (*LEAVES, *SETS)
+WINDOW = 10_000                                         # rows of a stream among which it is shuffled
+
+
+def parse_name(name: str) -> tuple[bool, str, str]:
+    """Whether to stream, the set, and the path, of "stream:SET:PATH", "SET:PATH" or "SET"."""
+    streamed = name.startswith("stream:")
+    key, _, path = name.removeprefix("stream:").partition(":")
+    return streamed, key, path
+
+
+def load_named(name: str, size: tuple[int, int] | None, fit: str) -> Data:
+    """The named set. Raises ValueError for what cannot be had, with the mend."""
+    streamed, key, path = parse_name(name)
+    if key in LEAVES:
+        if path or streamed:
+            raise ValueError(f"no data set {name!r}; {key} is drawn, not read: it takes no path and no stream")
+        shape = (LEAVES[key], *(size or (32, 32)))
+        return Data(name, DeadLeaves(shape), None, (), shape)
+    rows = (as_stream if streamed else as_rows, SETS[key], size, fit)
+    return load_local(name, key, Path(path).expanduser(), rows) if path else load_table(name, *rows)
+
+
+def load_local(name: str, key: str, path: Path, rows: tuple) -> Data:
+    """The set from the files under path, its own format first, then parquet, then images by class."""
+    how, source, size, fit = rows
+    if not path.is_dir():
+        raise ValueError(f"no folder {path} for {key}; leave it out to download {source.hub}")
+    if key in FORMATS and FORMATS[key].files(path) and how is as_rows:
+        return sets.resize(FORMATS[key].read(path)._replace(name=key), size, fit)
+    if parquet := sorted(map(image_files.require_file, path.rglob("*.parquet"))):
+        splits = tuple(source.split.split("+"))
+        own_split = [str(p) for p in parquet if p.name.startswith(splits)]
+        return load_table(name, *rows, own_split or [str(p) for p in parquet])
+    if pickled := next((p for p in sorted(path.rglob("*")) if is_pickle(p)), None):
+        raise ValueError(f"{pickled} is a pickle, which could run code and is not read; for {key} use "
+                         f"{FORMATS[key].says if key in FORMATS else 'parquet or image files'}")
+    return sets.read_folder(path / "train" if (path / "train").is_dir() else path, size or source.size, fit)
+
+
+def is_pickle(path: Path) -> bool:
+    """Whether a file begins as pickles have since protocol 2 (images, arrays and tables do not)."""
+    if not path.is_file() or path.suffix not in ("", ".pkl", ".pickle"):
+        return False
+    with open(path, "rb") as file:
+        first = file.read(2)
+    return first[:1] == b"\x80" and first[1:] <= b"\x05"
+
+
+# Tables, through the `datasets` library
+
+def load_table(name: str, how: Callable, source: Source, size, fit: str, files: Sequence[str] = ()) -> Data:
+    """The set as `how`, as_rows or as_stream, makes it of a table: of these parquet files, or else the hub's."""
+    try:
+        import datasets
+    except ImportError:
+        raise ValueError(f"{name} comes through the datasets library; install it with: pip install datasets") from None
+    shape = (source.channels, *(size or source.size or ()))
+    if len(shape) == 1:
+        raise ValueError(f"the pictures of {name} have many sizes; choose one with --size")
+    where = {"path": "parquet", "data_files": files} if files else {"path": source.hub}
+    split = "train" if files else source.split                                  # what the library calls plain files
+    try:
+        rows = datasets.load_dataset(**where, split=split, streaming=how is as_stream)
+        features = rows.features or {}
+        if missing := [c for c in (source.image, source.label) if c not in features]:
+            raise ValueError(f"it has no column {missing[0]!r} but {', '.join(features)}")
+        rows = rows.cast_column(source.image, datasets.Image(decode=False))
+    except Exception as error:                          # the library, the network and the disk raise many kinds
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        mend = (f"see that the files are whole, and {source.hub}'s" if files else
+                f"fetch it elsewhere and name its folder, as {name}:FOLDER")
+        raise ValueError(f"cannot load {name} from {files[0] if files else source.hub}: {reason}; {mend}") from error
+    return how(name, source, rows, shape, fit)
+
+
+def as_rows(name: str, source: Source, rows, shape: tuple[int, int, int], fit: str) -> Data:
+    """A table whose pictures can be asked for in any order, read at once if they are small enough."""
+    labels = torch.as_tensor(rows.with_format("numpy")[source.label][:]).long()
+    names = getattr(rows.features[source.label], "names", None)
+    if len(labels) == 0 or labels.min() < 0:
+        raise ValueError(f"{name} has {len(labels)} rows, or rows without a label (-1); choose another split")
+    images = Rows(name, rows.select_columns([source.image]), source.image, shape, fit)
+    if len(images) * math.prod(shape) <= sets.IN_MEMORY:
+        images = images[range(len(images))]
+    return Data(name, images, labels, tuple(names) if names else sets.number_classes(labels), shape)
+
+
+def decode(cell: dict | None, shape: tuple[int, int, int], fit: str, name: str) -> Tensor:
+    """uint8 (C, H, W) of a table's cell: the bytes of an image file, or its path."""
+    cell = cell or {"bytes": b""}
+    file = cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"])
+    return image_files.read_image(file, shape, fit, name)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Pictures of a table on disk, decoded as they are asked for; indexes like the tensor they would make."""
+    name: str
+    table: Any                          # datasets.Dataset
+    column: str
+    shape: tuple[int, int, int]
+    fit: str
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, indices: Sequence[int]) -> Tensor:
+        return torch.stack([decode(self.table[int(i)][self.column], self.shape, self.fit, f"in row {i} of {self.name}")
+                            for i in indices])
+
+
+def as_stream(name: str, source: Source, rows, shape: tuple[int, int, int], fit: str) -> Data:
+    """A table that is only passed through, over and over."""
+    names = tuple(getattr(rows.features[source.label], "names", None) or ())
+    stream = Stream(rows)
+    images = Column(stream, lambda i, row: decode(row[source.image], shape, fit, f"in row {i} of {name}"))
+    return Data(name, images, Column(stream, lambda _, row: torch.tensor(row[source.label])) if names else None,
+                names, shape)
+
+
+class Stream:
+    """The rows of pass after pass through a table, shuffled within WINDOW rows; read once if asked for in order."""
+
+    def __init__(self, table):
+        self.table, self.rows, self.at = table, iter(()), math.inf                # at: the row that comes next
+        self.first, self.last = 0, []                                             # rows first, first + 1, ...
+
+    def passes(self):
+        for epoch in itertools.count():
+            rows = iter(self.table)
+            window = list(itertools.islice(rows, WINDOW))
+            if not window:
+                raise ValueError("the streamed table has no rows; fetch it anew")
+            while window:
+                yield from (window[k] for k in sets.permutation(len(window), 0, epoch))
+                window = list(itertools.islice(rows, WINDOW))
+
+    def __call__(self, first: int, n: int) -> list[dict]:
+        if (first, n) != (self.first, len(self.last)):
+            if first < self.at:
+                self.rows, self.at = self.passes(), 0
+            self.last = list(itertools.islice(self.rows, first - self.at, first - self.at + n))
+            self.first, self.at = first, first + n
+        return self.last
+
+
+@dataclass(frozen=True)
+class Column:
+    """What `of` makes of a stream's rows; takes indices that follow one another, as `sets.order` gives them."""
+    stream: Stream
+    of: Callable                        # (index, row) -> tensor
+
+    def __len__(self) -> int:
+        return sets.ENDLESS
+
+    def __getitem__(self, indices: Sequence[int]) -> Tensor:
+        first, n = int(indices[0]), len(indices)
+        if not torch.equal(torch.as_tensor(indices), torch.arange(first, first + n)):
+            raise ValueError("a stream gives its rows in order only; leave out stream: to choose among them")
+        return torch.stack([self.of(first + k, row) for k, row in enumerate(self.stream(first, n))])
+
+    def first(self, n: int) -> Tensor:
+        """Of the table's first rows, read apart from the stream."""
+        return torch.stack([self.of(k, row) for k, row in enumerate(itertools.islice(self.stream.table, n))])
+
+
+# Local files in the formats of their authors
+
+

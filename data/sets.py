@@ -1,0 +1,210 @@
+"""Data sets as uint8 pixels, batches as a function of (seed, step), and pictures out.
+
+A batch depends on (seed, step) alone: not on what was drawn before, nor on how many processes read it.
+"""
+
+import functools
+import math
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+import noise
+from data.image_files import MODES, SUFFIXES, fit_to_size, read_header, read_image, to_image, to_tensor
+
+IN_MEMORY = 2**30                                       # bytes of pixels up to which a set is read at once
+ENDLESS = 2**32                                         # pictures of a set without end: as many as noise has keys
+PACKED = 100                                            # times that an array of more than IN_MEMORY may be packed
+CLASSES = 10**6                                         # labels are below
+
+
+class Data(NamedTuple):
+    """A data set. images[indices] is a uint8 tensor (len(indices), C, H, W), whatever stands behind it."""
+    name: str
+    images: Any                     # a uint8 tensor (N, C, H, W), or what indexes like one, as a Folder
+    labels: Tensor | None           # int64 (N,), or what indexes like it
+    classes: tuple[str, ...]        # the name of each label; empty without labels
+    shape: tuple[int, int, int]     # C, H, W
+
+
+# Pixels
+
+def to_unit(pixels: Tensor) -> Tensor:
+    """uint8 0..255 -> float32 in [-1, 1]."""
+    return pixels.float() / 127.5 - 1
+
+
+def to_pixels(x: Tensor) -> Tensor:
+    """Floats -> uint8, what lies outside [-1, 1] clipped; undoes `to_unit` exactly."""
+    return ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+# Data sets
+
+def digits(held_out: bool = False) -> Data:
+    """scikit-learn's handwritten digits, (1, 8, 8), 10 classes: 1200 to train on, or the 597 held out."""
+    from sklearn.datasets import load_digits
+    pixels, labels = load_digits(return_X_y=True)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    order = order[1200:] if held_out else order[:1200]
+    images = torch.from_numpy(pixels * 255 / 16).round().to(torch.uint8).view(-1, 1, 8, 8)
+    labels = torch.from_numpy(labels).long()
+    return Data("digits", images[order], labels[order], tuple("0123456789"), (1, 8, 8))
+
+
+def read_npz(path: Path) -> Data:
+    """Pictures arr_0, uint8 (N, H, W) or (N, H, W, C), and labels arr_1 (N,) if there; never unpickles."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            if bombs := [e for e in file.infolist() if e.file_size > max(IN_MEMORY, PACKED * e.compress_size)]:
+                raise ValueError(f"{bombs[0].filename} would unpack to {bombs[0].file_size} bytes, more than {PACKED} "
+                                 f"times what is there")
+        with np.load(path, allow_pickle=False) as arrays:
+            images, labels = arrays["arr_0"], arrays.get("arr_1")
+    except Exception as error:                          # numpy and zipfile raise many kinds for damaged files
+        raise ValueError(f"cannot read {path}: {error}; it must hold uint8 pictures under arr_0") from None
+    images = images[..., None] if images.ndim == 3 else images
+    if images.dtype != np.uint8 or images.ndim != 4 or not images.size or images.shape[-1] not in MODES:
+        raise ValueError(f"arr_0 of {path} is {images.dtype} {images.shape}; it must be uint8 (N, H, W) "
+                         f"or (N, H, W, C) with 1, 3 or 4 channels")
+    if labels is not None:
+        if (labels.shape != images.shape[:1] or labels.dtype.kind not in "iu" or labels.min() < 0
+                or labels.max() >= CLASSES):
+            raise ValueError(f"arr_1 of {path} is {labels.dtype} {labels.shape}; "
+                             f"it must be {len(images)} whole numbers from 0 to {CLASSES - 1}")
+        labels = torch.from_numpy(labels.astype(np.int64))
+    images = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    return Data(path.name, images, labels, () if labels is None else number_classes(labels), tuple(images.shape[1:]))
+
+
+def number_classes(labels: Tensor) -> tuple[str, ...]:
+    """Names for classes that have none: 0, 1, and so on. Raises ValueError for labels that cannot be meant."""
+    if int(labels.max()) >= CLASSES:
+        raise ValueError(f"the labels go up to {int(labels.max())}; they must be below {CLASSES}")
+    return tuple(str(k) for k in range(int(labels.max()) + 1))
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Image files read as they are asked for; indexes like the tensor they would make."""
+    paths: list[Path]
+    shape: tuple[int, int, int]
+    fit: str
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, indices: Sequence[int]) -> Tensor:
+        return torch.stack([read_image(self.paths[i], self.shape, self.fit) for i in indices])
+
+
+def read_folder(path: Path, size: tuple[int, int] | None, fit: str) -> Data:
+    """A folder of images, their labels the names of its subfolders, if it has any.
+
+    Channels are those of the richest picture (grey, colour, colour with alpha), so nothing is dropped. Up to
+    1 GiB is read at once, which finds damaged files before training; more is read as needed.
+    """
+    paths = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.is_dir())
+    if not paths:
+        raise ValueError(f"no images under {path}; it takes {' '.join(sorted(SUFFIXES))}, or, with a name before it, "
+                         f"other files: cifar10:{path}")
+    names = [p.relative_to(path).parts[0] if p.parent != path else "" for p in paths]
+    classes = tuple(sorted(set(names)))
+    if "" in classes and len(classes) > 1:
+        raise ValueError(f"{path} has images beside subfolders such as {classes[1]!r}; put every image into a "
+                         f"subfolder to label them, or none")
+    facts = [read_header(p) for p in paths]
+    sizes = sorted({size for _, size in facts})
+    if size is None and len(sizes) > 1:
+        raise ValueError(f"the images under {path} have {len(sizes)} sizes, {sizes[0][0]}x{sizes[0][1]} to "
+                         f"{sizes[-1][0]}x{sizes[-1][1]}; choose one with --size")
+    shape = (max(channels for channels, _ in facts), *(size or sizes[0]))
+    images = Folder(paths, shape, fit)
+    if len(paths) * math.prod(shape) <= IN_MEMORY:
+        images = images[range(len(paths))]
+    if classes == ("",):
+        return Data(path.name, images, None, (), shape)
+    return Data(path.name, images, torch.tensor([classes.index(name) for name in names]), classes, shape)
+
+
+def resize(data: Data, size: tuple[int, int] | None, fit: str) -> Data:
+    """The data set with all its pictures at this size."""
+    if size is None or size == data.shape[1:]:
+        return data
+    images = data.images.new_empty(len(data.images), data.shape[0], *size)        # fails at once if it is too large
+    for k, x in enumerate(data.images):
+        images[k] = to_tensor(fit_to_size(to_image(x), size, fit))
+    return data._replace(images=images, shape=(data.shape[0], *size))
+
+
+def evenly_spaced(data: Data, n: int) -> Tensor:
+    """n pictures spread over the set, all if there are no more; of a stream its first ones."""
+    if hasattr(data.images, "first"):
+        return data.images.first(n)
+    N = len(data.images)
+    return data.images[torch.arange(min(n, N)) * N // min(n, N)]
+
+
+def first(found: Data, n: int) -> Data:
+    """Its first n pictures, all for 0. Raises ValueError for all of a set without end."""
+    N = len(found.images)
+    if not n and N == ENDLESS:
+        raise ValueError(f"{found.name} has no end; say how many of its pictures to take")
+    if not n or n >= N:
+        return found
+    index = torch.arange(n)
+    return found._replace(images=found.images[index], labels=None if found.labels is None else found.labels[index])
+
+
+# Batches
+
+def batch_indices(n: int, batch: int, seed: int, step: int) -> Tensor:
+    """Which of n pictures make up the batch of this step, 1 the first: epoch after epoch, each shuffled anew.
+
+    Those of a set without end come one after the other, each once.
+    """
+    start = (step - 1) * batch
+    if n == ENDLESS:
+        return torch.arange(start, start + batch) % n
+    epochs = range(start // n, (start + batch - 1) // n + 1)
+    return torch.cat([permutation(n, seed, epoch) for epoch in epochs])[start % n:][:batch]
+
+
+@functools.lru_cache(maxsize=2)
+def permutation(n: int, seed: int, epoch: int) -> Tensor:
+    """The shuffle of an epoch."""
+    return noise.uniform(seed, epoch, n, noise.SHUFFLE).argsort(stable=True)
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The batch of every step: steps[k] is (pixels uint8 (B, C, H, W), labels int64 (B,) or empty), or a share."""
+    data: Data
+    batch: int
+    seed: int
+    flip: bool
+    share: slice = field(default_factory=lambda: slice(None))      # what this process takes of a batch
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
+        chosen = batch_indices(len(self.data.images), self.batch, self.seed, step)[self.share]
+        pixels = self.data.images[chosen]
+        if self.flip:
+            coin = noise.uniform(self.seed, step, self.batch, noise.FLIPS)[self.share] < 0.5
+            pixels = torch.where(coin[:, None, None, None], pixels.flip(-1), pixels)
+        return pixels, chosen[:0] if self.data.labels is None else self.data.labels[chosen]
+
+
+def batches(data: Data, batch: int, seed: int, steps: range, flip: bool = False, workers: int = 0,
+            share: slice = slice(None)) -> DataLoader:
+    """The batches of these steps, or a share of each, in order, prepared by `workers` processes (0: this one)."""
+    if workers and hasattr(data.images, "first"):
+        raise ValueError(f"workers is {workers}; a stream is read by one process, leave it at 0")
+    return DataLoader(Batches(data, batch, seed, flip, share), sampler=steps, batch_size=None, num_workers=workers,
+                      pin_memory=torch.cuda.is_available(), generator=torch.Generator())

@@ -1,0 +1,42 @@
+"""Published models as checkpoints of ours, and checkpoints of ours as folders for diffusers."""
+
+import torch
+
+import ddpm
+from published.diffusers import from_diffusers, to_diffusers
+from published.files import diffusers_files, locate, read_flags, read_tensors
+from published.openai import FLAGS, from_openai
+from run import checkpoint
+from run.checkpoint import Checkpoint
+from unet import UNet
+
+
+def read(source: str, flags: str = "") -> Checkpoint:
+    """A checkpoint of ours from any of them: diffusers' folder, file or hub id, openai's .pt, or our own."""
+    path = locate(source)
+    if path.is_dir() or path.suffix in (".bin", ".safetensors"):
+        weights, config, scheduler = diffusers_files(path)
+        parts, size = from_diffusers(weights, config, scheduler), (config or {}).get("sample_size")
+        if not size:
+            raise ValueError(f"{path} does not say how large its pictures are; add sample_size to its config.json")
+    else:
+        weights = read_tensors(path)
+        if "format" in weights:
+            return checkpoint.load(path)
+        said = {**FLAGS, **read_flags(flags, path.with_suffix(".json"))}
+        parts, size = from_openai(weights, said), int(said["image_size"])
+    unet, schedule, choice = parts
+    settings = {"target": choice["target"], "variance": choice["variance"], "clip_x0": choice["clip"]}
+    weights, shape = unet.state_dict(), (unet.config.in_channels, *(size if isinstance(size, list) else (size, size)))
+    facts = {"name": str(source), "shape": shape, "classes": tuple(map(str, range(unet.config.classes)))}
+    return Checkpoint(unet.config, weights, weights, 0, schedule.beta[1:], settings, facts, {}, [],
+                      checkpoint.versions())
+
+
+def write_diffusers(last: Checkpoint, folder: str) -> None:
+    """Writes the checkpoint's averaged weights, schedule and size as a folder for diffusers."""
+    with torch.device("meta"):
+        unet = UNet(last.network)
+    unet.load_state_dict(last.ema, assign=True)
+    to_diffusers(unet, ddpm.from_betas(last.beta), folder, target=last.settings["target"],
+                 variance=last.variance, clip=last.clip, size=tuple(last.data["shape"][1:]))

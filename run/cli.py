@@ -1,0 +1,113 @@
+"""Command lines from dataclasses: a field is a flag, its comment the help, its value the default."""
+
+import argparse
+import dataclasses
+import functools
+import inspect
+import io
+import math
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+NO_MEMORY = "can't allocate memory|out of memory|bad_alloc|Storage size calculation overflowed"     # what torch says
+
+
+def parse(kind: type[T], argv: Sequence[str] | None, presets: dict[str, T] | None = None) -> T:
+    """An instance of the dataclass `kind` from the command line: --field value, or --field / --no-field.
+
+    A field's last underscore is no part of its flag, so from_, which Python would not take without, is --from.
+    With presets, --preset NAME chooses the defaults that the other flags change, and prints what it set.
+    """
+    comments = dict(re.findall(r"^    (\w+):.*?# (.*)$", inspect.getsource(kind), re.M))
+    parser = argparse.ArgumentParser(description=inspect.getdoc(kind))
+    if presets:
+        parser.add_argument("--preset", choices=sorted(presets), help="start from these settings")
+    for field in dataclasses.fields(kind):
+        how = {"action": argparse.BooleanOptionalAction} if field.type is bool else {"type": field.type}
+        parser.add_argument(f"--{field.name.rstrip('_')}", dest=field.name, default=argparse.SUPPRESS,
+                            help=f"{comments[field.name]} ({field.default!r})".replace("%", "%%"), **how)
+    flags = vars(parser.parse_args(argv))
+    for name, value in flags.items():
+        if isinstance(value, int) and abs(value) >= 2**31:
+            raise ValueError(f"{name} is {value}; it must be less than 2**31 in size")
+    name = flags.pop("preset", None)
+    if not name:
+        return kind(**flags)
+    settings = dataclasses.replace(presets[name], **flags)
+    print(f"preset {name}:", *(f"--{k.rstrip('_')} {v}" for k, v in dataclasses.asdict(settings).items()))
+    return settings
+
+
+def script(main: Callable) -> Callable:
+    """A main(argv) whose bad input ends in one sentence on stderr and exit status 2, without a traceback."""
+    @functools.wraps(main)
+    def run(argv: Sequence[str] | None = None):
+        try:
+            return main(argv)
+        except (ValueError, OSError, MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not re.search(NO_MEMORY, str(error)):
+                raise
+            if isinstance(error, (MemoryError, RuntimeError)):
+                error = "there is not enough memory; use a smaller batch, size, network or number of pictures"
+            said = " ".join(str(error).split())
+            print(f"{Path(sys.modules[main.__module__].__file__).name}: {said}", file=sys.stderr)
+            raise SystemExit(2) from None
+    return run
+
+
+def check_range(config, names: str, least: float, most: float = math.inf) -> None:
+    """Raises ValueError unless these settings, with spaces between, lie between least and most, naming the first."""
+    for name in names.split():
+        if not least <= getattr(config, name) <= most:
+            raise ValueError(f"{name} is {getattr(config, name)}; it must be "
+                             f"{f'at least {least}' if most == math.inf else f'between {least} and {most}'}")
+
+
+def parse_integers(name: str, text: str) -> list[int]:
+    """[1000, 500, 0] of "1000,500,0". Raises ValueError for other text."""
+    try:
+        return [int(part) for part in text.split(",")] if text else []
+    except ValueError:
+        raise ValueError(f"{name} is {text!r}; it must be whole numbers, as 1000,500,0") from None
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of this name; "auto" is cuda if there is one, else cpu. Raises ValueError for one not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name not in ("cpu", "cuda") or name == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device is {name!r}; here it must be {'cpu or cuda' if torch.cuda.is_available() else 'cpu'}")
+    return torch.device(name)
+
+
+def limit_threads(network: torch.nn.Module) -> None:
+    """One CPU thread for a network of under a million parameters: two gain little, and on a busy machine lose much."""
+    if sum(w.numel() for w in network.parameters()) < 1e6:
+        torch.set_num_threads(1)
+
+
+def figure_path(out: str) -> Path:
+    """Where a figure will go: what could not be written is refused now, and a picture already there is left alone."""
+    from matplotlib.figure import Figure
+    Figure().savefig(io.BytesIO(), format=Path(out).suffix[1:] or None)
+    return writable(out)
+
+
+def writable(out: str) -> Path:
+    """Where a file will go: what could not be written is refused now, and a file already there is left alone."""
+    path = make_parent(Path(out))
+    path.open("ab").close()
+    return path
+
+
+def make_parent(path: Path) -> Path:
+    """The path, its folder made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path

@@ -1,0 +1,191 @@
+"""Bits per dimension of a data set under a trained model, term by term (Ho et al. 2020, equation 5).
+
+    python evaluate.py nll                                        # the held-out digits under weights/digits.pt
+    python evaluate.py nll --checkpoint runs/x/last.pt --data photos/ --n 500 --times 100
+
+The bound has T + 1 terms: the prior L_T, a KL at each t = T..2, and the decoder at t = 1. The prior and the decoder
+are computed for every picture; 2..T is cut into parts, the shorter the nearer to the data, where the terms are large,
+and of each part every picture draws one t, which estimates the sum without bias. Noise is a function of (seed,
+picture, t), so the figure does not depend on the batch.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.special import ndtr
+from tqdm import tqdm
+
+import data
+import ddpm
+import noise
+from run import checkpoint
+from run.cli import check_range, choose_device, make_parent, parse
+
+
+@dataclass(frozen=True)
+class Config:
+    """Bits/dim of a data set under a trained model: every term of the bound, the sum, and its two curves."""
+    checkpoint: str = "weights/digits.pt"       # what train.py saved
+    data: str = "held-out"                      # held-out, the digits not trained on; or as for train.py
+    fit: str = "crop"                           # how pictures get to the model's size: crop or pad
+    n: int = 0                                  # pictures, the first; 0 is all
+    times: int = 50                             # parts of 2..T, at most, one t of each; 0 is every t
+    labels: bool = True                         # tell a model of labelled pictures their labels
+    variance: str = ""                          # beta_tilde, beta or learned; empty is the model's own
+    clip: bool = True                           # keep what the network takes for the picture in [-1, 1]
+    weights: str = "ema"                        # the averaged weights, or raw
+    seed: int = 0                               # of the noise
+    batch: int = 256                            # (picture, t) pairs at once; changes no figure
+    device: str = "auto"                        # cuda, cpu, or auto: cuda if there is one
+    out: str = "out/nll.png"                    # the two curves
+
+
+class Terms(NamedTuple):
+    """The bound of n pictures, in S parts in the order of t: the decoder first."""
+    prior: Tensor                   # (n,) bits/dim
+    total: Tensor                   # (n,) bits/dim, everything
+    t: Tensor                       # (S,) the middle of each part
+    width: Tensor                   # (S,) how many t's it stands for
+    bits: Tensor                    # (S,) mean bits/dim of one t
+    distortion: Tensor              # (S,) root mean square error of x0_hat, of 255
+
+
+def partition(T: int, times: int) -> Tensor:
+    """Where the parts begin, (1 + S,), the last entry where they end: the decoder's 1, then at most `times` of 2..T.
+
+    Their lengths grow as the square root of t; times 0 makes every t a part.
+    """
+    if not times:
+        return torch.arange(1, T + 2)
+    edges = 2 + (T - 1) * (torch.arange(times + 1, dtype=torch.float64) / times)**2
+    return torch.cat([torch.ones(1).long(), edges.round().long().unique()])
+
+
+def sample_timesteps(parts: Tensor, seeds: Tensor, k: Tensor) -> Tensor:
+    """t of part k (B,), evenly from it, for images of these seeds (B,)."""
+    u = ndtr(noise.normal(seeds, k, (1,), noise.TIMES)[..., 0].double())          # in (0, 1)
+    return (parts[k] + u * (parts[k + 1] - parts[k])).long()
+
+
+@torch.no_grad()
+def bound(schedule: ddpm.Schedule, model: Callable, images, labels: Tensor | None, *, parts: Tensor,
+          seed: int = 0, batch: int = 256, **choice) -> Terms:
+    """Every term of the bound of images, uint8 as in `data.Data`, under model (xt, t, labels); choice as bound_terms.
+
+    parts: as `parts_of`. Goes through all pairs of a picture and a part in order, so that few are read at once.
+    """
+    device, n, S, width = schedule.beta.device, len(images), len(parts) - 1, parts.diff()
+    prior, total = (torch.zeros(n, dtype=torch.float64) for _ in range(2))
+    bits, error = torch.zeros(2, S, dtype=torch.float64)
+    for pairs in tqdm(torch.arange(n * S).split(batch), unit=" batches", leave=False):
+        i, k = pairs // S, pairs % S
+        index, inverse = i.unique(return_inverse=True)
+        x = data.to_unit(images[index]).to(device)
+        prior[index] = ddpm.prior_bits(schedule, x).cpu()
+        seeds = noise.image_seeds(seed, i).to(device)
+        t, x0 = sample_timesteps(parts.to(device), seeds, k.to(device)), x[inverse.to(device)]
+        y = None if labels is None else labels[i].to(device)
+        term, squares = pair_terms(schedule, model, x0, t, y, seeds, **choice)
+        total.index_add_(0, i, term * width[k])
+        bits.index_add_(0, k, term / n)
+        error.index_add_(0, k, squares / n)
+    return Terms(prior, total + prior, (parts[1:] + parts[:-1] - 1) / 2, width, bits, 127.5 * error.sqrt())
+
+
+def pair_terms(schedule: ddpm.Schedule, model: Callable, x0: Tensor, t: Tensor, y: Tensor | None, seeds: Tensor, *,
+               target: str, variance: str, clip: bool) -> tuple[Tensor, Tensor]:
+    """The term of each pair in bits/dim, and the mean square error of x0_hat: each (B,) float64, on the CPU."""
+    eps = noise.normal(seeds, t, x0.shape[1:], noise.TRAIN)
+    xt = ddpm.q_sample(schedule, x0, t, eps)
+    output = model(xt, t, y)
+    term = ddpm.bound_terms(schedule, lambda xt, t: output, x0, t, eps, target=target, variance=variance, clip=clip)
+    x0_hat, _ = ddpm.predict(schedule, output[:, :x0.shape[1]], xt, t, target)
+    error = (x0_hat.clamp(-1, 1) if clip else x0_hat) - x0
+    return term.double().cpu(), error.square().flatten(1).mean(1).double().cpu()
+
+
+def load_pictures(config: Config, last: checkpoint.Checkpoint) -> data.Data:
+    """The pictures to be scored, at the model's size. Raises ValueError for others."""
+    C, H, W = last.data["shape"]
+    if config.data == "held-out":
+        if last.data["name"] != "digits":
+            raise ValueError(f"data is held-out, but {config.checkpoint} was trained on {last.data['name']}; "
+                             f"say what to score with --data")
+        found = data.resize(data.digits(held_out=True), (H, W), config.fit)
+    else:
+        found = data.load(config.data, f"{H}x{W}", config.fit)
+    if found.shape != (C, H, W):
+        raise ValueError(f"the pictures of {config.data} are {found.shape}, the model's {(C, H, W)}; use others")
+    return data.first(found, config.n)
+
+
+def labels_for(config: Config, last: checkpoint.Checkpoint, found: data.Data) -> Tensor | None:
+    """The labels that the network is told (N,), the null class's if none; None for a network without classes."""
+    classes = tuple(last.data["classes"])
+    if not last.network.classes:
+        return None
+    if not config.labels:
+        if last.network.classes == len(classes):
+            raise ValueError(f"{config.checkpoint} has no null class; leave --no-labels out")
+        return torch.full((len(found.images),), len(classes))
+    if found.classes != classes:
+        raise ValueError(f"the classes of {config.data} are not those of {config.checkpoint}; use --no-labels")
+    return found.labels
+
+
+def nll(argv: Sequence[str]) -> None:
+    """Prints the terms of the bound and draws its two curves."""
+    config = parse(Config, argv)
+    last, device = checkpoint.load(config.checkpoint), choose_device(config.device)
+    ddpm.check_choice("weights", config.weights, ("ema", "raw"))
+    T = len(last.beta)
+    check_range(config, "times", 0, T - 1)
+    check_range(config, "n", 0)
+    check_range(config, "batch", 1)
+    parts = partition(T, config.times)
+    unet = checkpoint.load_unet(last, weights=config.weights, device=config.device)
+    found = load_pictures(config, last)
+    variance = config.variance or last.variance
+    schedule = ddpm.Schedule(*(table.to(device) for table in ddpm.from_betas(last.beta)))
+    terms = bound(schedule, unet, found.images, labels_for(config, last, found), parts=parts, seed=config.seed,
+                  batch=config.batch, target=last.settings["target"], variance=variance,
+                  clip=config.clip and last.clip)
+    print(f"{config.checkpoint} on {len(found.images)} pictures of {found.name} ({config.data}): "
+          f"{len(parts) - 1} of {T} t's each, variance {variance}, seed {config.seed}")
+    print_table(terms)
+    plot_terms(terms, T).savefig(make_parent(Path(config.out)), dpi=120)
+    print(f"see {config.out}")
+
+
+def print_table(terms: Terms) -> None:
+    """The sum and what it is made of, the KLs by quarter of their parts."""
+    spread = (terms.total.std() / len(terms.total)**0.5).item() if len(terms.total) > 1 else 0.
+    print(f"{'term':28}{'bits/dim':>10}")
+    print(f"{'prior, L_T':28}{terms.prior.mean():10.2g}")
+    for part in torch.arange(1, len(terms.t)).flip(0).chunk(4):
+        span = f"KL, t about {terms.t[part[0]]:.0f} to {terms.t[part[-1]]:.0f}"
+        print(f"{span:28}{(terms.bits * terms.width)[part].sum():10.5f}")
+    print(f"{'decoder, L_0, t = 1':28}{terms.bits[0]:10.5f}")
+    print(f"{'sum':28}{terms.total.mean():10.5f} +- {spread:.5f} over pictures")
+
+
+def plot_terms(terms: Terms, T: int):
+    """Two curves: the bound's terms over t, and distortion over rate (Ho et al. 2020, figure 5)."""
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(terms.t, terms.bits, marker=".", markersize=3)
+    left.set(xlabel="t", ylabel="bits/dim of one t", yscale="log", xlim=(0, T), title="terms of the bound")
+    known = (terms.bits * terms.width).flip(0).cumsum(0).flip(0) - terms.bits * terms.width + terms.prior.mean()
+    right.plot(known, terms.distortion, marker=".", markersize=3)
+    right.plot(known[0] + terms.bits[0], 0, "o", color="C1", label="decoder: nothing left to guess")
+    right.set(xlabel="rate: bits/dim spent before t", ylabel="rms error of x0_hat, of 255",
+              title="rate and distortion", ylim=(0, None))
+    right.legend(fontsize=8)
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    return figure

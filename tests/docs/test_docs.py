@@ -1,0 +1,56 @@
+"""The scripts that make what docs/ shows."""
+
+import pytest
+import torch
+from PIL import Image
+
+import data
+from docs import figures, variants
+
+
+@pytest.mark.parametrize("name", ["forward", "schedules"])
+def test_figures_of_the_equations_are_drawn(name, tmp_path):
+    figures.FIGURES[name](tmp_path / f"{name}.png")
+    drawn, kept = (Image.open(folder / f"{name}.png") for folder in (tmp_path, figures.DOCS))
+    assert drawn.size == kept.size
+
+
+def test_every_figure_is_there():
+    assert {f"{name}.png" for name in figures.FIGURES} <= {path.name for path in figures.DOCS.glob("*.png")}
+
+
+def test_the_reverse_strip_shows_the_listed_times(tmp_path):
+    assert sorted(figures.SNAPSHOTS) == [0, 15, 50, 100, 200, 300, 400, 550, 700, 999]
+    assert Image.open(figures.DOCS / "reverse.png").size == (10 * 68 + 4, 24 + 10 * 68)
+
+
+def test_an_unknown_figure_is_refused(capsys):
+    with pytest.raises(SystemExit) as stop:
+        figures.main(["--only", "cats"])
+    assert stop.value.code == 2 and "only is 'cats'" in capsys.readouterr().err
+
+
+def test_variants_are_trained_scored_and_tabled(tmp_path, monkeypatch):
+    monkeypatch.setattr(variants, "VARIANTS", ("--loss hybrid", "--null 1"))
+    variants.main(["--steps", "2", "--n", "20", "--only", "scores", "--out", str(tmp_path / "v.md")])
+    rows = [line for line in (tmp_path / "v.md").read_text().splitlines() if line.startswith("| `python")]
+    assert [row.split("`")[1] for row in rows] == ["python train.py --loss hybrid", "python train.py --null 1"]
+    cells = [row.split("|")[2:-1] for row in rows]
+    assert cells[1][2].strip() == "" and all(float(cell) > 0 for cell in cells[0])
+
+
+@pytest.mark.parametrize("make, shape", [(variants.as_mnist, (1, 28, 28)), (variants.coloured, (3, 8, 8))])
+def test_digits_in_other_shapes_are_read_as_such(tmp_path, make, shape):
+    digits = data.digits(held_out=True)
+    found = data.load(make(digits, tmp_path))
+    assert found.shape == shape
+    assert torch.equal(found.labels, digits.labels)
+    dark = found.images.float().mean((1, 2, 3)), digits.images.float().mean((1, 2, 3))
+    assert torch.stack(dark).corrcoef()[0, 1] > 0.5 and len(found.images.unique(dim=0)) > 590
+
+
+def test_a_shape_s_line_has_its_bits(tmp_path, monkeypatch):
+    monkeypatch.setattr(variants, "bits", lambda path, held_out: float(len(held_out.images)))
+    config = variants.Config(steps=2)
+    line = variants.shape_row("a rectangle", ["--size", "8x12", "--fit", "pad"], variants.coloured, config)
+    assert line == "| a rectangle | `--size 8x12 --fit pad` | 3 x 8 x 12 | 200.000 |\n"

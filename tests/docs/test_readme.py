@@ -1,0 +1,33 @@
+"""What the README says of the repository is true of it."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+FILES = dict(re.findall(r"^\| `([\w/]+\.py)` \| (\d+) \|", README, re.M))
+
+
+def test_every_script_is_listed():
+    assert {path.name for path in ROOT.glob("*.py")} == {name for name in FILES if "/" not in name}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_line_counts(name):
+    assert len((ROOT / name).read_text().splitlines()) == int(FILES[name])
+
+
+def test_links_lead_somewhere():
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    assert links and all((ROOT / link).exists() for link in links if "://" not in link)
+
+
+def test_commands_name_scripts_and_flags_that_exist():
+    commands = re.findall(r"^ +python (\w+\.py|-m [\w.]+)([^#\n]*)", README, re.M)
+    for script, rest in commands:
+        path = ROOT / (script if script.endswith(".py") else script[3:].replace(".", "/") + ".py")
+        path = path if path.exists() else path.with_suffix("") / "__main__.py"
+        known = {*re.findall(r"^    (\w+?)_?: ", path.read_text(), re.M), *["preset"] * ("PRESETS" in path.read_text())}
+        assert known >= {*re.findall(r"--(\w+)", rest)}, script

@@ -1,0 +1,193 @@
+import pytest
+import torch
+from PIL import Image
+from torch.testing import assert_close
+
+import data
+import ddpm
+import noise
+from examples import common, denoise_1d, inpaint, interpolate, invert, memorise
+from run import checkpoint
+
+
+def rms(x):
+    return x.square().mean().sqrt().item()
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "new" / "picture.png"
+
+
+# Inversion
+
+def test_inversion_comes_back_the_nearer_the_more_steps(out, capsys):
+    errors = invert.main(["--n", "6", "--steps", "5,20,80", "--out", str(out)])
+    assert errors[1] < 0.5 * errors[0] and errors[2] < 0.5 * errors[1] and errors[2] < 0.02
+    assert "80 steps up and down" in capsys.readouterr().out and Image.open(out).width > 400
+
+
+def test_upward_rows_are_the_sampler_s_own_formula_run_backwards():
+    """With the answer held fixed, a step up undoes the step down: x_t -> x_s -> x_t."""
+    schedule, times = ddpm.linear_schedule(), [1000, 600, 250, 1]
+    down = ddpm.sampler_rows(schedule, times, clip=False)
+    up = invert.upward_rows(schedule, times, "eps")
+    assert up[:, :2].tolist() == [[1, 250], [250, 600], [600, 1000]]
+    x, eps = torch.randn(2, 3, 4, 4, dtype=torch.float64)[:, None]
+    for k in range(3):
+        xs, x0_hat = ddpm.step(down, torch.tensor([k]), x, eps)
+        xt, x0_again = ddpm.step(up, torch.tensor([2 - k]), xs, eps)
+        assert_close(xt, x)
+        assert_close(x0_again, x0_hat)
+
+
+def test_exact_inversion_of_gaussian_data_finds_standard_noise():
+    """For data N(0, v) the exact answer is linear, and many small steps turn x0 into x0/sqrt(v)."""
+    schedule, v = ddpm.cosine_schedule(1000), 0.3
+
+    def denoise(xt, t):
+        bar = schedule.alpha_bar[t][:, None].float()
+        return (1 - bar).sqrt() / (bar * v + 1 - bar) * xt
+
+    x0 = torch.linspace(-1, 1, 9)[:, None]
+    found = invert.noise_of(schedule, denoise, x0, list(range(999, 0, -1)), "eps")
+    assert_close(found, x0 / v**0.5, rtol=0.02, atol=0)
+
+
+# Interpolation
+
+def test_interpolation_begins_and_ends_at_the_given_pictures(out):
+    drawn, ends = interpolate.main(["--pairs", "3", "--stops", "5", "--steps", "80", "--out", str(out)])
+    assert drawn.shape == (5, 3, 1, 8, 8) and out.exists()
+    assert rms(drawn[0] - ends[:3]) < 0.05 and rms(drawn[-1] - ends[3:]) < 0.05
+    assert interpolate.decided(drawn[2]) > interpolate.decided((ends[:3] + ends[3:]) / 2) + 0.02  # no mixtures
+
+
+def test_slerp_keeps_the_length_and_an_even_pace():
+    x, y = torch.randn(2, 4, 1, 8, 8, dtype=torch.float64)
+    x, y = (v / v.flatten(1).norm(dim=1).view(-1, 1, 1, 1) for v in (x, y))
+    path = interpolate.slerp(x, y, torch.linspace(0, 1, 5, dtype=torch.float64)).flatten(2)       # S B D
+    assert_close(path.norm(dim=2), torch.ones(5, 4, dtype=torch.float64))
+    assert_close(path[[0, -1]], torch.stack([x, y]).flatten(2))
+    cosines = (path[1:] * path[:-1]).sum(2)
+    assert_close(cosines, cosines[:1].expand(4, 4))
+
+
+# Inpainting and denoising
+
+@pytest.fixture(scope="module")
+def mended(tmp_path_factory):
+    path = tmp_path_factory.mktemp("out") / "picture.png"
+    found = inpaint.main(["--n", "20", "--draws", "2", "--steps", "20", "--rounds", "3", "--out", str(path)])
+    assert path.exists()
+    return {name: x.cpu() for name, x in found.items()}
+
+
+def test_seen_pixels_stay_and_holes_are_filled_better_than_by_the_mean(mended):
+    x0, seen, filled = (mended[name] for name in ("x0", "seen", "filled"))
+    assert_close(filled[seen], x0[seen], rtol=0, atol=0)
+    training = data.to_unit(data.digits().images)
+    mean = training.mean(0).expand_as(x0)
+    holes = [rms((filled - x0)[~seen]), rms((training[:len(x0)] - x0)[~seen]), rms((mean - x0)[~seen])]
+    assert holes[0] < 0.75 * holes[1]                               # against digits at random
+    assert filled[~seen].std() > 1.3 * mean[~seen].std()            # not the mean, but samples
+    assert not torch.allclose(filled[::2], filled[1::2], atol=0.1)
+
+
+def test_the_posterior_takes_noise_away(mended):
+    x0, noisy, clean = mended["x0"], mended["noisy"].repeat_interleave(2, dim=0), mended["clean"]
+    assert rms(noisy - x0) > 0.45
+    assert rms(clean - x0) < 0.6 * rms(noisy - x0)
+    assert rms(clean.view(20, 2, -1).mean(1) - x0[::2].flatten(1)) < rms(clean - x0)      # the mean of draws is nearer
+
+
+def posterior_setting():
+    """Gaussian pairs of correlation 0.8, their exact denoiser, and the whole chain's rows."""
+    schedule, covariance = ddpm.cosine_schedule(200), torch.tensor([[1, 0.8], [0.8, 1]], dtype=torch.float64)
+
+    def denoise(xt, t):
+        bar = schedule.alpha_bar[t][:, None, None]
+        inverse = torch.linalg.inv(bar * covariance + (1 - bar) * torch.eye(2))
+        return ((1 - bar).sqrt() * inverse @ xt.double()[..., None])[..., 0].to(xt.dtype)
+
+    rows = ddpm.sampler_rows(schedule, list(range(200, 0, -1)), eta=1, clip=False)
+    return schedule, denoise, rows
+
+
+def test_inpainting_samples_the_conditional_of_a_gaussian():
+    """x1 given x0 = 1 is N(0.8, 0.36): what more rounds come nearer to."""
+    schedule, denoise, rows = posterior_setting()
+    n = 2000
+    x0, seeds = torch.tensor([[1., 0.]]).repeat(n, 1), noise.image_seeds(0, torch.arange(n))
+    seen = torch.tensor([True, False]).expand(n, 2)
+    means = {}
+    for rounds in (1, 8):
+        drawn = inpaint.inpaint(schedule, denoise, rows, x0, seen, seeds, rounds)
+        assert (drawn[:, 0] == 1).all()
+        means[rounds], std = drawn[:, 1].mean().item(), drawn[:, 1].std().item()
+    assert abs(means[8] - 0.8) < 0.06 and abs(std - 0.6) < 0.06
+    assert abs(means[1] - 0.8) > abs(means[8] - 0.8)
+
+
+def test_denoising_samples_the_posterior_of_a_gaussian(monkeypatch):
+    """y = x0 + sigma n with sigma = 1: p(x0 | y) has mean C (C + I)^-1 y and covariance C - C (C + I)^-1 C."""
+    schedule, denoise, rows = posterior_setting()
+    monkeypatch.setattr(ddpm, "sampler_rows", lambda schedule, times, **_: rows[len(rows) - len(times):])
+    n, C, eye = 4000, torch.tensor([[1, 0.8], [0.8, 1]]), torch.eye(2)
+    y = torch.tensor([1., -0.5])
+    drawn = inpaint.denoised(schedule, denoise, y.repeat(n, 1), 1., noise.image_seeds(0, torch.arange(n)), "eps")
+    gain = C @ torch.linalg.inv(C + eye)
+    assert_close(drawn.mean(0), gain @ y, rtol=0, atol=0.05)
+    assert_close(drawn.T.cov(), C - gain @ C, rtol=0, atol=0.05)
+
+
+# Memorisation
+
+def test_the_exact_denoiser_copies_and_the_trained_one_does_not(out, capsys):
+    distance = memorise.main(["--n", "30", "--steps", "25", "--out", str(out)])
+    assert distance["exact"].max() < 1 / 255                        # less than a grey level: copies
+    assert 0.5 < distance["trained"].median() / distance["new"].median() < 2
+    assert distance["trained"].min() > 20 / 255 and "nearest training picture" in capsys.readouterr().out
+    assert out.exists()
+
+
+def test_nearest_measures_a_pixel():
+    training = torch.stack([torch.full((1, 2, 2), v) for v in (-1., 0., 1.)])
+    distance, found = memorise.nearest(torch.full((1, 1, 2, 2), 0.75), training)
+    assert_close(distance, torch.tensor([0.25]))
+    assert_close(found, training[2:])
+
+
+# One dimension
+
+def test_signals_jump_as_often_as_said_and_differ():
+    x = denoise_1d.signals(0, 1, 2000)
+    assert x.shape == (2000, 1, denoise_1d.L) and set(x.unique().tolist()) == {-1., 1.}
+    assert abs(denoise_1d.jumps(x) - (denoise_1d.L - 1) * denoise_1d.JUMPS) < 0.2
+    assert abs(x[:, :, 0].mean().item()) < 0.1
+    assert not torch.equal(x, denoise_1d.signals(0, 2, 2000))
+
+
+def test_signals_are_denoised_better_than_by_any_moving_average(out, capsys):
+    found = denoise_1d.main(["--steps", "300", "--out", str(out)])
+    assert rms(found["clean"] - found["x0"]) < 0.95 * rms(found["smooth"] - found["x0"])
+    assert (found["drawn"].abs() > 0.8).float().mean() > 0.9        # two levels, as the data
+    assert 2 < denoise_1d.jumps(found["drawn"]) < 5.5
+    assert "moving average" in capsys.readouterr().out and Image.open(out).width > 800
+
+
+# What they share
+
+def test_a_model_without_a_null_class_is_refused(tmp_path):
+    last = checkpoint.load("weights/digits.pt")
+    wrong = last._replace(data={**last.data, "classes": tuple("0123456789X")})
+    checkpoint.save(tmp_path / "last.pt", wrong)
+    with pytest.raises(ValueError, match="no null class"):
+        common.trained(str(tmp_path / "last.pt"))
+
+
+@pytest.mark.parametrize("example", [inpaint, interpolate, invert, memorise])
+def test_a_missing_checkpoint_is_one_sentence(example, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        example.main(["--checkpoint", str(tmp_path / "none.pt")])
+    assert stop.value.code == 2 and capsys.readouterr().err.count("\n") == 1

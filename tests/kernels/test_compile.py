@@ -1,0 +1,117 @@
+"""Compiled sampling is the plain sampling: the same function, the same pictures."""
+
+import shutil
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+import ddpm
+from kernels import group_norm_silu, sampling_step
+from kernels.compile import SubpixelUp, check_compiler, compile_denoiser, compile_loop, time_table
+from noise import image_seeds
+from unet import CONFIGS, UNet, UNetConfig, Up
+
+CONFIG = UNetConfig(2, 2, D=8, widths=(8, 16), blocks=1, heads=(0, 2, 2), classes=3, groups=4)
+
+
+def awake(config=CONFIG, **kwargs):
+    """A network none of whose weights are zero."""
+    torch.manual_seed(0)
+    unet = UNet(config, **kwargs).eval().requires_grad_(False)
+    for p in unet.parameters():
+        p.add_(0.1 * torch.randn_like(p))
+    return unet
+
+
+@pytest.mark.parametrize("H, W", [(1, 1), (2, 3), (8, 8)])
+def test_subpixel_upsampling_is_exact(H, W):
+    up = Up(6, CONFIG).double()
+    x = torch.randn(2, 6, H, W, dtype=torch.float64)
+    assert_close(SubpixelUp(up)(x, None), up(x, None), rtol=0, atol=1e-14)
+
+
+def test_subpixel_weights_are_summed_in_float32():
+    up = Up(6, CONFIG)
+    full = SubpixelUp(up).weight
+    half = SubpixelUp(up.bfloat16())
+    assert half.weight.dtype == torch.bfloat16
+    exact = SubpixelUp(up.float()).weight               # up's weights are now rounded, their sums are not
+    assert_close(half.weight, exact.bfloat16(), rtol=0, atol=0)
+    assert (exact - full).abs().max() > 0
+
+
+@pytest.mark.parametrize("classes", [0, 3])
+def test_time_table_is_embed(classes):
+    unet = awake(replace(CONFIG, classes=classes))
+    times = torch.tensor([900, 400, 7])
+    t, labels = torch.tensor([7, 900, 400, 400]), torch.tensor([0, 1, 2, 2]) if classes else None
+    assert_close(time_table(unet, times)(t, labels), unet.embed(t, labels))
+
+
+def test_a_table_too_large_is_computed_instead():
+    unet = awake(replace(CONFIG, classes=3))
+    unet.time.out_features = 2**30                      # as if it were so wide
+    embed = time_table(unet, torch.tensor([5, 2]))
+    t, labels = torch.tensor([5, 2]), torch.tensor([0, 2])
+    assert_close(embed(t, labels), unet.embed(t, labels))
+
+
+@pytest.mark.parametrize("choice, batch", [({}, 3), ({"eta": 1.}, 1), ({"eta": 1.}, 8), ({"sampler": "2m"}, 3)])
+def test_compiled_loop_draws_the_plain_pictures(choice, batch):
+    plain, compiled = awake(), awake()
+    rows = ddpm.sampler_rows(ddpm.cosine_schedule(100), [100, 60, 30, 10], target="v", **choice)
+    seeds, labels = image_seeds(3, torch.arange(batch)), torch.arange(batch) * 2 % 3
+    model = compile_denoiser(compiled, rows[:, 0].long())
+    run = compile_loop(lambda xt, t: model(xt, t, labels), rows, (2, 8, 8), seeds)
+    ours = ddpm.sample(lambda xt, t: plain(xt, t, labels), rows, (2, 8, 8), seeds)
+    for (s, xs, x0), (s_plain, xs_plain, x0_plain) in zip(run(seeds), ours, strict=True):
+        assert s == s_plain
+        assert_close(xs, xs_plain, rtol=1e-4, atol=1e-4)
+        assert_close(x0, x0_plain, rtol=1e-4, atol=1e-4)
+    other = image_seeds(4, torch.arange(batch))
+    assert not torch.equal([*run(other)][-1][1], xs)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_pictures_of_the_fused_kernels_are_the_plain_ones(batch):
+    """On a CPU the interpreted kernels, on a GPU the real ones, at three batch sizes: the same images."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    config = replace(CONFIGS["digits"], classes=0, widths=(8, 16), groups=4, heads=(0, 2, 0))
+    plain, fused = awake(config).to(device), awake(config, norm=group_norm_silu).to(device)
+    rows = ddpm.sampler_rows(ddpm.linear_schedule(50), [50, 25, 5], eta=1.).to(device)
+    seeds = image_seeds(1, torch.arange(8, device=device))
+    *_, (_, whole, _) = ddpm.sample(plain, rows, (1, 4, 4), seeds)
+    *_, (_, part, _) = ddpm.sample(fused, rows, (1, 4, 4), seeds[:batch], step=sampling_step)
+    assert_close(part, whole[:batch], rtol=1e-4, atol=1e-4)
+
+
+def test_compilation_keeps_the_precision():
+    rows = ddpm.sampler_rows(ddpm.cosine_schedule(100), [100, 50], target="v")
+    model = compile_denoiser(awake(), rows[:, 0].long())
+    output = model(torch.randn(2, 2, 8, 8), torch.tensor([100, 50]), torch.tensor([0, 1]))
+    assert output.dtype == torch.float32
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+@pytest.mark.parametrize("choice", [{}, {"eta": 1.}, {"sampler": "2m"}], ids=str)
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_captured_loop_draws_the_plain_pictures_twice(choice, batch):
+    plain, fast = awake().cuda(), awake(norm=group_norm_silu).cuda()
+    rows = ddpm.sampler_rows(ddpm.cosine_schedule(100), [100, 60, 30, 10], target="v", **choice).cuda()
+    seeds, labels = image_seeds(3, torch.arange(batch)).cuda(), (torch.arange(batch) % 3).cuda()
+    model = compile_denoiser(fast, rows[:, 0].long())
+    run = compile_loop(lambda xt, t: model(xt, t, labels), rows, (2, 8, 8), seeds + 1)
+    first, second = ([xs for _, xs, _ in run(seeds)] for _ in range(2))
+    ours = ddpm.sample(partial(plain, labels=labels), rows, (2, 8, 8), seeds)
+    for xs, again, (_, xs_plain, _) in zip(first, second, ours, strict=True):
+        assert_close(xs, again, rtol=0, atol=0)
+        assert_close(xs, xs_plain, rtol=1e-3, atol=1e-3)
+
+
+def test_a_missing_compiler_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(ValueError, match="needs a C\\+\\+ compiler"):
+        check_compiler(torch.device("cpu"))

@@ -1,0 +1,132 @@
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from PIL import Image
+from torch.testing import assert_close
+
+import data
+from scores import fid
+
+
+def cloud(n, D=6, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, D, generator=generator) @ torch.randn(D, D, generator=generator) + seed
+
+
+def stub(device):
+    """Features that are the mean colour of each quarter, and a random mixture: no weights to download."""
+    mix = torch.randn(12, 12, generator=torch.Generator().manual_seed(1))
+
+    def features(pixels):
+        assert pixels.dtype == torch.uint8 and pixels.shape[1] == 3
+        return torch.nn.functional.adaptive_avg_pool2d(pixels.float() / 255, 2).flatten(1) @ mix
+    return features
+
+
+def pictures(path, n, C=3, size=8, seed=0):
+    x = np.random.default_rng(seed).integers(0, 256, (n, size, size, C), dtype=np.uint8)
+    np.savez(path, arr_0=x)
+    return str(path)
+
+
+def test_frechet_is_the_published_formula():
+    a, b = cloud(50), cloud(70, seed=1)
+    A, B = (np.cov(x.double().numpy().T) for x in (a, b))
+    root = scipy.linalg.sqrtm(A @ B).real
+    expected = ((a.mean(0) - b.mean(0)).double().square().sum().item() + np.trace(A + B - 2 * root))
+    assert fid.frechet(fid.statistics(a), fid.statistics(b)) == pytest.approx(expected, rel=1e-6)
+    assert fid.frechet(fid.statistics(b), fid.statistics(a)) == pytest.approx(expected, rel=1e-6)
+    assert abs(fid.frechet(fid.statistics(a), fid.statistics(a))) < 1e-6
+
+
+def test_fewer_points_than_features_are_no_trouble():
+    a, b = cloud(5, D=40), cloud(4, D=40, seed=1)
+    far = fid.frechet(fid.statistics(a), fid.statistics(b))
+    assert far > 1 and abs(fid.frechet(fid.statistics(a), fid.statistics(a))) < 1e-5 * far
+
+
+def test_statistics_add_up_whatever_the_mean():
+    x = cloud(60) + 1e4
+    whole, parts = fid.statistics(x), fid.statistics(x[::2]) + fid.statistics(x[1::2])
+    assert parts.n == 60
+    assert_close(parts.mean, whole.mean)
+    assert_close(parts.scatter, whole.scatter, rtol=1e-6, atol=1e-4)
+
+
+def test_fid_tells_near_from_far_and_prints_its_floor(tmp_path, capsys):
+    real = pictures(tmp_path / "real.npz", 400)
+    for name, n, offset in (("same", 300, 0), ("dark", 200, 60)):
+        x = np.random.default_rng(9).integers(0, 256 - offset, (n, 8, 8, 3), dtype=np.uint8)
+        np.savez(tmp_path / name, arr_0=x)
+        fid.fid(["--pictures", str(tmp_path / f"{name}.npz"), "--data", real, "--cache", str(tmp_path / "c")], stub)
+    said = capsys.readouterr().out.splitlines()
+    figures = [float(line.split()[1]) for line in said if line.startswith("FID")]
+    same, floor, dark, again = figures
+    assert floor == again and same < 3 * floor and dark > 20 * same
+    assert f"N = 300 pictures of {tmp_path}/same.npz, 400 of {real} at 8 x 8" in said[0]
+    assert "real to real: 200 pictures" in said[1] and "equal N" in said[2]
+
+
+def test_statistics_are_cached_by_the_pixels(tmp_path):
+    found, calls = data.load(pictures(tmp_path / "a.npz", 12)), []
+
+    def counted(pixels):
+        calls.append(len(pixels))
+        return stub("cpu")(pixels)
+
+    first = fid.halves(found, counted, 5, tmp_path)
+    again = fid.halves(found, counted, 4, tmp_path)
+    assert calls == [5, 5, 2] and [p.name[:3] for p in tmp_path.glob("12-*.npz")] == ["12-"]
+    for a, b in zip(first, again, strict=True):
+        assert_close(a, b, rtol=0, atol=0)
+    assert [half.n for half in first] == [6, 6]
+    assert_close((first[0] + first[1]).mean, stub("cpu")(found.images).double().mean(0))
+    changed = found.images.clone()
+    changed[3, 0, 0, 0] ^= 1
+    fid.halves(found._replace(images=changed), counted, 12, tmp_path)
+    assert calls[3:] == [12]
+
+
+def test_grey_is_colour_and_alpha_is_refused(tmp_path):
+    grey = torch.randint(256, (3, 1, 4, 4), dtype=torch.uint8)
+    assert_close(fid.colour(grey), grey.repeat(1, 3, 1, 1))
+    with pytest.raises(ValueError, match="alpha"):
+        fid.colour(grey.repeat(1, 4, 1, 1))
+
+
+def test_a_folder_of_pngs_is_taken_and_few_pictures_are_refused(tmp_path):
+    for k in range(4):
+        Image.effect_noise((8, 8), 50).save(tmp_path / f"{k}.png")
+    fid.fid(["--pictures", str(tmp_path), "--data", str(tmp_path), "--cache", str(tmp_path / "c")], stub)
+    with pytest.raises(ValueError, match="has 3 pictures"):
+        fid.fid(["--pictures", pictures(tmp_path / "few.npz", 3), "--data", str(tmp_path)], stub)
+
+
+def test_without_the_tool_it_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "pytorch_fid", None)
+    with pytest.raises(ValueError, match="pip install pytorch-fid"):
+        fid.inception(torch.device("cpu"))
+
+
+def test_the_tool_is_asked_for_2048_features_of_pixels_from_0_to_1(monkeypatch):
+    import sys
+    import types
+
+    class Inception(torch.nn.Module):
+        BLOCK_INDEX_BY_DIM = {64: 0, 2048: 3}
+
+        def __init__(self, blocks):
+            super().__init__()
+            assert blocks == [3]
+
+        def forward(self, x):
+            assert not self.training and x.min() >= 0 and 0.9 < x.max() <= 1
+            return [x.mean((2, 3), keepdim=True).repeat(1, 2, 1, 1)]
+
+    module = types.ModuleType("pytorch_fid.inception")
+    module.InceptionV3 = Inception
+    monkeypatch.setitem(sys.modules, "pytorch_fid", types.ModuleType("pytorch_fid"))
+    monkeypatch.setitem(sys.modules, "pytorch_fid.inception", module)
+    pixels = torch.randint(256, (5, 3, 8, 8), dtype=torch.uint8)
+    assert fid.inception(torch.device("cpu"))(pixels).shape == (5, 6)

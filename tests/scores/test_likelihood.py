@@ -1,0 +1,134 @@
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch.testing import assert_close
+
+import data
+import ddpm
+import evaluate
+import noise
+from run import checkpoint
+from scores.likelihood import bound, partition, sample_timesteps
+
+DIGITS = str(Path(__file__).parents[2] / "weights" / "digits.pt")
+CHOICE = {"target": "eps", "variance": "beta_tilde", "clip": True}
+SCHEDULE = ddpm.linear_schedule(30, 1e-3, 0.4)
+
+
+def model(xt, t, labels=None):
+    return 0.9 * xt + t.view(-1, 1, 1, 1) / 100 + (0 if labels is None else labels.view(-1, 1, 1, 1) / 10)
+
+
+def pixels(n):
+    return torch.randint(256, (n, 1, 4, 4), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+
+
+def test_every_term_is_the_core_s():
+    images, labels = pixels(5), torch.arange(5)
+    terms = bound(SCHEDULE, model, images, labels, parts=partition(30, 0), seed=3, batch=7, **CHOICE)
+    x0, seeds, expected = data.to_unit(images), noise.image_seeds(3, torch.arange(5)), []
+    for t in range(1, 31):
+        t = torch.full((5,), t)
+        eps = noise.normal(seeds, t, (1, 4, 4), noise.TRAIN)
+        expected.append(ddpm.bound_terms(SCHEDULE, lambda xt, t: model(xt, t, labels), x0, t, eps, **CHOICE).double())
+    expected = torch.stack(expected)
+    assert_close(terms.bits, expected.mean(1), rtol=1e-5, atol=1e-7)
+    assert_close(terms.prior, ddpm.prior_bits(SCHEDULE, x0))
+    assert_close(terms.total, expected.sum(0) + terms.prior, rtol=1e-5, atol=1e-6)
+    assert terms.t.tolist() == list(range(1, 31)) and terms.width.tolist() == [1] * 30
+
+
+@pytest.mark.parametrize("times", [0, 10])
+def test_figures_do_not_depend_on_the_batch(times):
+    whole, parts = (bound(SCHEDULE, model, pixels(6), None, parts=partition(30, times), batch=b, **CHOICE)
+                    for b in (1000, 4))
+    for a, b in zip(whole, parts, strict=True):
+        assert_close(a, b, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("T, times", [(1000, 50), (1000, 3), (30, 29), (2, 1), (4000, 100)])
+def test_parts_are_all_of_the_chain_once(T, times):
+    parts = partition(T, times)
+    assert parts[:2].tolist() == [1, 2] and parts[-1] == T + 1 and (parts.diff() > 0).all()
+    assert len(parts) <= times + 2
+
+
+def test_times_are_even_in_their_part():
+    parts = partition(30, 4)
+    k = torch.arange(5).repeat(4000)
+    t = sample_timesteps(parts, noise.image_seeds(0, torch.arange(20000) // 5), k)
+    assert (t >= parts[k]).all() and (t < parts[k + 1]).all()
+    share = (t - 1).bincount(minlength=30) * parts.diff().repeat_interleave(parts.diff()) / 4000
+    assert_close(share, torch.ones(30), rtol=0, atol=0.12)              # each t counts as once
+
+
+def test_fewer_times_estimate_the_same_sum():
+    images = pixels(400)
+    every, some = (bound(SCHEDULE, model, images, None, parts=partition(30, times), batch=4096, **CHOICE).total.mean()
+                   for times in (0, 5))
+    assert some.item() == pytest.approx(every.item(), rel=0.01)
+
+
+def test_distortion_is_that_of_x0_hat_and_falls_to_nothing_for_a_perfect_guess():
+    images = pixels(4)
+    perfect = ddpm.exact_denoiser(SCHEDULE, data.to_unit(images))
+    terms = bound(SCHEDULE, lambda xt, t, y: perfect(xt, t), images, None, parts=partition(30, 0), **CHOICE)
+    assert terms.distortion[0] < 0.1 and terms.distortion[-1] > 20
+    blind = bound(SCHEDULE, lambda xt, t, y: xt, images, None, parts=partition(30, 0),
+                  target="x0", variance="beta_tilde", clip=False)
+    xt = ddpm.q_sample(SCHEDULE, data.to_unit(images), torch.full((4,), 9), noise.normal(
+        noise.image_seeds(0, torch.arange(4)), 9, (1, 4, 4), noise.TRAIN))
+    error = 127.5 * (xt - data.to_unit(images)).square().mean().sqrt().double()
+    assert_close(blind.distortion[8], error, rtol=1e-5, atol=0)
+
+
+def test_nll_prints_every_term_and_draws_the_curves(tmp_path, capsys):
+    evaluate.main(["nll", "--checkpoint", DIGITS, "--n", "40", "--times", "20", "--out", str(tmp_path / "nll.png")])
+    lines = capsys.readouterr().out.splitlines()
+    values = {line[:28].strip(): float(line[28:].split()[0]) for line in lines[2:-1]}
+    assert "40 pictures of digits (held-out)" in lines[0] and "variance beta_tilde" in lines[0]
+    assert [*values][0] == "prior, L_T" and [*values][-2:] == ["decoder, L_0, t = 1", "sum"] and len(values) == 7
+    *parts, total = values.values()
+    assert total == pytest.approx(sum(parts), abs=1e-4) and 3.5 < total < 5
+    assert Image.open(tmp_path / "nll.png").width > 900
+
+
+def test_a_learned_variance_and_labels_are_used(tmp_path, capsys):
+    last = checkpoint.load(DIGITS)
+    weights = {**last.ema}
+    for name in ("last.weight", "last.bias"):
+        weights[name] = torch.cat([weights[name], 0 * weights[name]])   # v = 0: midway between the two variances
+    network = last.network.__class__(**{**vars(last.network), "out_channels": 2})
+    checkpoint.save(tmp_path / "x.pt", last._replace(network=network, ema=weights, weights=weights))
+    totals = {}
+    for flags in ([], ["--variance", "beta_tilde"], ["--no-labels"]):
+        evaluate.main(["nll", "--checkpoint", str(tmp_path / "x.pt"), "--n", "20", "--times", "10",
+                       "--out", str(tmp_path / "nll.png"), *flags])
+        said = capsys.readouterr().out
+        assert f"variance {'beta_tilde' if '--variance' in flags else 'learned'}" in said
+        totals[" ".join(flags)] = float(said.split("sum")[1].split()[0])
+    assert len(set(totals.values())) == 3 and totals[""] < totals["--no-labels"]
+
+
+@pytest.mark.parametrize("flags, says", [
+    (["--times", "1000"], "times is 1000"), (["--n", "-1"], "n is -1"), (["--batch", "0"], "batch is 0"),
+    (["--weights", "best"], "weights is 'best'"),
+    (["--data", "nowhere"], "no data set 'nowhere'"), (["--data", "dead-leaves-grey"], "has no end"),
+    (["--variance", "learned"], "channels"), (["--checkpoint", "no.pt"], "no checkpoint no.pt")])
+def test_bad_requests_are_one_sentence_and_exit_2(flags, says, capsys):
+    with pytest.raises(SystemExit) as stop:
+        evaluate.main(["nll", "--checkpoint", DIGITS, *flags])
+    assert stop.value.code == 2 and says in capsys.readouterr().err
+
+
+def test_pictures_of_another_kind_are_refused(tmp_path, capsys):
+    last = checkpoint.load(DIGITS)
+    checkpoint.save(tmp_path / "x.pt", last._replace(data={**last.data, "name": "cats"}))
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    for flags, says in ((["--checkpoint", str(tmp_path / "x.pt")], "was trained on cats"),
+                        (["--checkpoint", DIGITS, "--data", str(tmp_path)], "(3, 8, 8), the model's (1, 8, 8)")):
+        with pytest.raises(SystemExit):
+            evaluate.main(["nll", *flags])
+        assert says in capsys.readouterr().err
