@@ -12,7 +12,7 @@ import data
 import ddpm
 import noise
 import sample
-from run import checkpoint, pictures
+from run import arrays, checkpoint, pictures
 from sample import Config, generate
 from unet import UNet
 
@@ -28,7 +28,7 @@ def digits(**settings):
 def test_main_writes_the_pictures_it_was_asked_for(tmp_path, capsys):
     sample.main(["--checkpoint", DIGITS, "--n", "20", "--steps", "5", "--gif", "--png", "--npz", "--out", str(tmp_path),
                  "--snapshots", "1000,500,0"])
-    assert "20 pictures in" in (said := capsys.readouterr().out) and "images/s, 5 network calls" in said
+    assert "20 pictures in" in (said := capsys.readouterr().out) and "images/s, 5 network evaluations" in said
     assert Image.open(tmp_path / "grid.png").size == (10 * 68 + 4, 24 + 2 * 68)
     assert Image.open(tmp_path / "strip.png").size == (3 * 68 + 4, 24 + 10 * 68)
     assert Image.open(tmp_path / "reverse.gif").n_frames == 6
@@ -39,6 +39,18 @@ def test_main_writes_the_pictures_it_was_asked_for(tmp_path, capsys):
     assert data.load(str(tmp_path / "pictures.npz")).shape == (1, 8, 8)
 
 
+def test_a_film_of_a_hundred_digits_is_small_and_shows_the_chain(tmp_path):
+    sample.main(["--checkpoint", DIGITS, "--steps", "200", "--eta", "1", "--gif", "--out", str(tmp_path)])
+    sheet, path = Image.open(tmp_path / "grid.png"), tmp_path / "reverse.gif"
+    with Image.open(path) as gif:
+        assert path.stat().st_size < 2e6 and 30 < gif.n_frames <= pictures.FRAMES + 1
+        gif.seek(gif.n_frames - 1)
+        last = gif.convert("L").resize(sheet.size)
+        assert gif.info["duration"] == 2000 and gif.width == sheet.width // 2
+    away = np.abs(np.asarray(last, int)[24:] - np.asarray(sheet.convert("L"), int)[24:])
+    assert away.mean() < 12                                 # of 256: half the size and sixteen greys
+
+
 @pytest.mark.parametrize("batch", [1, 3, 8])
 @pytest.mark.parametrize("settings", [{}, {"eta": 1.}, {"sampler": "2m"}, {"guidance": 1.}])
 def test_a_picture_does_not_depend_on_the_batch(batch, settings):
@@ -47,7 +59,7 @@ def test_a_picture_does_not_depend_on_the_batch(batch, settings):
     assert_close(parts.labels, whole.labels)
 
 
-def test_a_picture_does_not_depend_on_how_many_are_drawn():
+def test_a_picture_does_not_depend_on_how_many_are_sampled():
     assert_close(digits(n=3).x, digits(n=7).x[:3], **SAME)
 
 
@@ -58,7 +70,7 @@ def test_seeds_and_images_differ():
 
 
 def test_the_chain_is_the_core_s():
-    """What draw returns is what the plain lines of ddpm.py make of the checkpoint."""
+    """What generate returns is what the plain lines of ddpm.py make of the checkpoint."""
     last = checkpoint.load(DIGITS)
     unet = UNet(last.network).eval()
     unet.load_state_dict(last.ema)
@@ -102,10 +114,10 @@ def test_compile_without_a_compiler_is_one_sentence(monkeypatch):
 
 def test_snapshots_are_the_nearest_times_visited():
     config = Config(checkpoint=DIGITS, n=2, steps="4")
-    drawn = generate(config, keep=lambda times: {pictures.nearest(t, times) for t in (990, 300)})
-    assert set(drawn.states) == {1000, 250, 0}
-    assert_close(drawn.states[1000], noise.normal(noise.image_seeds(0, torch.arange(2)), 1000, (1, 8, 8)))
-    assert_close(drawn.states[0], drawn.x)
+    samples = generate(config, keep=lambda times: {pictures.nearest(t, times) for t in (990, 300)})
+    assert set(samples.states) == {1000, 250, 0}
+    assert_close(samples.states[1000], noise.normal(noise.image_seeds(0, torch.arange(2)), 1000, (1, 8, 8)))
+    assert_close(samples.states[0], samples.x)
 
 
 @pytest.mark.parametrize("flags, says", [
@@ -157,13 +169,13 @@ def test_unconditional_networks_take_no_labels(tmp_path, capsys):
 MANY = ["--checkpoint", DIGITS, "--steps", "1", "--batch", "10", "--npz"]
 
 
-def arrays(out):
+def stored(out):
     with np.load(out / "pictures.npz") as file:
         return file["arr_0"], file["arr_1"]
 
 
 @pytest.mark.parametrize("torn", [0, 100])
-def test_an_npz_goes_on_after_a_stop(tmp_path, monkeypatch, capsys, torn):
+def test_an_npz_is_resumed_after_a_stop(tmp_path, monkeypatch, capsys, torn):
     """With or without part of a batch behind the last whole one."""
     sample.main([*MANY, "--n", "45", "--out", str(tmp_path / "whole")])
     append, calls = arrays.append, []
@@ -177,20 +189,20 @@ def test_an_npz_goes_on_after_a_stop(tmp_path, monkeypatch, capsys, torn):
         append(path, n, done, pixels)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(pictures, "append", dies)
+        patch.setattr(arrays, "append", dies)
         sample.main([*MANY, "--n", "45", "--out", str(tmp_path / "parts")])
     assert not (tmp_path / "parts" / "pictures.npz").exists()
     capsys.readouterr()
     sample.main([*MANY, "--n", "45", "--out", str(tmp_path / "parts")])
-    assert "images/s, 2 network calls" in capsys.readouterr().out   # 27 of 45 were there: 3 of 5 batches of 9
-    for ours, theirs in zip(arrays(tmp_path / "parts"), arrays(tmp_path / "whole"), strict=True):
+    assert "images/s, 2 network evaluations" in capsys.readouterr().out   # 27 of 45 were there: 3 of 5 batches of 9
+    for ours, theirs in zip(stored(tmp_path / "parts"), stored(tmp_path / "whole"), strict=True):
         assert (ours == theirs).all() and len(ours) == 45
     assert (np.array(Image.open(tmp_path / "parts" / "grid.png"))
             == np.array(Image.open(tmp_path / "whole" / "grid.png"))).all()
     assert sorted(p.name for p in (tmp_path / "parts").iterdir()) == [".lock", "grid.png", "pictures.npz"]
 
 
-def test_an_npz_of_other_pictures_is_not_gone_on_with():
+def test_an_npz_of_other_pictures_is_not_resumed():
     last = checkpoint.load(DIGITS)
     keys = {sample.digest(Config(**settings), last) for settings in ({}, {"seed": 1}, {"labels": "3"}, {"n": 3})}
     ema = {name: w + (name == "last.bias") for name, w in last.ema.items()}
@@ -200,9 +212,9 @@ def test_an_npz_of_other_pictures_is_not_gone_on_with():
     assert sample.digest(Config(batch=3, device="cpu"), last) == sample.digest(Config(), last)
 
 
-def test_processes_that_read_different_checkpoints_do_not_draw(monkeypatch):
-    monkeypatch.setattr(sample.processes, "first_s", lambda step: step + 500)
-    with pytest.raises(ValueError, match="digits.pt was replaced while it was read; draw again"):
+def test_processes_that_read_different_checkpoints_do_not_sample(monkeypatch):
+    monkeypatch.setattr(sample.processes, "broadcast_first", lambda step: step + 500)
+    with pytest.raises(ValueError, match="digits.pt was replaced while it was read; sample again"):
         digits()
 
 
@@ -216,8 +228,8 @@ def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path, monkeypatch)
                                             and x.shape[1:] == (1, 8, 8)))
         append(path, n, done, pixels)
 
-    monkeypatch.setattr(pictures, "append", counts)
-    monkeypatch.setattr(sample, "SHOWN", 20)
+    monkeypatch.setattr(arrays, "append", counts)
+    monkeypatch.setattr(arrays, "SHOWN", 20)
     for n in (40, 200):
         sample.main([*MANY, "--n", str(n), "--out", str(tmp_path / str(n))])
     assert 0 < alive[200] <= alive[40]

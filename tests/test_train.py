@@ -18,6 +18,7 @@ import ddpm
 import noise
 import train
 from run import checkpoint, folder, pictures
+from run.importance import LATEST
 from train import Config
 
 ROOT = Path(__file__).parents[1]
@@ -59,7 +60,7 @@ def test_a_run_cut_in_two_ends_bitwise_where_the_whole_one_does(tmp_path, flags,
     cut(tmp_path / "cut", 3, monkeypatch, *flags)
     shutil.copytree(tmp_path / "cut", tmp_path / "half")
     run(tmp_path / "cut", "--steps", "6", *flags)
-    assert "going on from step 3" in capsys.readouterr().out
+    assert "last.pt at step 3" in capsys.readouterr().out
     whole, parts = (checkpoint.load(tmp_path / name / "last.pt") for name in ("whole", "cut"))
     for name in ("weights", "ema", "optimizer"):
         assert_close(getattr(parts, name), getattr(whole, name), rtol=0, atol=0)
@@ -137,7 +138,7 @@ def test_more_steps_go_on_and_no_more_do_nothing(tmp_path, capsys):
     run(tmp_path, "--steps", "4")
     run(tmp_path, "--steps", "4")
     assert checkpoint.load(tmp_path / "last.pt").step == 4
-    assert "going on from step 4" in capsys.readouterr().out
+    assert "last.pt at step 4" in capsys.readouterr().out
 
 
 def test_seed_minus_one_is_chosen_printed_and_kept(tmp_path, capsys):
@@ -202,7 +203,7 @@ def test_one_bad_step_is_skipped(tmp_path, monkeypatch):
 
 def test_times_are_stratified_and_cover_the_chain():
     config = Config(batch=50, T=1000)
-    t = torch.stack([train.draw(config, step, torch.zeros(50).long(), 10)[0] for step in range(1, 201)])
+    t = torch.stack([train.sample_timesteps(config, step) for step in range(1, 201)])
     assert_close((t - 1) // 20, torch.arange(50).expand(200, 50))
     assert t.min() >= 1 and t.max() <= 1000 and len(t.unique()) > 950
 
@@ -210,7 +211,7 @@ def test_times_are_stratified_and_cover_the_chain():
 # Importance sampling of t
 
 def history(T, seed=0):
-    return torch.rand(T, train.HISTORY, generator=torch.Generator().manual_seed(seed)) * torch.arange(1, T + 1)[:, None]
+    return torch.rand(T, LATEST, generator=torch.Generator().manual_seed(seed)) * torch.arange(1, T + 1)[:, None]
 
 
 def test_importance_is_the_root_mean_square_and_even_until_all_is_known():
@@ -222,15 +223,15 @@ def test_importance_is_the_root_mean_square_and_even_until_all_is_known():
 
 
 def test_remember_keeps_the_last_ten_of_each_t():
-    losses = torch.full((3, train.HISTORY), math.nan)
+    losses = torch.full((3, LATEST), math.nan)
     train.update_history(losses, torch.tensor([2, 2, 3] + [2] * 10), torch.arange(13.))
     assert losses[0].isnan().all() and losses[1].tolist() == list(range(3, 13))
     assert losses[2, -1] == 2 and losses[2, :-1].isnan().all()
 
 
 def test_importance_sampling_is_unbiased():
-    config, p, none = Config(batch=16, T=20), train.importance(history(20)), torch.zeros(0)
-    t = torch.cat([train.draw(config, step, none, 0, p)[0] for step in range(2000)])
+    config, p = Config(batch=16, T=20), train.importance(history(20))
+    t = torch.cat([train.sample_timesteps(config, step, p) for step in range(2000)])
     share = (t - 1).bincount(minlength=20).double() / len(t)
     assert_close(share, p, rtol=0.05, atol=0)
     g = torch.linspace(3, -1, 20).exp().double()                    # large where p is small
@@ -247,7 +248,7 @@ def test_the_gradient_is_weighted(tmp_path, accumulate):
     run_.history.copy_(history(20))
     p = train.importance(run_.history)
     pixels, labels = data.Batches(run_.dataset, 8, 0, False)[1]
-    t, y = train.draw(config, 1, labels, 10, p)
+    t, y = train.sample_timesteps(config, 1, p), train.hide_labels(config, 1, labels, 10)
     eps = noise.normal(noise.image_seeds(0, torch.arange(8)), 1, (1, 8, 8), noise.TRAIN)
     losses = train.objective(config, run_.schedule, lambda xt, t: run_.unet(xt, t, y), data.to_unit(pixels), t, eps)[0]
     expected = torch.autograd.grad((losses / (20 * p[t - 1])).mean(), run_.weights["last.weight"])[0]
@@ -331,7 +332,7 @@ def test_a_preset_is_printed_and_flags_change_it(tmp_path, capsys):
 
 def test_labels_are_hidden_as_often_as_asked():
     config = Config(batch=1000, null=0.1)
-    _, labels = train.draw(config, 1, torch.arange(1000) % 10, 10)
+    labels = train.hide_labels(config, 1, torch.arange(1000) % 10, 10)
     assert 70 < (labels == 10).sum() < 130
     assert_close(labels[labels != 10], (torch.arange(1000) % 10)[labels != 10])
 
@@ -399,7 +400,7 @@ def test_a_truncated_picture_is_named(tmp_path, capsys):
 
 def test_a_schedule_that_leaves_signal_is_announced(tmp_path, capsys):
     run(tmp_path, "--steps", "1", "--schedule", "linear", "--T", "300")
-    assert "x_T still knows 0.036 bits/dim" in (said := capsys.readouterr().out) and "warning" in said
+    assert "0.036 bits/dim of the data are left in x_T" in (said := capsys.readouterr().out) and "warning" in said
 
 
 def test_a_folder_that_another_run_writes_into_is_left_alone(tmp_path, refused):

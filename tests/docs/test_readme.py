@@ -7,6 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))}
 FILES = dict(re.findall(r"^\| `([\w/]+\.py)` \| (\d+) \|", README, re.M))
 
 
@@ -19,13 +20,19 @@ def test_line_counts(name):
     assert len((ROOT / name).read_text().splitlines()) == int(FILES[name])
 
 
-def test_links_lead_somewhere():
-    links = re.findall(r"\]\(([^)#]+)\)", README)
-    assert links and all((ROOT / link).exists() for link in links if "://" not in link)
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#]+)\)", PAGES[page])
+    assert all(((ROOT / page).parent / link).exists() for link in links if "://" not in link)
 
 
-def test_commands_name_scripts_and_flags_that_exist():
-    commands = re.findall(r"^ +python (\w+\.py|-m [\w.]+)([^#\n]*)", README, re.M)
+def test_readme_links_every_page():
+    assert {link for link in re.findall(r"\]\(([^)#]+\.md)\)", README)} >= set(PAGES) - {"README.md"}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_name_scripts_and_flags_that_exist(page):
+    commands = re.findall(r"^ +(?:torchrun.*-- |python )(\w+\.py|-m [\w.]+)([^#\n]*)", PAGES[page], re.M)
     for script, rest in commands:
         path = ROOT / (script if script.endswith(".py") else script[3:].replace(".", "/") + ".py")
         path = path if path.exists() else path.with_suffix("") / "__main__.py"

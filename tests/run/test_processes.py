@@ -65,9 +65,9 @@ def alone(tmp_path_factory):
 
 
 def assert_same_run(out, other, rtol):
-    curves = [[line["loss"] for line in folder.read_log(folder) if "loss" in line] for folder in (out, other)]
+    curves = [[line["loss"] for line in folder.read_log(each) if "loss" in line] for each in (out, other)]
     assert_close(torch.tensor(curves[0]), torch.tensor(curves[1]), rtol=rtol, atol=0)
-    ours, theirs = (checkpoint.load(folder / "last.pt") for folder in (out, other))
+    ours, theirs = (checkpoint.load(each / "last.pt") for each in (out, other))
     assert ours.step == theirs.step
     for name in ("weights", "ema"):
         assert_close(getattr(ours, name), getattr(theirs, name), rtol=1e-3, atol=10 * rtol)
@@ -81,7 +81,7 @@ def test_the_curve_does_not_depend_on_the_number_of_processes(tmp_path, alone, n
     if begun:
         shutil.copytree(alone / begun, out)
     said = finished(torchrun(n, "train.py", *FLAGS, "--out", str(out)))
-    assert said.count("parameters") == 1 and ("going on from step 2" in said) == bool(begun)
+    assert said.count("parameters") == 1 and ("last.pt at step 2" in said) == bool(begun)
     assert_same_run(out, alone / "whole", rtol=1e-4)
     assert [line["step"] for line in folder.read_log(out)] == [1, 2, 3, 4, 4]     # by one process, once
 
@@ -130,8 +130,8 @@ def test_parts_are_averaged_over_processes_once_a_step(monkeypatch):
             yield
             self.silent = False
 
-    monkeypatch.setattr(processes, "world", lambda: 2)
-    monkeypatch.setattr(processes, "gathered", lambda part, dim: torch.cat([part, part], dim))
+    monkeypatch.setattr(processes, "world_size", lambda: 2)
+    monkeypatch.setattr(processes, "all_gather", lambda part, dim: torch.cat([part, part], dim))
     pixels, labels = data.Batches(run.dataset, 8, 0, False, processes.local_slice(8))[1]
     assert len(pixels) == len(labels) == 4
     train.update(run, Model(), 1, pixels, labels)
@@ -141,7 +141,7 @@ def test_parts_are_averaged_over_processes_once_a_step(monkeypatch):
 def test_shares_are_the_batch(monkeypatch):
     dataset = data.load("digits")
     whole, labels = data.Batches(dataset, 12, 0, True)[3]
-    monkeypatch.setattr(processes, "world", lambda: 3)
+    monkeypatch.setattr(processes, "world_size", lambda: 3)
     parts = []
     for rank in range(3):
         monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
@@ -152,7 +152,7 @@ def test_shares_are_the_batch(monkeypatch):
 
 @pytest.mark.parametrize("config", [{"batch": 6}, {"batch": 8, "accumulate": 3}])
 def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch, config):
-    monkeypatch.setattr(processes, "world", lambda: 4)
+    monkeypatch.setattr(processes, "world_size", lambda: 4)
     with pytest.raises(ValueError, match="for 4 processes batch must be a multiple of 4, and accumulate at most"):
         train.check_share(train.Config(**config))
 
@@ -212,7 +212,7 @@ def test_a_dead_process_ends_the_job_and_is_named(tmp_path):
     assert not (tmp_path / "last.pt").exists()                      # what is left is what was saved
 
 
-PATIENT = "import sys, datetime, distributed, train; processes.TIMEOUT = datetime.timedelta(seconds=20); train.main()"
+PATIENT = "import datetime, train; from run import processes; processes.TIMEOUT = datetime.timedelta(seconds=20); train.main()"
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="stops a process")
