@@ -1,10 +1,10 @@
-"""Published checkpoints in and out of unet.UNet: diffusers' UNet2DModel, improved-diffusion, guided-diffusion.
+"""Converts diffusers, improved-diffusion and guided-diffusion weights to checkpoints, and checkpoints to diffusers.
 
     python convert.py --source google/ddpm-cifar10-32 --to weights/cifar10.pt
     python convert.py --source 64x64_diffusion.pt --to weights/adm64.pt --flags "--image_size 64 --class_cond True ..."
     python convert.py --source weights/cifar10.pt --to cifar10            # a folder for diffusers' DDPMPipeline
 
-The work is done in `published/`. Nothing in a file is executed.
+The conversion is in `published/`. Files are read as tensors and JSON; no code from them is executed.
 """
 
 from collections.abc import Sequence
@@ -20,10 +20,10 @@ __all__ = ["from_diffusers", "from_openai", "to_diffusers"]
 
 @dataclass(frozen=True)
 class Config:
-    """Turns published weights into a checkpoint of ours, or a checkpoint into a folder for diffusers."""
-    source: str = "google/ddpm-cifar10-32"      # diffusers' folder, .bin, .safetensors or hub id; openai's or our .pt
-    to: str = "weights/cifar10.pt"              # a .pt, which becomes a checkpoint of ours, or a folder for diffusers
-    flags: str = ""                             # of openai's .pt: as published, or a .json; empty is the .json beside
+    """Converts published weights to a checkpoint, or a checkpoint to a diffusers folder."""
+    source: str = "google/ddpm-cifar10-32"      # diffusers folder, file or hub id; .pt of OpenAI or train.py
+    to: str = "weights/cifar10.pt"              # a .pt for a checkpoint; anything else is a folder for diffusers
+    flags: str = ""                             # published flags of an OpenAI .pt, or a .json; empty is the .pt's .json
 
 
 @script

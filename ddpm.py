@@ -2,14 +2,14 @@
 
 The letters are those of Ho et al. 2020 [1]. Time t runs 1..T and t = 0 is clean data, so every table has
 T + 1 entries and alpha_bar[0] = 1. Tables are float64; a coefficient is computed in float64 and only then
-cast to x's dtype. `eps` and `z` are standard normal noise; `_hat` marks what the network said. A denoiser
-is any callable (xt, t) -> answer with t an int64 tensor (B,); the answer is read as eps, x0 or v, and has
-twice the channels if it also speaks about the variance. x may have any shape (B, C, ...).
+cast to x's dtype. `eps` and `z` are standard normal noise; `_hat` marks a prediction. A denoiser is any
+callable (xt, t) -> output with t an int64 tensor (B,). The output predicts eps, x0 or v, and has twice the
+channels if it also predicts the variance. x may have any shape (B, C, ...).
 
 [1] Ho, Jain, Abbeel 2020, Denoising Diffusion Probabilistic Models
 [2] Nichol, Dhariwal 2021, Improved Denoising Diffusion Probabilistic Models
 [3] Song, Meng, Ermon 2021, Denoising Diffusion Implicit Models
-[4] Salimans, Ho 2022, Progressive Distillation (v, and what a network's answer means)
+[4] Salimans, Ho 2022, Progressive Distillation (v, and the parametrisations of the output)
 [5] Ho, Salimans 2022, Classifier-Free Diffusion Guidance
 [6] Lu et al. 2022, DPM-Solver++
 """
@@ -96,7 +96,7 @@ def schedule_length(schedule: Schedule) -> int:
 
 
 def schedule_check(schedule: Schedule) -> float:
-    """Bits/dim that x_T still knows of unit-variance data: KL(q(x_T | x0) || N(0, I)) = -log2(1 - alpha_bar_T)/2.
+    """Bits/dim of unit-variance data that are left in x_T: KL(q(x_T | x0) || N(0, I)) = -log2(1 - alpha_bar_T)/2.
 
     Sampling starts from N(0, I) all the same, so this is what every chain loses at once: 3e-5 for the linear
     schedule of [1], 0.036 if its betas are crossed in 300 steps.
@@ -135,10 +135,10 @@ def q_posterior(schedule: Schedule, x0: Tensor, xt: Tensor, t: Tensor) -> tuple[
     return c0 * x0 + ct * xt, var, log_var
 
 
-# What the network's answer means
+# The parametrisations of the network's output
 
 def x0_coefficients(alpha_bar: Tensor, target: str) -> tuple[Tensor, Tensor]:
-    """a, b such that x0_hat = a xt + b answer; float64, shaped like alpha_bar ([1] eq. 15, [4] appendix D)."""
+    """a, b such that x0_hat = a xt + b output; float64, the shape of alpha_bar ([1] eq. 15, [4] appendix D)."""
     check_choice("target", target, TARGETS)
     if target == "eps":
         return 1 / alpha_bar.sqrt(), -(1 / alpha_bar - 1).sqrt()
@@ -148,7 +148,7 @@ def x0_coefficients(alpha_bar: Tensor, target: str) -> tuple[Tensor, Tensor]:
 
 
 def predict(schedule: Schedule, output: Tensor, xt: Tensor, t: Tensor, target: str) -> tuple[Tensor, Tensor]:
-    """x0_hat and eps_hat from the network's answer, which has xt's shape."""
+    """x0_hat and eps_hat from the network's output, which has xt's shape."""
     a, b = broadcast_to(xt, *x0_coefficients(schedule.alpha_bar[t], target))
     x0_hat = a * xt + b * output
     return x0_hat, eps_from_x0(schedule, x0_hat, xt, t)
@@ -161,7 +161,7 @@ def eps_from_x0(schedule: Schedule, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor
 
 
 def training_target(schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor, target: str) -> Tensor:
-    """What a perfect network would answer: eps, x0, or v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0."""
+    """The regression target: eps, x0, or v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0."""
     if target in ("eps", "x0"):
         return {"eps": eps, "x0": x0}[target]
     a, b = broadcast_to(x0, *x0_coefficients(schedule.alpha_bar[t], target))      # x0 = a xt + b v, so v = a eps + b x0
@@ -169,7 +169,7 @@ def training_target(schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor, targ
 
 
 def exact_denoiser(schedule: Schedule, data: Tensor, target: str = "eps") -> Callable:
-    """The best possible answer when the data are just these points (N, C, ...): no network, no training.
+    """The optimal denoiser of a finite data set (N, C, ...): no network, no training.
 
     x0_hat is the mean of the data, each weighted by how likely it became x_t. The posterior of a finite set.
     """
@@ -187,8 +187,8 @@ def exact_denoiser(schedule: Schedule, data: Tensor, target: str = "eps") -> Cal
 def guided(model: Callable, labels: Tensor, null: int, w: float) -> Callable:
     """Classifier-free guidance: eps = (1 + w) eps(x, label) - w eps(x, null) ([5] eq. 6).
 
-    model: (xt, t, labels) -> answer. labels: int64 (B,). null: the label that means none. w = 0 is the
-    conditional model at one call a step, w = -1 the unconditional one. Variance channels, if any, are the
+    model: (xt, t, labels) -> output. labels: int64 (B,). null: the null class. w = 0 is the conditional
+    model with one network evaluation per step, w = -1 the unconditional one. Variance channels, if any, are the
     conditional's.
     """
     def denoise(xt: Tensor, t: Tensor) -> Tensor:
@@ -207,18 +207,18 @@ def guided(model: Callable, labels: Tensor, null: int, w: float) -> Callable:
 
 def loss(schedule: Schedule, denoise: Callable, x0: Tensor, t: Tensor, eps: Tensor, *,
          target: str = "eps", kind: str = "l2") -> Tensor:
-    """The simple loss of each image (B,): mean |truth - answer|^2, or its first power for "l1" ([1] algorithm 1)."""
+    """The simple loss of each image (B,): mean |target - output|^2, or its first power for "l1" ([1] algorithm 1)."""
     output = denoise(q_sample(schedule, x0, t, eps), t)
     return simple_loss(training_target(schedule, x0, t, eps, target), output, kind)
 
 
-def simple_loss(true: Tensor, output: Tensor, kind: str = "l2") -> Tensor:
+def simple_loss(target: Tensor, output: Tensor, kind: str = "l2") -> Tensor:
     """Mean distance of each image (B,): squared for "l2", absolute for "l1"; raises ValueError for other shapes."""
-    if output.shape != true.shape:
-        raise ValueError(f"the network's output is {tuple(output.shape)} for a target of {tuple(true.shape)}; with a "
+    if output.shape != target.shape:
+        raise ValueError(f"the network's output is {tuple(output.shape)} for a target of {tuple(target.shape)}; with a "
                          f"learned variance use hybrid_loss, else the shapes must be equal")
     check_choice("kind", kind, ("l2", "l1"))
-    error = true - output.to(true.dtype)
+    error = target - output.to(target.dtype)
     return {"l2": error.square, "l1": error.abs}[kind]().flatten(1).mean(1)
 
 
@@ -250,7 +250,7 @@ def p_mean_log_var(schedule: Schedule, output: Tensor, xt: Tensor, t: Tensor, *,
                    target: str, variance: str, clip: bool) -> tuple[Tensor, Tensor]:
     """Mean and log variance of p(x_{t-1} | x_t) ([1] eq. 11, [2] eq. 15).
 
-    answer: (B, C, ...) or, for variance "learned", (B, 2C, ...) with v in the second half: log variance is
+    output: (B, C, ...) or, for variance "learned", (B, 2C, ...) with v in the second half: log variance is
     log beta_tilde at v = -1 and log beta at v = 1. At t = 1 beta_tilde, and "beta" too, are those of t = 2.
     """
     check_choice("variance", variance, VARIANCES)
@@ -268,11 +268,11 @@ def p_mean_log_var(schedule: Schedule, output: Tensor, xt: Tensor, t: Tensor, *,
 
 
 def check_output(output: Tensor, shape: tuple, learned: bool) -> None:
-    """Raises ValueError unless the answer is like x_t (B, C, ...) or, as a learned variance must, has 2C channels."""
+    """Raises ValueError unless the output has x_t's shape (B, C, ...), or 2C channels, as a learned variance needs."""
     B, C, *rest = shape
     if output.shape != (B, 2 * C, *rest) and (learned or output.shape != (B, C, *rest)):
         raise ValueError(f"the network's output is {tuple(output.shape)} for x_t {tuple(shape)}; a learned variance "
-                         f"takes {2 * C}, a fixed one {C} or {2 * C}, and all else is to be equal")
+                         f"needs {2 * C} channels, a fixed one {C} or {2 * C}, and the rest must be equal")
 
 
 def interpolate_log_var(v: Tensor, log_min: Tensor, log_max: Tensor) -> Tensor:
@@ -317,7 +317,7 @@ def prior_bits(schedule: Schedule, x0: Tensor) -> Tensor:
     return kl.flatten(1).mean(1) / math.log(2)
 
 
-# The samplers: one row a step
+# The samplers: one row per step
 
 def timesteps(T: int, steps: int, spacing: str = "trailing") -> Tensor:
     """`steps` times, decreasing, of 1..T: "trailing" begins at T, "leading" ends at 1, "linspace" does both."""
@@ -333,7 +333,7 @@ def timesteps(T: int, steps: int, spacing: str = "trailing") -> Tensor:
 
 def sampler_rows(schedule: Schedule, times, *, sampler: str = "ddim", target: str = "eps",
                  variance: str = "beta_tilde", eta: float = 0., clip: bool = True) -> Tensor:
-    """The sampler as a table (S, 11), float64, one row a step t -> s; `step` says what the columns do.
+    """The sampler as a table (S, 11), float64, one row per step t -> s; `step` explains the columns.
 
     times: decreasing integers in 1..T; the last step goes to 0. sampler: "ddim" ([3] eq. 12), which is
     ancestral sampling ([1] algorithm 2) at eta = 1, or "2m", DPM-Solver++ of second order ([6] algorithm 2),
@@ -388,12 +388,12 @@ def step(rows: Tensor, i: Tensor, xt: Tensor, output: Tensor, x0_prev: Tensor | 
          seeds: Tensor | None = None, *, z: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """One reverse step, x_t -> x_s by row i: returns x_s and x0_hat.
 
-        x0_hat = clamp(a xt + b answer, -clip, clip)
+        x0_hat = clamp(a xt + b output, -clip, clip)
         xs     = c0 x0_hat + ct xt + cp x0_prev + cz sigma z
 
-    i: int64 (1,). answer: (B, C, ...), or (B, 2C, ...) whose second half is v in
+    i: int64 (1,). output: (B, C, ...), or (B, 2C, ...) whose second half is v in
     sigma = exp(log_var / 2), log_var = log_min + (v + 1)/2 (log_max - log_min). x0_prev: the last step's
-    x0_hat, for 2m. z is drawn from the images' seeds unless given; without either no noise is added.
+    x0_hat, for 2m. z defaults to the noise of the images' seeds; without either no noise is added.
     """
     row = rows.index_select(0, i)[0]                                              # no .item(): stays on the device
     _, _, a, b, clip, c0, ct, cp, cz, log_min, log_max = row.to(xt.dtype)
@@ -416,9 +416,9 @@ def sample(denoise: Callable, rows: Tensor, shape, seeds: Tensor, *,
            step: Callable = step, ahead: int = 1) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Runs the chain from noise to data, yielding (s, x_s, x0_hat) after every step ([1] algorithm 2).
 
-    shape: one image's, (C, H, W). seeds: int64 (B,), one an image (`noise.image_seeds`), on rows' device.
-    step: `step` or its fused twin. ahead: how many steps' noise to draw at once, which is quicker for small
-    images and changes no bit. Raises ValueError if the answer's channels do not fit.
+    shape: one image's, (C, H, W). seeds: int64 (B,), one per image (`noise.image_seeds`), on rows' device.
+    step: `step` or its fused twin. ahead: number of steps whose noise is computed together, which is faster
+    for small images and changes no bit. Raises ValueError if the output's channels do not fit.
     """
     steps = torch.arange(len(rows), device=rows.device).split(1)
     times = rows[:, :1].long().expand(-1, len(seeds)).unbind()
@@ -427,8 +427,8 @@ def sample(denoise: Callable, rows: Tensor, shape, seeds: Tensor, *,
     for k, s in enumerate(rows[:, 1].long().tolist()):
         if noisy and ahead > 1:
             if k % ahead == 0:
-                drawn = normal(seeds, rows[k:k + ahead, 1:2].long(), shape).unbind()
-            z = drawn[k % ahead]
+                block = normal(seeds, rows[k:k + ahead, 1:2].long(), shape).unbind()
+            z = block[k % ahead]
         output = denoise(xt, times[k])
         check_output(output, xt.shape, learned)
         xt, x0_hat = step(rows, steps[k], xt, output, x0_hat if second_order else None,

@@ -1,9 +1,9 @@
 """Counter-based Gaussian noise: a normal number is a function of (seed of the image, step, element).
 
-There is no generator and no state, so a picture does not depend on the batch it was drawn in, on the
-device, or on the order of drawing. The integers are those of Philox4x32-10 (Salmon et al. 2011,
+There is no generator and no state, so the noise of a picture does not depend on its batch, on the
+device, or on the order of sampling. The integers are those of Philox4x32-10 (Salmon et al. 2011,
 "Parallel random numbers: as easy as 1, 2, 3"); a Triton kernel that calls `tl.philox` with the same
-key and counter draws the same words.
+key and counter computes the same words.
 """
 
 import math
@@ -54,8 +54,8 @@ def box_muller(u1: Tensor, u2: Tensor) -> tuple[Tensor, Tensor]:
 def normal(seeds: Tensor, s: int | Tensor, shape, stream: int = SAMPLE) -> Tensor:
     """The noise that lands on x_s: standard normals, float32, of shape (*seeds.shape, *shape).
 
-    seeds: int64, one an image (`image_seeds`). s: the step landed on, an int or an integer tensor that
-    broadcasts with seeds (so s[:, None] draws many steps at once). shape: one image's, e.g. (C, H, W).
+    seeds: int64, one per image (`image_seeds`). s: the step landed on, an int or an integer tensor that
+    broadcasts with seeds (so s[:, None] gives many steps together). shape: one image's, e.g. (C, H, W).
     Element e, in C, H, W order, is word e % 4 of counter block e // 4.
     """
     n = math.prod(shape)

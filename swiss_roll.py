@@ -30,7 +30,7 @@ def data(u, n, noise=NOISE):
     return (0.147295 * spiral + noise * n) / math.sqrt(1 + noise**2)
 
 def batch(sobol, n, T):
-    """x0 and eps (T-1, n, 2) from the next points of a scrambled Sobol sequence: fair draws, more even than chance."""
+    """x0 and eps (T-1, n, 2) from the next points of a scrambled Sobol sequence: more even than random ones."""
     uniform = sobol.draw((T - 1) * n, dtype=torch.float64).view(T - 1, n, 5) + 2**-31
     z = torch.special.ndtri(uniform[..., 1:]).float()
     return data(uniform[..., 0].float(), z[..., :2]), z[..., 2:]
@@ -42,7 +42,7 @@ def tuned_schedule():
     return from_alpha_bar((1 + NOISE**2) / (1 + torch.cat([hidden.new_tensor([NOISE**2]), hidden])))
 
 class Reverse(nn.Module):
-    """Mean and log variance of p(x_{t-1} | x_t), like x_t: a residual network that answers in units of the noise."""
+    """Mean and log variance of p(x_{t-1} | x_t), of x_t's shape: a residual network with outputs in units of noise."""
     def __init__(self, T, H=64, L=4, F=32, outputs=4):
         super().__init__()
         self.waves = nn.Buffer(1.5 * torch.randn(2, F))                 # random Fourier features of x; cosines of t

@@ -2,7 +2,7 @@
 
 Letters: B C H W; D width of the sinusoid (the embedding is 4D wide); N = H*W tokens; S width of the row of
 all time projections. The network is two functions, `embed(t, labels) -> row (B, S)` and
-`trunk(xt, row) -> answer`, so that the rows of a whole chain can be computed once and looked up.
+`trunk(xt, row) -> output`, so that the rows of a whole chain can be computed once and looked up.
 """
 
 import math
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 class UNetConfig:
     """What weights alone do not say about a network. Raises ValueError for what does not fit together."""
     in_channels: int = 3                     # channels of x_t
-    out_channels: int = 3                    # of the answer; twice as many for a learned variance
+    out_channels: int = 3                    # of the output; twice as many for a learned variance
     D: int = 128                             # width of the sinusoidal embedding of t
     widths: tuple = (128, 256, 256, 256)     # channels of each level, from full resolution down
     blocks: int = 2                          # residual blocks a level going down; one more going up
@@ -29,8 +29,8 @@ class UNetConfig:
     groups: int = 32                         # of every GroupNorm
     dropout: float = 0.
     norm_eps: float = 1e-6                   # stabiliser of every GroupNorm
-    freq_shift: int = 1                      # frequencies end at 10000^-1 exactly (1) or a step before (0)
-    time_scale: float = 1.                   # the network is told (t - 1) * time_scale
+    freq_shift: int = 1                      # frequencies end at 10000^-1 exactly (1) or one step before (0)
+    time_scale: float = 1.                   # the network's time input is (t - 1) * time_scale
 
     def __post_init__(self):
         if len(self.heads) != len(self.widths) + 1:
@@ -50,7 +50,7 @@ class UNetConfig:
 
     @property
     def variance(self) -> str:
-        """The variance of a sampler's steps, unless another is asked for."""
+        """The default variance of a sampler's steps."""
         return "learned" if self.learns_variance else "beta_tilde"
 
 
@@ -77,7 +77,7 @@ def group_norm_silu_plain(x: Tensor, groups: int, weight: Tensor, bias: Tensor, 
 
 
 class Norm(nn.Module):
-    """GroupNorm, then SiLU unless told otherwise, by whichever `norm` function the U-Net was given."""
+    """GroupNorm, then SiLU unless silu=False, by the U-Net's `norm` function."""
 
     def __init__(self, channels: int, config: UNetConfig, norm: Callable):
         super().__init__()
@@ -163,7 +163,7 @@ class ResBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """x_t, t (and labels) -> the network's answer, (B, out_channels, H, W) (Ho et al. 2020, appendix B).
+    """x_t, t (and labels) -> the network's output, (B, out_channels, H, W) (Ho et al. 2020, appendix B).
 
     norm: `group_norm_silu_plain`, or the fused op of the same signature.
     """
@@ -213,7 +213,7 @@ class UNet(nn.Module):
         return self.trunk(xt, self.embed(t, labels))
 
     def embed(self, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        """The row (B, S): what every block is told of the time and the class."""
+        """The row (B, S): every block's projection of the time and the class."""
         if (labels is None) != (self.classes is None):
             raise ValueError(f"the network has {self.config.classes} classes, but labels are "
                              f"{'missing' if labels is None else 'given'}; pass labels to networks with classes only")
@@ -225,7 +225,7 @@ class UNet(nn.Module):
         return self.time(F.silu(h))                                               # B S
 
     def trunk(self, xt: Tensor, row: Tensor) -> Tensor:
-        """The picture's own path: x_t and the row -> the answer."""
+        """The path of the picture: x_t and the row -> the output."""
         time = iter(row.split(self.time_widths, dim=1))
         h = self.first(xt.to(self.first.weight.dtype))                            # B C H W
         skips = [h]
@@ -286,7 +286,7 @@ CONFIGS = {
     # Ho et al. 2020: CIFAR-10, 35.7 M, and 256 x 256 LSUN and CelebA-HQ, 113.7 M
     "cifar10": replace(CIFAR10, dropout=0.1),
     "lsun256": replace(CIFAR10, widths=(128, 128, 256, 256, 512, 512), heads=(0, 0, 0, 0, 1, 0, 1)),
-    # Nichol & Dhariwal 2021: CIFAR-10 with a learned variance and T = 4000, told in thousandths of the chain
+    # Nichol & Dhariwal 2021: CIFAR-10 with a learned variance and T = 4000, its time input in thousandths of the chain
     "improved-cifar10": replace(CIFAR10, out_channels=6, blocks=3, heads=(0, 4, 4, 0, 4), scale_shift=True,
                                 resample="conv", dropout=0.3, norm_eps=1e-5, freq_shift=0, time_scale=0.25),
     # Dhariwal & Nichol 2021: class-conditional ImageNet at 64 x 64, 64 channels a head

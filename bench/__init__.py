@@ -1,0 +1,1 @@
+"""Benchmarks, and the commands that run and tabulate them: report, peers, memory, tables; NOTES.md explains them."""

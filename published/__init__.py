@@ -1,4 +1,4 @@
-"""Published models in and out: diffusers' UNet2DModel, improved-diffusion, guided-diffusion."""
+"""Import of diffusers, improved-diffusion and guided-diffusion models into unet.UNet; export to diffusers."""
 
 from published.checkpoints import read, write_diffusers
 from published.diffusers import from_diffusers, to_diffusers

@@ -1,4 +1,4 @@
-"""Published models as checkpoints of ours, and checkpoints of ours as folders for diffusers."""
+"""Converts published models to this project's checkpoints, and checkpoints to diffusers folders."""
 
 import torch
 
@@ -12,19 +12,19 @@ from unet import UNet
 
 
 def read(source: str, flags: str = "") -> Checkpoint:
-    """A checkpoint of ours from any of them: diffusers' folder, file or hub id, openai's .pt, or our own."""
+    """The checkpoint of a diffusers folder, file or hub id, an OpenAI .pt or our own. Raises ValueError for others."""
     path = locate(source)
     if path.is_dir() or path.suffix in (".bin", ".safetensors"):
         weights, config, scheduler = diffusers_files(path)
         parts, size = from_diffusers(weights, config, scheduler), (config or {}).get("sample_size")
         if not size:
-            raise ValueError(f"{path} does not say how large its pictures are; add sample_size to its config.json")
+            raise ValueError(f"{path} does not specify the picture size; add sample_size to its config.json")
     else:
         weights = read_tensors(path)
         if "format" in weights:
             return checkpoint.load(path)
-        said = {**FLAGS, **read_flags(flags, path.with_suffix(".json"))}
-        parts, size = from_openai(weights, said), int(said["image_size"])
+        settings = {**FLAGS, **read_flags(flags, path.with_suffix(".json"))}
+        parts, size = from_openai(weights, settings), int(settings["image_size"])
     unet, schedule, choice = parts
     settings = {"target": choice["target"], "variance": choice["variance"], "clip_x0": choice["clip"]}
     weights, shape = unet.state_dict(), (unet.config.in_channels, *(size if isinstance(size, list) else (size, size)))
@@ -34,7 +34,7 @@ def read(source: str, flags: str = "") -> Checkpoint:
 
 
 def write_diffusers(last: Checkpoint, folder: str) -> None:
-    """Writes the checkpoint's averaged weights, schedule and size as a folder for diffusers."""
+    """Writes a diffusers folder with the checkpoint's EMA weights, schedule and picture size."""
     with torch.device("meta"):
         unet = UNet(last.network)
     unet.load_state_dict(last.ema, assign=True)

@@ -1,4 +1,4 @@
-"""diffusers' UNet2DModel and its schedulers: config.json, scheduler_config.json and weights, in and out."""
+"""Import and export of diffusers' UNet2DModel and schedulers: config.json, scheduler_config.json and weights."""
 
 import json
 import re
@@ -8,12 +8,11 @@ from typing import Any
 import ddpm
 from ddpm import Schedule
 from published.files import SCHEDULER_FILE, diffusers_files, locate, optional
-from published.names import DIFFUSERS, cos_first, export_weights, heads, load_weights
+from published.names import DIFFUSERS, export_weights, heads_per_level, load_weights, swap_sin_cos
 from run.cli import make_parent
 from unet import UNet, UNetConfig
 
-# config.json and scheduler_config.json and scheduler_config.json, whose unsaid settings are these
-
+# Defaults of config.json and scheduler_config.json; ONLY: the supported values of other scheduler settings.
 MODEL = {"_class_name": "UNet2DModel", "in_channels": 3, "out_channels": 3, "center_input_sample": False,
          "time_embedding_type": "positional", "time_embedding_dim": None, "freq_shift": 0, "flip_sin_to_cos": True,
          "mid_block_type": "UNetMidBlock2D", "layers_per_block": 2, "mid_block_scale_factor": 1,
@@ -34,58 +33,58 @@ BETAS = {"linear": ddpm.linear_schedule, "scaled_linear": ddpm.quadratic_schedul
 
 
 def from_diffusers(source, config: dict | None = None, scheduler: dict | None = None) -> tuple[UNet, Schedule, dict]:
-    """The network, its schedule, and target, variance and clip, of a UNet2DModel.
+    """The network, schedule and {target, variance, clip} of a UNet2DModel. Raises ValueError for unsupported ones.
 
     source: a folder, a .bin or .safetensors file, a hub id, or a state dict. config, scheduler: the contents
-    of config.json and scheduler_config.json, read from beside the weights unless given.
+    of config.json and scheduler_config.json; by default those in the folder of the weights.
     """
     if not isinstance(source, dict):
-        source, *found = diffusers_files(locate(source))
-        config, scheduler = config or found[0], scheduler or found[1]
+        source, *configs = diffusers_files(locate(source))
+        config, scheduler = config or configs[0], scheduler or configs[1]
     if config is None:
-        raise ValueError("a state dict alone does not say what network it is of; give config, the dict of config.json")
+        raise ValueError("a state dict does not describe its network; pass config, the contents of config.json")
     old = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-    given = {re.sub(r"(?<=\.)(query|key|value|proj_attn)(?=\.)", lambda m: old[m[0]], name): w
-             for name, w in source.items()}
-    unet = load_weights(from_model_config(config), DIFFUSERS, given)
+    tensors = {re.sub(r"(?<=\.)(query|key|value|proj_attn)(?=\.)", lambda m: old[m[0]], name): w
+               for name, w in source.items()}
+    unet = load_weights(from_model_config(config), DIFFUSERS, tensors)
     if {**MODEL, **config}["flip_sin_to_cos"]:
-        cos_first(unet)
+        swap_sin_cos(unet)
     return unet, *from_scheduler_config(scheduler or {})
 
 
 def from_model_config(config: dict) -> UNetConfig:
-    """config.json as a UNetConfig. Raises ValueError for what it cannot say."""
-    said = {**MODEL, **{key: tuple(v) if isinstance(v, list) else v for key, v in config.items()}}
-    widths, res = said["block_out_channels"], said["downsample_type"] == "resnet"
-    attends = (*("Attn" in kind for kind in said["down_block_types"]), said["add_attention"])
-    ours = UNetConfig(
-        said["in_channels"], said["out_channels"], D=widths[0], widths=widths, blocks=said["layers_per_block"],
-        heads=heads(widths, attends, 1, said["attention_head_dim"]),
-        classes=said["num_class_embeds"] or 0, scale_shift=said["resnet_time_scale_shift"] == "scale_shift",
-        resample="res" if res else {0: "conv_end", 1: "conv"}.get(said["downsample_padding"], "conv"),
-        groups=said["norm_num_groups"], dropout=said["dropout"], norm_eps=said["norm_eps"],
-        freq_shift=said["freq_shift"])
-    same = {"act_fn": {"swish": "silu"}, "time_embedding_dim": {4 * ours.D: None},
-            "attn_norm_num_groups": {} if ours.scale_shift else {None: ours.groups},
-            "downsample_padding": {0: 1} if res else {}}
-    absorbed = {"flip_sin_to_cos", "attention_head_dim"}
-    for key, value in to_model_config(ours).items():
-        if key not in absorbed and same.get(key, {}).get(said[key], said[key]) != value:
-            raise ValueError(f"config.json says {key} {said[key]!r}; this U-Net can only be {value!r} there")
-    return ours
+    """The UNetConfig of config.json. Raises ValueError for settings that unet.UNet does not support."""
+    values = {**MODEL, **{key: tuple(v) if isinstance(v, list) else v for key, v in config.items()}}
+    widths, res = values["block_out_channels"], values["downsample_type"] == "resnet"
+    attends = (*("Attn" in kind for kind in values["down_block_types"]), values["add_attention"])
+    result = UNetConfig(
+        values["in_channels"], values["out_channels"], D=widths[0], widths=widths, blocks=values["layers_per_block"],
+        heads=heads_per_level(widths, attends, 1, values["attention_head_dim"]),
+        classes=values["num_class_embeds"] or 0, scale_shift=values["resnet_time_scale_shift"] == "scale_shift",
+        resample="res" if res else {0: "conv_end", 1: "conv"}.get(values["downsample_padding"], "conv"),
+        groups=values["norm_num_groups"], dropout=values["dropout"], norm_eps=values["norm_eps"],
+        freq_shift=values["freq_shift"])
+    synonyms = {"act_fn": {"swish": "silu"}, "time_embedding_dim": {4 * result.D: None},
+                "attn_norm_num_groups": {} if result.scale_shift else {None: result.groups},
+                "downsample_padding": {0: 1} if res else {}}
+    converted = {"flip_sin_to_cos", "attention_head_dim"}
+    for key, value in to_model_config(result).items():
+        if key not in converted and synonyms.get(key, {}).get(values[key], values[key]) != value:
+            raise ValueError(f"config.json has {key} {values[key]!r}; it must be {value!r}")
+    return result
 
 
 def to_model_config(config: UNetConfig) -> dict[str, Any]:
-    """config.json of the UNet2DModel that is this network. Raises ValueError if none is."""
+    """config.json of the equivalent UNet2DModel. Raises ValueError if there is none."""
     pairs = [(C, heads) for C, heads in zip((*config.widths, config.widths[-1]), config.heads, strict=True) if heads]
     head_widths = {C // heads for C, heads in pairs}
     one_head = all(heads == 1 for _, heads in pairs)
     res, attends = config.resample == "res", [bool(heads) for heads in config.heads[:-1]]
-    for what, value, only in (("time_scale", config.time_scale, 1), ("D", config.D, config.widths[0])):
+    for name, value, only in (("time_scale", config.time_scale, 1), ("D", config.D, config.widths[0])):
         if value != only:
-            raise ValueError(f"{what} is {value}; a UNet2DModel of this network can only have {only}")
+            raise ValueError(f"{name} is {value}; for a UNet2DModel it must be {only}")
     if len(head_widths) > 1 and not one_head:
-        raise ValueError(f"heads are {sorted(head_widths)} wide; those of a UNet2DModel have the same width everywhere")
+        raise ValueError(f"heads are {sorted(head_widths)} wide; for a UNet2DModel all must have the same width")
 
     def kinds(way: str) -> tuple[str, ...]:
         plain = f"Resnet{way}sampleBlock2D" if res else f"{way}Block2D"
@@ -103,26 +102,27 @@ def to_model_config(config: UNetConfig) -> dict[str, Any]:
 
 
 def from_scheduler_config(config: dict) -> tuple[Schedule, dict[str, Any]]:
-    """scheduler_config.json as a schedule, and target, variance and clip. Raises ValueError for another process."""
-    said = {**SCHEDULER, **config}
+    """The schedule and {target, variance, clip} of scheduler_config.json. Raises ValueError for unsupported ones."""
+    values = {**SCHEDULER, **config}
     for key, allowed in {**ONLY, "prediction_type": TARGET, "variance_type": VARIANCE, "beta_schedule": BETAS}.items():
-        if said.get(key, allowed[0] if key in ONLY else None) not in allowed:
-            raise ValueError(f"scheduler_config.json says {key} {said[key]!r}; it must be one of {[*allowed]}")
-    if said["trained_betas"]:
-        schedule = ddpm.from_betas(said["trained_betas"])
+        if values.get(key, allowed[0] if key in ONLY else None) not in allowed:
+            raise ValueError(f"scheduler_config.json has {key} {values[key]!r}; it must be one of {[*allowed]}")
+    if values["trained_betas"]:
+        schedule = ddpm.from_betas(values["trained_betas"])
     else:
-        schedule = BETAS[said["beta_schedule"]](said["num_train_timesteps"], said["beta_start"], said["beta_end"])
-    return schedule, {"target": TARGET[said["prediction_type"]], "variance": VARIANCE[said["variance_type"]],
-                      "clip": said["clip_sample"]}
+        T, start, end = (values[key] for key in ("num_train_timesteps", "beta_start", "beta_end"))
+        schedule = BETAS[values["beta_schedule"]](T, start, end)
+    return schedule, {"target": TARGET[values["prediction_type"]], "variance": VARIANCE[values["variance_type"]],
+                      "clip": values["clip_sample"]}
 
 
 def to_diffusers(unet: UNet, schedule: Schedule, folder: str | Path, *, target: str = "eps",
                  variance: str = "beta_tilde", clip: bool = True, size: tuple[int, int] = (32, 32)) -> None:
-    """Writes the folder that `DDPMPipeline.from_pretrained` opens. Raises ValueError for what a UNet2DModel is not."""
+    """Writes a folder for `DDPMPipeline.from_pretrained`. Raises ValueError if no UNet2DModel is equivalent."""
     ddpm.check_choice("target", target, TARGET.values())
     ddpm.check_choice("variance", variance, VARIANCE.values())
-    prediction, kind = ({ours: name for name, ours in reversed(table.items())}[asked]
-                        for table, asked in ((TARGET, target), (VARIANCE, variance)))
+    prediction, kind = ({value: name for name, value in reversed(table.items())}[choice]
+                        for table, choice in ((TARGET, target), (VARIANCE, variance)))
     beta, folder = schedule.beta[1:].tolist(), Path(folder)
     files = {"unet/config.json": {**to_model_config(unet.config), "sample_size": size},
              f"scheduler/{SCHEDULER_FILE}": {

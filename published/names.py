@@ -1,4 +1,4 @@
-"""Dialects: how other programs name the tensors of unet.UNet, and their order within them."""
+"""Tensor names and orders of other programs, mapped to those of unet.UNet."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from unet import Attention, UNet, UNetConfig
 
 
-class Dialect(NamedTuple):
-    """How another program names our tensors."""
-    names: dict[str, str]                       # our layer, of a block or of the U-Net -> theirs, side by side
-    attention: tuple[str, str]                  # a block's place ends or continues so; its attention's so
-    places: Callable[[UNet], Iterator[str]]     # where the blocks are: downs, middle, ups
+class Naming(NamedTuple):
+    """The tensor names of another program."""
+    names: dict[str, str]                       # layer of unet.UNet -> external layers to concatenate
+    attention: tuple[str, str]                  # part of a block's prefix -> its attention's
+    prefixes: Callable[[UNet], Iterator[str]]   # prefixes of the blocks: downs, middle, ups
 
 
-def diffusers_places(unet: UNet) -> Iterator[str]:
-    """Levels, each of resnets and, between levels, one resampler."""
+def diffusers_prefixes(unet: UNet) -> Iterator[str]:
+    """Prefixes by level: the resnets, then the resampler to the next level."""
     def stage(blocks: nn.ModuleList, name: str, resampler: str) -> Iterator[str]:
         level = i = 0
         for block in blocks:
@@ -30,8 +30,8 @@ def diffusers_places(unet: UNet) -> Iterator[str]:
     yield from stage(unet.ups, "up_blocks", "upsamplers")
 
 
-def openai_places(unet: UNet) -> Iterator[str]:
-    """Numbered stacks: a block, its attention; on the way up a resampler rides on the stack before it."""
+def openai_prefixes(unet: UNet) -> Iterator[str]:
+    """Prefixes in numbered stacks of a block and its attention; an upsampler belongs to the stack before it."""
     yield from (f"input_blocks.{k}.0" for k in range(1, len(unet.downs) + 1))
     yield from ("middle_block.0", "middle_block.2")
     k, height = -1, 0
@@ -41,89 +41,88 @@ def openai_places(unet: UNet) -> Iterator[str]:
         height = 2 if isinstance(getattr(block, "attention", None), Attention) else 1
 
 
-DIFFUSERS = Dialect({
+DIFFUSERS = Naming({
     "first": "conv_in", "time_in": "time_embedding.linear_1", "time_out": "time_embedding.linear_2",
     "classes": "class_embedding", "norm": "conv_norm_out", "last": "conv_out", "Down": "conv", "Up": "conv",
     "norm1": "norm1", "conv1": "conv1", "time": "time_emb_proj", "norm2": "norm2", "conv2": "conv2",
     "skip": "conv_shortcut", "attention.norm": "group_norm", "attention.qkv": "to_q to_k to_v",
-    "attention.out": "to_out.0"}, ("resnets", "attentions"), diffusers_places)
-
-
-OPENAI = Dialect({
+    "attention.out": "to_out.0"}, ("resnets", "attentions"), diffusers_prefixes)
+OPENAI = Naming({
     "first": "input_blocks.0.0", "time_in": "time_embed.0", "time_out": "time_embed.2",
     "classes": "label_emb", "norm": "out.0", "last": "out.2", "Down": "op", "Up": "conv",
     "norm1": "in_layers.0", "conv1": "in_layers.2", "time": "emb_layers.1", "norm2": "out_layers.0",
     "conv2": "out_layers.3", "skip": "skip_connection", "attention.norm": "norm", "attention.qkv": "qkv",
-    "attention.out": "proj_out"}, (".0", ".1"), openai_places)
+    "attention.out": "proj_out"}, (".0", ".1"), openai_prefixes)
 
 
-def their_names(unet: UNet, dialect: Dialect) -> dict[str, list[str]]:
-    """Our tensors -> theirs, of which ours is the concatenation."""
+def external_names(unet: UNet, naming: Naming) -> dict[str, list[str]]:
+    """Tensor names of unet.UNet -> the external tensors whose concatenation each is."""
     blocks = [f"{stage}.{k}" for stage in ("downs", "middle", "ups") for k in range(len(getattr(unet, stage)))]
-    places = dict(zip(blocks, dialect.places(unet), strict=True))
+    prefixes = dict(zip(blocks, naming.prefixes(unet), strict=True))
 
-    def names(ours: str) -> list[str]:
-        path, kind = ours.rsplit(".", 1)
+    def names(key: str) -> list[str]:
+        path, kind = key.rsplit(".", 1)
         block, leaf = re.fullmatch(r"(\w+\.\d+|)\.?(.*)", path).groups()
         if leaf == "time":
-            timed = zip(places.values(), unet.time_widths, strict=True)
-            return [f"{place}.{dialect.names[leaf]}.{kind}" for place, width in timed if width]
-        place = places.get(block, "")
+            timed = zip(prefixes.values(), unet.time_widths, strict=True)
+            return [f"{prefix}.{naming.names[leaf]}.{kind}" for prefix, width in timed if width]
+        prefix = prefixes.get(block, "")
         if leaf.startswith("attention"):
-            head, _, tail = place.rpartition(dialect.attention[0])
-            place = head + dialect.attention[1] + tail
-        layers = dialect.names[leaf or type(unet.get_submodule(block)).__name__].split()
-        return [".".join(filter(None, (place, layer, kind))) for layer in layers]
+            head, _, tail = prefix.rpartition(naming.attention[0])
+            prefix = head + naming.attention[1] + tail
+        layers = naming.names[leaf or type(unet.get_submodule(block)).__name__].split()
+        return [".".join(filter(None, (prefix, layer, kind))) for layer in layers]
 
-    return {ours: names(ours) for ours in unet.state_dict()}
+    return {key: names(key) for key in unet.state_dict()}
 
 
-def export_weights(unet: UNet, dialect: Dialect) -> dict[str, Tensor]:
-    """The weights under their names."""
+def export_weights(unet: UNet, naming: Naming) -> dict[str, Tensor]:
+    """The U-Net's weights under the external names."""
     weights, state = {}, unet.state_dict()
-    for ours, names in their_names(unet, dialect).items():
-        w = state[ours]
+    for key, names in external_names(unet, naming).items():
+        w = state[key]
         equal = [len(w) // len(names)] * len(names)
-        parts = w.split([*filter(None, unet.time_widths)] if ours.startswith("time.") else equal)
+        parts = w.split([*filter(None, unet.time_widths)] if key.startswith("time.") else equal)
         weights.update(zip(names, parts, strict=True))
     return weights
 
 
-def load_weights(config: UNetConfig, dialect: Dialect, given: dict[str, Tensor]) -> UNet:
-    """The U-Net with these weights, in float32. Raises ValueError that lists what is missing, extra or misshaped."""
+def load_weights(config: UNetConfig, naming: Naming, tensors: dict[str, Tensor]) -> UNet:
+    """The U-Net with these weights in float32. Raises ValueError listing missing, extra and misshaped tensors."""
     def shape(w: Tensor) -> torch.Size:
-        return w.squeeze(-1).shape if w.ndim == 3 else w.shape                    # a 1-wide Conv1d is our Linear
+        return w.squeeze(-1).shape if w.ndim == 3 else w.shape                    # a Conv1d of width 1 is a Linear here
 
     with torch.device("meta"):
         unet = UNet(config)
-    wanted = export_weights(unet, dialect)
-    misshaped = [f"{name} {tuple(w.shape)} for {tuple(wanted[name].shape)}" for name, w in given.items()
-                 if name in wanted and shape(w) != wanted[name].shape]
-    wrong = {"missing": wanted.keys() - given.keys(), "extra": given.keys() - wanted.keys(), "misshaped": misshaped}
+    expected = export_weights(unet, naming)
+    misshaped = [f"{name} {tuple(w.shape)} for {tuple(expected[name].shape)}" for name, w in tensors.items()
+                 if name in expected and shape(w) != expected[name].shape]
+    wrong = {"missing": expected.keys() - tensors.keys(), "extra": tensors.keys() - expected.keys(),
+             "misshaped": misshaped}
     if any(wrong.values()):
-        lists = "; ".join(f"{len(names)} {what}: {', '.join(sorted(names))}" for what, names in wrong.items() if names)
-        raise ValueError(f"the weights do not fit {config}; change its settings or take other weights. {lists}")
+        lists = "; ".join(f"{len(names)} {kind}: {', '.join(sorted(names))}" for kind, names in wrong.items() if names)
+        raise ValueError(f"the weights do not fit {config}; change its settings or use other weights. {lists}")
     weights = unet.state_dict()
-    for ours, names in their_names(unet, dialect).items():
-        weights[ours] = torch.cat([given[name].float() for name in names]).view_as(weights[ours])
+    for key, names in external_names(unet, naming).items():
+        weights[key] = torch.cat([tensors[name].float() for name in names]).view_as(weights[key])
     unet.load_state_dict(weights, assign=True)
     return unet.eval()
 
 
-def cos_first(unet: UNet) -> None:
-    """For networks whose sinusoid is cosines, then sines: turns the layer that reads it, in place."""
+def swap_sin_cos(unet: UNet) -> None:
+    """Permutes time_in, in place, for weights whose time embedding has the cosines before the sines."""
     unet.time_in.weight.data = unet.time_in.weight.data.roll(unet.config.D // 2, dims=1)
 
 
-def by_head(unet: UNet) -> None:
-    """For networks whose rows of qkv are in (head, qkv, width) order: brings them into ours, in place."""
+def reorder_qkv(unet: UNet) -> None:
+    """Permutes the rows of qkv, in place, from (head, qkv, width) to (qkv, head, width) order."""
     for layer in unet.modules():
         if isinstance(layer, Attention):
             for w in layer.qkv.parameters():
                 w.data = w.data.unflatten(0, (layer.heads, 3, -1)).transpose(0, 1).flatten(0, 2)
 
 
-def heads(widths: tuple, attends: Sequence[bool], count: int, width: int | None) -> tuple[int, ...]:
-    """Heads of each level and the middle: so many or, if width is given, so wide; 0 where nothing attends."""
+def heads_per_level(widths: tuple, attends: Sequence[bool], count: int, width: int | None) -> tuple[int, ...]:
+    """Heads of each level and the middle: `count` or, with `width`, C // width; 0 without attention."""
     return tuple((C // width if width else count) if on else 0
                  for C, on in zip((*widths, widths[-1]), attends, strict=True))

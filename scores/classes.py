@@ -1,4 +1,4 @@
-"""How good samples of digits are: a small classifier, and the scores that are seen through it."""
+"""Scores of digit samples: a small classifier, Frechet distances, class agreement, memorisation, neighbours."""
 
 import torch
 import torch.nn.functional as F
@@ -10,19 +10,19 @@ from scores import fid
 
 
 def features(weights: dict[str, Tensor], x: Tensor) -> Tensor:
-    """The 32 features (N, 32) of digits (N, 1, 8, 8) in [-1, 1]."""
+    """Features (N, 32) of digits (N, 1, 8, 8) in [-1, 1]: the last hidden layer."""
     h = F.relu(F.conv2d(x, weights["conv1"], padding=1))                          # N 32 8 8
     h = F.max_pool2d(F.relu(F.conv2d(h, weights["conv2"], padding=1)), 2)         # N 64 4 4
     return F.relu(h.flatten(1) @ weights["features"])
 
 
 def classify(weights: dict[str, Tensor], x: Tensor) -> Tensor:
-    """Logits (N, 10)."""
+    """Logits (N, 10) of digits (N, 1, 8, 8) in [-1, 1]."""
     return features(weights, x) @ weights["classes"]
 
 
 def train_classifier(steps: int) -> dict[str, Tensor]:
-    """Learns the 1200 training digits, shifted by up to a pixel and in a little noise; always the same weights."""
+    """Deterministic training on the 1200 training digits, shifted by up to one pixel, with Gaussian noise (std 0.2)."""
     shapes = {"conv1": (32, 1, 3, 3), "conv2": (64, 32, 3, 3), "features": (1024, 32), "classes": (32, 10)}
     fan_in = {"conv1": 9, "conv2": 288, "features": 1024, "classes": 32}
     seeds = noise.image_seeds(0, torch.arange(64))
@@ -43,41 +43,41 @@ def train_classifier(steps: int) -> dict[str, Tensor]:
 
 
 def frechet(a: Tensor, b: Tensor) -> float:
-    """Frechet distance of two point clouds (N, D), taken as Gaussians, in per cent of b's variance."""
+    """Frechet distance between Gaussians fitted to a and b, each (N, D), in per cent of b's total variance."""
     return 100 * fid.frechet(fid.statistics(a), fid.statistics(b)) / b.double().var(0).sum().item()
 
 
 def gaussians(train: data.Data, labels: Tensor, seed: int) -> Tensor:
-    """A sample of a Gaussian per class fitted to the training digits: what needs no network at all."""
+    """Samples (N, 1, 8, 8) from one Gaussian per class, fitted to the training digits: a baseline without a network."""
     x = data.to_unit(train.images).flatten(1)
     z = noise.normal(noise.image_seeds(seed, torch.arange(len(labels))), 0, (64,))
     out = torch.empty(len(labels), 64)
     for k in range(10):
-        own = x[train.labels == k]
-        values, vectors = torch.linalg.eigh(own.T.cov())
-        out[labels == k] = own.mean(0) + z[labels == k] * values.clamp(min=0).sqrt() @ vectors.T
+        members = x[train.labels == k]
+        values, vectors = torch.linalg.eigh(members.T.cov())
+        out[labels == k] = members.mean(0) + z[labels == k] * values.clamp(min=0).sqrt() @ vectors.T
     return out.view(-1, 1, 8, 8).clamp(-1, 1)
 
 
 def score(weights: dict[str, Tensor], x: Tensor, labels: Tensor) -> dict[str, float]:
-    """All scores of pictures x (N, 1, 8, 8) that were asked to be of these labels."""
+    """All scores (see evaluate.py) of samples x (N, 1, 8, 8), in [-1, 1], of the requested labels (N,)."""
     train, test = data.digits(), data.digits(held_out=True)
-    known, fresh = data.to_unit(train.images), data.to_unit(test.images)
-    near, usual = (torch.cdist(y.flatten(1), known.flatten(1)).min(1).values for y in (x, fresh))
-    return {"FD": frechet(features(weights, x), features(weights, fresh)),
-            "pFD": frechet(x.flatten(1), fresh.flatten(1)),
+    seen, unseen = data.to_unit(train.images), data.to_unit(test.images)
+    distances, reference = (torch.cdist(y.flatten(1), seen.flatten(1)).min(1).values for y in (x, unseen))
+    return {"FD": frechet(features(weights, x), features(weights, unseen)),
+            "pFD": frechet(x.flatten(1), unseen.flatten(1)),
             "agree": (classify(weights, x).argmax(1) == labels).float().mean().item(),
-            "mem": (near.median() / usual.median()).item(),
-            "dup": (near < usual.quantile(0.01)).float().mean().item()}
+            "mem": (distances.median() / reference.median()).item(),
+            "dup": (distances < reference.quantile(0.01)).float().mean().item()}
 
 
 def nearest(x: Tensor, images, k: int, batch: int = 1000) -> tuple[Tensor, Tensor]:
-    """The k images, uint8 as in `data.Data`, nearest to each x (N, C, H, W): distances a pixel, indices, (N, k)."""
-    found = torch.empty(len(x), 0), torch.empty(len(x), 0, dtype=torch.int64)
+    """Root mean square distances (N, k) from x (N, C, H, W) to its k nearest uint8 images, and their indices."""
+    distances, indices = torch.empty(len(x), 0), torch.empty(len(x), 0, dtype=torch.int64)
     for index in torch.arange(len(images)).split(batch):
-        known = data.to_unit(images[index]).flatten(1)
-        distances = torch.cdist(x.flatten(1), known, compute_mode="donot_use_mm_for_euclid_dist") / known.shape[1]**0.5
-        both = torch.cat([found[0], distances], dim=1), torch.cat([found[1], index.expand(len(x), -1)], dim=1)
-        order = both[0].argsort(dim=1, stable=True)[:, :k]
-        found = both[0].gather(1, order), both[1].gather(1, order)
-    return found
+        y = data.to_unit(images[index]).flatten(1)
+        new = torch.cdist(x.flatten(1), y, compute_mode="donot_use_mm_for_euclid_dist") / y.shape[1]**0.5
+        distances, order = torch.cat([distances, new], dim=1).sort(dim=1, stable=True)
+        indices = torch.cat([indices, index.expand(len(x), -1)], dim=1).gather(1, order[:, :k])
+        distances = distances[:, :k]
+    return distances, indices

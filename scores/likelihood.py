@@ -4,9 +4,9 @@
     python evaluate.py nll --checkpoint runs/x/last.pt --data photos/ --n 500 --times 100
 
 The bound has T + 1 terms: the prior L_T, a KL at each t = T..2, and the decoder at t = 1. The prior and the decoder
-are computed for every picture; 2..T is cut into parts, the shorter the nearer to the data, where the terms are large,
-and of each part every picture draws one t, which estimates the sum without bias. Noise is a function of (seed,
-picture, t), so the figure does not depend on the batch.
+are computed for every picture. The timesteps 2..T are partitioned into intervals, shorter near the data where the terms
+are large, and each picture samples one t per interval: an unbiased estimate of the sum. The noise is a function of
+(seed, picture, t), so the result does not depend on the batch.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,36 +28,36 @@ from run.cli import check_range, choose_device, make_parent, parse
 
 @dataclass(frozen=True)
 class Config:
-    """Bits/dim of a data set under a trained model: every term of the bound, the sum, and its two curves."""
-    checkpoint: str = "weights/digits.pt"       # what train.py saved
-    data: str = "held-out"                      # held-out, the digits not trained on; or as for train.py
-    fit: str = "crop"                           # how pictures get to the model's size: crop or pad
-    n: int = 0                                  # pictures, the first; 0 is all
-    times: int = 50                             # parts of 2..T, at most, one t of each; 0 is every t
-    labels: bool = True                         # tell a model of labelled pictures their labels
+    """Bits/dim of a data set under a trained model: the terms of the bound, their sum, and two plots."""
+    checkpoint: str = "weights/digits.pt"       # a checkpoint of train.py
+    data: str = "held-out"                      # held-out (the digits not trained on), or as for train.py
+    fit: str = "crop"                           # how pictures are resized to the model's size: crop or pad
+    n: int = 0                                  # number of pictures, from the first; 0 is all
+    times: int = 50                             # intervals of 2..T at most, one t sampled in each; 0 is every t
+    labels: bool = True                         # condition a class-conditional model on the labels
     variance: str = ""                          # beta_tilde, beta or learned; empty is the model's own
-    clip: bool = True                           # keep what the network takes for the picture in [-1, 1]
+    clip: bool = True                           # clip the predicted x0 to [-1, 1]
     weights: str = "ema"                        # the averaged weights, or raw
-    seed: int = 0                               # of the noise
-    batch: int = 256                            # (picture, t) pairs at once; changes no figure
+    seed: int = 0                               # seed of the noise and of the sampled t
+    batch: int = 256                            # (picture, t) pairs per batch; does not change the results
     device: str = "auto"                        # cuda, cpu, or auto: cuda if there is one
-    out: str = "out/nll.png"                    # the two curves
+    out: str = "out/nll.png"                    # the two plots
 
 
 class Terms(NamedTuple):
-    """The bound of n pictures, in S parts in the order of t: the decoder first."""
+    """The bound of n pictures over S intervals in increasing t; the first is the decoder, t = 1."""
     prior: Tensor                   # (n,) bits/dim
-    total: Tensor                   # (n,) bits/dim, everything
-    t: Tensor                       # (S,) the middle of each part
-    width: Tensor                   # (S,) how many t's it stands for
-    bits: Tensor                    # (S,) mean bits/dim of one t
-    distortion: Tensor              # (S,) root mean square error of x0_hat, of 255
+    total: Tensor                   # (n,) bits/dim, the sum of all terms
+    t: Tensor                       # (S,) midpoint of each interval
+    width: Tensor                   # (S,) number of timesteps in each interval
+    bits: Tensor                    # (S,) mean bits/dim per timestep
+    distortion: Tensor              # (S,) root mean square error of x0_hat, in pixel values 0..255
 
 
 def partition(T: int, times: int) -> Tensor:
-    """Where the parts begin, (1 + S,), the last entry where they end: the decoder's 1, then at most `times` of 2..T.
+    """Interval boundaries (S + 1,) of 1..T: [1, 2) for the decoder, then at most `times` intervals that end at T + 1.
 
-    Their lengths grow as the square root of t; times 0 makes every t a part.
+    Their lengths grow as the square root of t; with times = 0 every t is an interval.
     """
     if not times:
         return torch.arange(1, T + 2)
@@ -66,7 +66,7 @@ def partition(T: int, times: int) -> Tensor:
 
 
 def sample_timesteps(parts: Tensor, seeds: Tensor, k: Tensor) -> Tensor:
-    """t of part k (B,), evenly from it, for images of these seeds (B,)."""
+    """t (B,) uniform in interval k (B,), for images with these seeds (B,)."""
     u = ndtr(noise.normal(seeds, k, (1,), noise.TIMES)[..., 0].double())          # in (0, 1)
     return (parts[k] + u * (parts[k + 1] - parts[k])).long()
 
@@ -74,9 +74,9 @@ def sample_timesteps(parts: Tensor, seeds: Tensor, k: Tensor) -> Tensor:
 @torch.no_grad()
 def bound(schedule: ddpm.Schedule, model: Callable, images, labels: Tensor | None, *, parts: Tensor,
           seed: int = 0, batch: int = 256, **choice) -> Terms:
-    """Every term of the bound of images, uint8 as in `data.Data`, under model (xt, t, labels); choice as bound_terms.
+    """The bound of uint8 images (see `data.Data`) under model(xt, t, labels); choice: as for `ddpm.bound_terms`.
 
-    parts: as `parts_of`. Goes through all pairs of a picture and a part in order, so that few are read at once.
+    parts: from `partition`. The (picture, interval) pairs are visited in order, so few pictures are in memory.
     """
     device, n, S, width = schedule.beta.device, len(images), len(parts) - 1, parts.diff()
     prior, total = (torch.zeros(n, dtype=torch.float64) for _ in range(2))
@@ -98,7 +98,7 @@ def bound(schedule: ddpm.Schedule, model: Callable, images, labels: Tensor | Non
 
 def pair_terms(schedule: ddpm.Schedule, model: Callable, x0: Tensor, t: Tensor, y: Tensor | None, seeds: Tensor, *,
                target: str, variance: str, clip: bool) -> tuple[Tensor, Tensor]:
-    """The term of each pair in bits/dim, and the mean square error of x0_hat: each (B,) float64, on the CPU."""
+    """The bound's term in bits/dim and the mean squared error of x0_hat, each (B,) float64 on the CPU."""
     eps = noise.normal(seeds, t, x0.shape[1:], noise.TRAIN)
     xt = ddpm.q_sample(schedule, x0, t, eps)
     output = model(xt, t, y)
@@ -109,36 +109,36 @@ def pair_terms(schedule: ddpm.Schedule, model: Callable, x0: Tensor, t: Tensor, 
 
 
 def load_pictures(config: Config, last: checkpoint.Checkpoint) -> data.Data:
-    """The pictures to be scored, at the model's size. Raises ValueError for others."""
+    """The pictures to score, resized to the model's size. Raises ValueError if their shape differs from the model's."""
     C, H, W = last.data["shape"]
     if config.data == "held-out":
         if last.data["name"] != "digits":
             raise ValueError(f"data is held-out, but {config.checkpoint} was trained on {last.data['name']}; "
-                             f"say what to score with --data")
-        found = data.resize(data.digits(held_out=True), (H, W), config.fit)
+                             f"choose the pictures with --data")
+        pictures = data.resize(data.digits(held_out=True), (H, W), config.fit)
     else:
-        found = data.load(config.data, f"{H}x{W}", config.fit)
-    if found.shape != (C, H, W):
-        raise ValueError(f"the pictures of {config.data} are {found.shape}, the model's {(C, H, W)}; use others")
-    return data.first(found, config.n)
+        pictures = data.load(config.data, f"{H}x{W}", config.fit)
+    if pictures.shape != (C, H, W):
+        raise ValueError(f"the pictures of {config.data} are {pictures.shape}; the model's are {(C, H, W)}; use others")
+    return data.first(pictures, config.n)
 
 
-def labels_for(config: Config, last: checkpoint.Checkpoint, found: data.Data) -> Tensor | None:
-    """The labels that the network is told (N,), the null class's if none; None for a network without classes."""
+def labels_for(config: Config, last: checkpoint.Checkpoint, pictures: data.Data) -> Tensor | None:
+    """Labels (N,) for the network, all null with --no-labels; None for an unconditional network."""
     classes = tuple(last.data["classes"])
     if not last.network.classes:
         return None
     if not config.labels:
         if last.network.classes == len(classes):
-            raise ValueError(f"{config.checkpoint} has no null class; leave --no-labels out")
-        return torch.full((len(found.images),), len(classes))
-    if found.classes != classes:
-        raise ValueError(f"the classes of {config.data} are not those of {config.checkpoint}; use --no-labels")
-    return found.labels
+            raise ValueError(f"{config.checkpoint} has no null class; omit --no-labels")
+        return torch.full((len(pictures.images),), len(classes))
+    if pictures.classes != classes:
+        raise ValueError(f"the classes of {config.data} differ from {config.checkpoint}'s; use --no-labels")
+    return pictures.labels
 
 
 def nll(argv: Sequence[str]) -> None:
-    """Prints the terms of the bound and draws its two curves."""
+    """Prints the terms of the bound and saves the two plots."""
     config = parse(Config, argv)
     last, device = checkpoint.load(config.checkpoint), choose_device(config.device)
     ddpm.check_choice("weights", config.weights, ("ema", "raw"))
@@ -148,42 +148,42 @@ def nll(argv: Sequence[str]) -> None:
     check_range(config, "batch", 1)
     parts = partition(T, config.times)
     unet = checkpoint.load_unet(last, weights=config.weights, device=config.device)
-    found = load_pictures(config, last)
+    pictures = load_pictures(config, last)
     variance = config.variance or last.variance
     schedule = ddpm.Schedule(*(table.to(device) for table in ddpm.from_betas(last.beta)))
-    terms = bound(schedule, unet, found.images, labels_for(config, last, found), parts=parts, seed=config.seed,
+    terms = bound(schedule, unet, pictures.images, labels_for(config, last, pictures), parts=parts, seed=config.seed,
                   batch=config.batch, target=last.settings["target"], variance=variance,
                   clip=config.clip and last.clip)
-    print(f"{config.checkpoint} on {len(found.images)} pictures of {found.name} ({config.data}): "
-          f"{len(parts) - 1} of {T} t's each, variance {variance}, seed {config.seed}")
+    print(f"{config.checkpoint} on {len(pictures.images)} pictures of {pictures.name} ({config.data}): "
+          f"{len(parts) - 1} of {T} timesteps per picture, variance {variance}, seed {config.seed}")
     print_table(terms)
     plot_terms(terms, T).savefig(make_parent(Path(config.out)), dpi=120)
     print(f"see {config.out}")
 
 
 def print_table(terms: Terms) -> None:
-    """The sum and what it is made of, the KLs by quarter of their parts."""
-    spread = (terms.total.std() / len(terms.total)**0.5).item() if len(terms.total) > 1 else 0.
+    """Prints the terms and their sum; the KL terms by quarter of their intervals."""
+    error = (terms.total.std() / len(terms.total)**0.5).item() if len(terms.total) > 1 else 0.
     print(f"{'term':28}{'bits/dim':>10}")
     print(f"{'prior, L_T':28}{terms.prior.mean():10.2g}")
     for part in torch.arange(1, len(terms.t)).flip(0).chunk(4):
         span = f"KL, t about {terms.t[part[0]]:.0f} to {terms.t[part[-1]]:.0f}"
         print(f"{span:28}{(terms.bits * terms.width)[part].sum():10.5f}")
     print(f"{'decoder, L_0, t = 1':28}{terms.bits[0]:10.5f}")
-    print(f"{'sum':28}{terms.total.mean():10.5f} +- {spread:.5f} over pictures")
+    print(f"{'sum':28}{terms.total.mean():10.5f} +- {error:.5f} over pictures")
 
 
 def plot_terms(terms: Terms, T: int):
-    """Two curves: the bound's terms over t, and distortion over rate (Ho et al. 2020, figure 5)."""
+    """Figure of two plots: the bound's terms against t, and distortion against rate (Ho et al. 2020, figure 5)."""
     from matplotlib.figure import Figure
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot(terms.t, terms.bits, marker=".", markersize=3)
-    left.set(xlabel="t", ylabel="bits/dim of one t", yscale="log", xlim=(0, T), title="terms of the bound")
-    known = (terms.bits * terms.width).flip(0).cumsum(0).flip(0) - terms.bits * terms.width + terms.prior.mean()
-    right.plot(known, terms.distortion, marker=".", markersize=3)
-    right.plot(known[0] + terms.bits[0], 0, "o", color="C1", label="decoder: nothing left to guess")
-    right.set(xlabel="rate: bits/dim spent before t", ylabel="rms error of x0_hat, of 255",
+    left.set(xlabel="t", ylabel="bits/dim per timestep", yscale="log", xlim=(0, T), title="terms of the bound")
+    rate = (terms.bits * terms.width).flip(0).cumsum(0).flip(0) - terms.bits * terms.width + terms.prior.mean()
+    right.plot(rate, terms.distortion, marker=".", markersize=3)
+    right.plot(rate[0] + terms.bits[0], 0, "o", color="C1", label="after the decoder: lossless")
+    right.set(xlabel="rate: bits/dim of the terms above t", ylabel="rms error of x0_hat (0..255)",
               title="rate and distortion", ylim=(0, None))
     right.legend(fontsize=8)
     for axes in (left, right):

@@ -85,7 +85,7 @@ def tanh_cdf(x):
     return (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
 
 
-def answer_of(family):
+def output_of(family):
     g = guided_diffusion()
     return torch.cat([g["eps_hat"], g["var_hat"]], dim=1) if family == "learned_range" else g["eps_hat"]
 
@@ -115,7 +115,7 @@ def last(chain):
 
 
 def with_v(denoise, v):
-    """A denoiser that also answers this constant v."""
+    """A denoiser whose output also has this constant v."""
     def both(xt, t):
         return torch.cat([denoise(xt, t), torch.full_like(xt, v)], dim=1)
     return both
@@ -241,11 +241,11 @@ def test_posterior_is_bayes_on_a_grid(t):
     assert_close(log_var, var.log())
 
 
-# What the network's answer means
+# The parametrisations of the network's output
 
 @each_target
 @pytest.mark.parametrize("name", ["linear1000", "cosine50"])
-def test_predict_inverts_truth(name, target):
+def test_predict_inverts_the_target(name, target):
     schedule = GOLDEN_SCHEDULES[name]
     t = torch.arange(1, len(schedule.beta))
     x0, eps = pictures(len(t), 2, 3).double(), pictures(len(t), 2, 3, seed=2).double()
@@ -263,7 +263,7 @@ def test_v_is_the_rotation():
 
 @each_target
 @pytest.mark.parametrize("T", [1, 50])
-def test_exact_denoiser_answers_the_posterior_mean(target, T):
+def test_exact_denoiser_is_the_posterior_mean(target, T):
     schedule, t = linear_schedule(T, 0.01, 0.3), torch.tensor([T, 1, T])
     data, xt = pictures(5, 2, 3, 3), pictures(3, 2, 3, 3, seed=2)
     x0_hat, _ = predict(schedule, exact_denoiser(schedule, data, target)(xt, t), xt, t, target)
@@ -282,7 +282,7 @@ def test_unknown_target():
 
 
 def labelled(calls, channels):
-    """A model whose answer tells its labels apart, and that records its batches."""
+    """A model whose output depends on its labels, and that records its batches."""
     def model(xt, t, labels):
         calls.append(len(xt))
         scale = (labels + 1).view(-1, 1, 1, 1) * t.view(-1, 1, 1, 1)
@@ -320,7 +320,7 @@ def test_loss_is_the_distance_to_the_target():
 def test_golden_hybrid(name):
     g, schedule = guided_diffusion(f"{name}/"), GOLDEN_SCHEDULES[name]
     x0, noise, t = guided_diffusion()["x0"], guided_diffusion()["noise"], g["t"] + 1
-    output = answer_of("learned_range")
+    output = output_of("learned_range")
     simple = loss(schedule, lambda xt, t: output[:, :3], x0, t, noise)
     total = hybrid_loss(schedule, lambda xt, t: output, x0, t, noise, cdf=tanh_cdf)
     close(simple, g["hybrid/mse"])
@@ -332,7 +332,7 @@ def test_golden_hybrid(name):
 def test_hybrid_gradients(target):
     schedule, t = linear_schedule(100), torch.tensor([1, 2, 50, 100])
     x0, noise = guided_diffusion()["x0"], guided_diffusion()["noise"]
-    output = answer_of("learned_range").clone().requires_grad_()
+    output = output_of("learned_range").clone().requires_grad_()
     choice = {"schedule": schedule, "denoise": lambda xt, t: output, "x0": x0, "t": t, "eps": noise, "target": target}
     [hybrid] = torch.autograd.grad(hybrid_loss(**choice).sum(), output)
     [simple] = torch.autograd.grad(loss(**choice | {"denoise": lambda xt, t: output[:, :3]}).sum(), output)
@@ -360,7 +360,7 @@ def test_losses_refuse_other_shapes(C):
 @each_schedule
 def test_golden_p(name, family, clip):
     g, schedule = guided_diffusion(f"{name}/"), GOLDEN_SCHEDULES[name]
-    t, output, expected = g["t"] + 1, answer_of(family), f"eps/{family}/clip{clip:d}/"
+    t, output, expected = g["t"] + 1, output_of(family), f"eps/{family}/clip{clip:d}/"
     choice = {"target": "eps", "variance": FIXED[family], "clip": clip}
     mean, log_var = p_mean_log_var(schedule, output, g["xt"], t, **choice)
     close(mean, g[expected + "mean"])
@@ -373,7 +373,7 @@ def test_golden_p(name, family, clip):
 
 
 @each_schedule
-def test_golden_p_when_the_answer_is_x0(name):
+def test_golden_p_when_the_output_is_x0(name):
     g, t = guided_diffusion(f"{name}/"), guided_diffusion(f"{name}/")["t"] + 1
     mean, _ = p_mean_log_var(GOLDEN_SCHEDULES[name], g["x0hat"], g["xt"], t, target="x0", variance="beta_tilde",
                              clip=True)
@@ -443,7 +443,7 @@ def test_decoder_is_the_mass_of_the_bin():
 # A Gaussian data set: its exact denoiser is linear, so its likelihood and its chains are known
 
 def gaussian_denoiser(schedule, mean, var, target):
-    """The exact answer for x0 ~ N(mean, var), and v such that the learned variance is exact too."""
+    """The exact output for x0 ~ N(mean, var), and v such that the learned variance is exact too."""
     def denoise(xt, t):
         alpha_bar, beta, beta_tilde = (table[t].view(-1, 1, 1, 1).to(xt.dtype) for table in
                                        (schedule.alpha_bar, schedule.beta, schedule.beta_tilde))
@@ -537,7 +537,7 @@ def test_golden_timesteps(key, spacing):
 def test_golden_ancestral_step(name, family, clip):
     g, schedule, T = guided_diffusion(f"{name}/"), GOLDEN_SCHEDULES[name], len(GOLDEN_SCHEDULES[name].beta) - 1
     rows = sampler_rows(schedule, range(T, 0, -1), eta=1., variance=FIXED[family], clip=clip)
-    xs, x0_hat = each_row(rows, T - 1 - g["t"], g["xt"], answer_of(family), guided_diffusion()["z"])
+    xs, x0_hat = each_row(rows, T - 1 - g["t"], g["xt"], output_of(family), guided_diffusion()["z"])
     close(xs, g[f"eps/{family}/clip{clip:d}/sample"])
     close(x0_hat, g[f"eps/{family}/clip{clip:d}/x0"])
 
@@ -695,7 +695,7 @@ def test_nan_passes_the_clamp(clip):
 
 
 @pytest.mark.parametrize("variance", ["beta", "learned"])
-def test_a_bfloat16_answer_is_cast_first(variance):
+def test_a_bfloat16_output_is_cast_first(variance):
     schedule, xt, t = linear_schedule(), pictures(2, 3, 4, 4), torch.tensor([1000, 3])
     output = pictures(2, 6, 4, 4, seed=2).bfloat16()
     rows = sampler_rows(schedule, [1000, 500], eta=1., variance=variance, clip=False)
@@ -829,7 +829,7 @@ def test_sample_refuses_other_channels(variance, channels, fits):
     if fits:
         assert len(list(chain)) == 2
     else:
-        with pytest.raises(ValueError, match=rf"answers \(2, {channels}, 4, 4\) to \(2, 3, 4, 4\)"):
+        with pytest.raises(ValueError, match=rf"output is \(2, {channels}, 4, 4\) for x_t \(2, 3, 4, 4\)"):
             next(chain)
 
 

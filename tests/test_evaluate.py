@@ -10,14 +10,14 @@ from run import checkpoint
 from scores import classes
 
 
-def test_frechet_of_known_gaussians():
+def test_frechet_of_gaussians_has_its_closed_form():
     z = noise.normal(noise.image_seeds(0, torch.arange(4000)), 0, (3,)).double()
     a = z - z.mean(0)
     a = a @ torch.linalg.inv(torch.linalg.cholesky(a.T.cov())).T                  # mean 0 and covariance I, exactly
     shift = torch.tensor([1., 2., 2.])
     assert_close(classes.frechet(a, a), 0., atol=1e-6, rtol=0)
     assert_close(classes.frechet(a + shift, a), 100 * 9 / 3)
-    assert_close(classes.frechet(3 * a, a), 100 * 4.)                            # (3 - 1)^2 a dimension, over 1
+    assert_close(classes.frechet(3 * a, a), 100 * 4.)                            # (3 - 1)^2 per dimension, variance 1
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +25,10 @@ def classifier():
     return torch.load(evaluate.CLASSIFIER, weights_only=True)
 
 
-def test_classifier_knows_held_out_digits(classifier):
+def test_classifier_recognises_held_out_digits(classifier):
     test = data.digits(held_out=True)
-    known = classes.classify(classifier, data.to_unit(test.images)).argmax(1) == test.labels
-    assert known.float().mean() > 0.985
+    correct = classes.classify(classifier, data.to_unit(test.images)).argmax(1) == test.labels
+    assert correct.float().mean() > 0.985
 
 
 def test_scores_tell_copies_noise_and_new_digits_apart(classifier):
@@ -70,9 +70,9 @@ def test_nearest_are_the_nearest(batch):
     images = data.digits().images[:50]
     x = data.to_unit(images[[3, 20, 41]]) + 0.01
     distances, index = classes.nearest(x, images, 4, batch)
-    every = (x[:, None] - data.to_unit(images)).square().flatten(2).mean(2).sqrt()
-    assert_close(distances, every.sort(1).values[:, :4])
-    assert_close(every.gather(1, index), distances)
+    distances_to_all = (x[:, None] - data.to_unit(images)).square().flatten(2).mean(2).sqrt()
+    assert_close(distances, distances_to_all.sort(1).values[:, :4])
+    assert_close(distances_to_all.gather(1, index), distances)
     assert index[:, 0].tolist() == [3, 20, 41]
 
 
@@ -82,13 +82,13 @@ def test_neighbours_draws_each_sample_beside_its_own(tmp_path, capsys):
     assert "3 samples to their nearest picture 0." in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("argv, says", [
+@pytest.mark.parametrize("argv, message", [
     ([], "no command ''"), (["is"], "no command 'is'"), (["digits", "--checkpoint", "no.pt"], "no checkpoint no.pt"),
     (["neighbours", "--k", "0"], "k is 0")])
-def test_bad_requests_are_one_sentence_and_exit_2(argv, says, capsys):
+def test_bad_requests_are_one_sentence_and_exit_2(argv, message, capsys):
     with pytest.raises(SystemExit) as stop:
         evaluate.main(argv)
-    assert stop.value.code == 2 and says in capsys.readouterr().err
+    assert stop.value.code == 2 and message in capsys.readouterr().err
 
 
 def test_a_model_of_other_pictures_is_refused(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Whatever the flags are, a script does its work or ends in one sentence and exit status 2."""
+"""For any flags, a script either works or ends in one sentence with exit status 2."""
 
 import contextlib
 import functools
@@ -45,22 +45,22 @@ TEXTS = st.one_of(PATHS, st.sampled_from([
     "eps", "v", "beta", "learned", "2m", "trailing", "leading", "linear", "bound", "importance", "bf16",
     "--image_size 64", "--image_size 8 --x y"]), st.text(max_size=5).filter(lambda s: "\0" not in s))
 FLAGS = {int: INTS, float: FLOATS, str: TEXTS}
-SMALL = st.sampled_from([0, 1, 2, 3, -1, 10**30])       # what work and memory grow with
+SMALL = st.sampled_from([0, 1, 2, 3, -1, 10**30])       # for flags that work and memory grow with
 
 
 class Script(NamedTuple):
-    """A script, and how to call it so that it has little to do."""
+    """A script, and the flags with which it has little to do."""
     main: Callable
     config: type
-    base: str                                           # its cheap flags
-    never: str = ""                                     # flags left alone
-    small: str = ""                                     # flags that are kept from meaning endless work
+    base: str                                           # flags for little work
+    never: str = ""                                     # flags that are never varied
+    small: str = ""                                     # flags whose values are limited, to bound the work
     command: str = ""
     examples: int = 15
 
 
 SCRIPTS = {
-    # compile takes a minute, and networks but its own are large
+    # compile takes a minute; the other networks are large
     "train": Script(train.main, train.Config, "--T 2 --steps 1 --batch 2 --warmup 1 --out new",
                     "compile network", "T steps batch accumulate workers", examples=40),
     "sample": Script(sample.main, sample.Config, f"--checkpoint {DIGITS} --n 1 --steps 1 --out new", "compile", "n",
@@ -93,7 +93,7 @@ SCRIPTS = {
 
 @st.composite
 def flags_of(draw, script: Script) -> list[str]:
-    """One to three flags of the script, with values of their types and without sense."""
+    """One to three flags of the script, with arbitrary values of their types."""
     changeable = [f for f in fields(script.config) if f.name not in script.never.split()]
     argv = []
     for field in draw(st.lists(st.sampled_from(changeable), min_size=1, max_size=3, unique_by=lambda f: f.name)):
@@ -105,20 +105,20 @@ def flags_of(draw, script: Script) -> list[str]:
     return argv
 
 
-class Begun(Exception):
-    """The flags have been looked at, and the work begins."""
+class Started(Exception):
+    """Raised when the flags are checked and the work would start."""
 
 
-def begins(*args, **kwargs) -> None:
-    raise Begun
+def start(*args, **kwargs) -> None:
+    raise Started
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """Work that is long whatever the flags ends where it begins; nothing is fetched."""
-    for place, name in ((swiss_roll, "train"), (swiss_roll_variants, "learn"), (heartbeat, "train"),
+    """Stops work that is long for any flags before it starts; nothing is downloaded."""
+    for module, name in ((swiss_roll, "train"), (swiss_roll_variants, "learn"), (heartbeat, "train"),
                         (denoise_1d, "denoised"), (kernels.__main__, "report"), (bench.report, "run")):
-        monkeypatch.setattr(place, name, begins)
+        monkeypatch.setattr(module, name, start)
     monkeypatch.setattr(evaluate, "CLASSIFIER", ROOT / evaluate.CLASSIFIER)
     monkeypatch.setattr(data, "digits", functools.cache(data.digits))
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
@@ -127,7 +127,7 @@ def quick(monkeypatch):
 
 
 def lay_out(folder: Path) -> None:
-    """What paths lead to: a folder, one whose name says that it is a picture, and garbage under many names."""
+    """Creates the paths in PATHS: a folder, a folder named as a picture, and garbage under several names."""
     for name in ("folder", "folder.png"):
         (folder / name).mkdir()
     for name in ("garbage", "garbage.pt", "garbage.npz"):
@@ -135,18 +135,18 @@ def lay_out(folder: Path) -> None:
 
 
 def ends_well(script: Script, argv: list[str]) -> str:
-    """Runs the script; what it said is returned if it refused, and must be one sentence."""
+    """Runs the script; returns its error message, checked to be one sentence, or "" if it succeeds."""
     err = io.StringIO()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(err):
         try:
             script.main([*script.command.split(), *script.base.split(), *argv])
             return ""
-        except Begun:
+        except Started:
             return ""
         except SystemExit as stop:
             assert stop.code == 2, argv
-    said = re.split("[\r\n]+", err.getvalue())
-    lines = [line for line in said if line.strip() and not re.search(r"\d%\|.*/s", line)]        # without the bars
+    progress = re.compile(r"\d%\|.*/s")
+    lines = [x for x in re.split("[\r\n]+", err.getvalue()) if x.strip() and not progress.search(x)]
     assert "usage: " in lines[0] or len(lines) == 1 and re.match(r"\w+\.py: .{10}", lines[0]), (argv, lines)
     return lines[-1]
 
@@ -165,7 +165,7 @@ def test_any_flags(name, tmp_path_factory, monkeypatch):
     check()
 
 
-@pytest.mark.parametrize("name, argv, says", [
+@pytest.mark.parametrize("name, argv, message", [
     ("train", "--batch=" + "9" * 31, "batch is 9+; it must be less than 2..31"), ("train", "--lr=inf", "lr is inf"),
     ("train", "--steps=2147483648", "steps is"), ("train", "--T=2000000", "T is 2000000"),
     ("train", "--batch=2147483647", "batch is 2147483647"),
@@ -183,10 +183,10 @@ def test_any_flags(name, tmp_path_factory, monkeypatch):
     ("memorise", "--n=0", "n is 0"), ("memorise", "--n=-1", "n is -1"), ("inpaint", "--n=598", "n is 598"),
     ("inpaint", "--rounds=0", "rounds is 0"), ("inpaint", "--sigma=nan", "sigma is nan"),
     ("denoise_1d", "--batch=0", "batch is 0"), ("denoise_1d", "--sigma=nan", "sigma is nan")])
-def test_flags_that_were_once_a_traceback_or_a_wrong_answer(name, argv, says, tmp_path, monkeypatch):
+def test_flags_that_once_caused_a_traceback_or_a_wrong_result(name, argv, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    said = ends_well(SCRIPTS[name], [argv])
-    assert re.search(says, said), said
+    error = ends_well(SCRIPTS[name], [argv])
+    assert re.search(message, error), error
 
 
 @settings(max_examples=20, derandomize=True, database=None, deadline=None)
@@ -199,13 +199,13 @@ def test_a_run_is_not_lost_whatever_the_next_flags_are(flags, tmp_path_factory, 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The folder of a run of one step."""
+    """The folder of a training run of one step."""
     folder = tmp_path_factory.mktemp("run")
     train.main([*SCRIPTS["train"].base.split(), f"--out={folder}"])
     return folder
 
 
-# Too little memory
+# Out of memory
 
 LIMITED = """
 import resource, runpy, sys
@@ -220,11 +220,11 @@ runpy.run_path(sys.argv[0], run_name="__main__")
     "train.py --size 9999 --T 2 --steps 1 --out new", f"sample.py --checkpoint {DIGITS} --n 2147483647 --out new"])
 def test_too_little_memory_is_a_sentence(argv, tmp_path):
     script, *flags = argv.split()
-    told = subprocess.run([sys.executable, "-c", LIMITED, str(ROOT / script), *flags], cwd=tmp_path, text=True,
-                          capture_output=True, timeout=60, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    lines = [line for line in told.stderr.splitlines() if "%|" not in line]
-    assert told.returncode == 2 and lines == [f"{script}: there is not enough memory; use a smaller batch, size, "
-                                              f"network or number of pictures"], told
+    result = subprocess.run([sys.executable, "-c", LIMITED, str(ROOT / script), *flags], cwd=tmp_path, text=True,
+                            capture_output=True, timeout=60, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    lines = [line for line in result.stderr.splitlines() if "%|" not in line]
+    assert result.returncode == 2 and lines == [f"{script}: there is not enough memory; use a smaller batch, size, "
+                                                f"network or number of pictures"], result
 
 
 @pytest.mark.parametrize("error", [

@@ -38,7 +38,7 @@ def numbers(shape, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.T
 
 @small
 @given(schedules, st.lists(st.integers(0, 4), min_size=1, max_size=5), st.sampled_from(ddpm.TARGETS), st.data())
-def test_the_truth_leads_back_to_x0_whatever_the_shape(schedule, shape, target, choose):
+def test_the_target_leads_back_to_x0_whatever_the_shape(schedule, shape, target, choose):
     t = torch.tensor(choose.draw(st.lists(st.integers(1, ddpm.schedule_length(schedule)), min_size=shape[0],
                                           max_size=shape[0])), dtype=torch.int64)
     x0, eps = (numbers(shape, k, torch.float64) for k in range(2))
@@ -103,7 +103,7 @@ def test_t_that_is_none_is_refused_by_torch(t):
 
 @small
 @given(pictures, st.lists(st.integers(0, 8), max_size=5), st.sampled_from(["learned", "beta"]))
-def test_answers_of_other_shapes_are_refused(shape, other, variance):
+def test_outputs_of_other_shapes_are_refused(shape, other, variance):
     """What would broadcast, above all."""
     rows = ddpm.sampler_rows(ddpm.linear_schedule(10), [10, 5], variance=variance, eta=1.)
     seeds, twice = noise.image_seeds(0, torch.arange(shape[0])), [shape[0], 2 * shape[1], *shape[2:]]
@@ -112,7 +112,7 @@ def test_answers_of_other_shapes_are_refused(shape, other, variance):
         if output == twice or variance == "beta" and output == [*shape]:
             assert all(xs.shape == shape for _, xs, _ in chain)
         else:
-            with pytest.raises(ValueError, match="the network answers"):
+            with pytest.raises(ValueError, match="the network's output is"):
                 next(chain)
 
 

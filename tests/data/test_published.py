@@ -212,7 +212,7 @@ def test_imagenet64_from_parquet_trains(datasets, tmp_path):
 def test_large_tables_are_read_as_needed(datasets, tmp_path, monkeypatch):
     parquet(datasets, tmp_path, "cifar10", [(32, 32)] * 5)
     eager = data.load(f"cifar10:{tmp_path}").images
-    monkeypatch.setattr(data, "IN_MEMORY", 0)
+    monkeypatch.setattr(data.sets, "IN_MEMORY", 0)
     lazy = data.load(f"cifar10:{tmp_path}")
     assert isinstance(lazy.images, published.Rows) and len(lazy.images) == 5
     assert_close(lazy.images[torch.tensor([3, 0])], eager[[3, 0]])

@@ -88,9 +88,9 @@ def test_large_folders_are_read_as_needed(tmp_path, monkeypatch):
     for k in range(3):
         picture(tmp_path / f"{k}.png", seed=k)
     eager = data.load(str(tmp_path)).images
-    monkeypatch.setattr(data, "IN_MEMORY", 0)
+    monkeypatch.setattr(data.sets, "IN_MEMORY", 0)
     lazy = data.load(str(tmp_path)).images
-    assert isinstance(lazy, data.Folder) and len(lazy) == 3
+    assert isinstance(lazy, data.sets.Folder) and len(lazy) == 3
     assert_close(lazy[torch.tensor([2, 0])], eager[[2, 0]])
 
 

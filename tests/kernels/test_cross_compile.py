@@ -1,8 +1,8 @@
 """Without a GPU: what the launchers of the named U-Nets launch compiles for three of them, and how much it takes.
 
 The launchers run on meta tensors while every launch is recorded instead of made; then each distinct kernel is compiled
-to machine code, in a process without the interpreter. `PYTHONPATH=. python tests/kernels/test_cross_compile.py 90` prints the
-table for sm_90, a line of JSON a kernel.
+to machine code, in a process without the interpreter. `PYTHONPATH=. python tests/kernels/test_cross_compile.py 90`
+prints the table for sm_90, a line of JSON per kernel.
 """
 
 import json

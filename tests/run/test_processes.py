@@ -212,7 +212,8 @@ def test_a_dead_process_ends_the_job_and_is_named(tmp_path):
     assert not (tmp_path / "last.pt").exists()                      # what is left is what was saved
 
 
-PATIENT = "import datetime, train; from run import processes; processes.TIMEOUT = datetime.timedelta(seconds=20); train.main()"
+PATIENT = ("import datetime, train; from run import processes; processes.TIMEOUT = datetime.timedelta(seconds=20); "
+           "train.main()")
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="stops a process")

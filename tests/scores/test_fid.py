@@ -15,7 +15,7 @@ def cloud(n, D=6, seed=0):
 
 
 def stub(device):
-    """Features that are the mean colour of each quarter, and a random mixture: no weights to download."""
+    """Features without weights to download: a random mixture of the mean colours of the four quarters."""
     mix = torch.randn(12, 12, generator=torch.Generator().manual_seed(1))
 
     def features(pixels):
@@ -48,10 +48,10 @@ def test_fewer_points_than_features_are_no_trouble():
 
 def test_statistics_add_up_whatever_the_mean():
     x = cloud(60) + 1e4
-    whole, parts = fid.statistics(x), fid.statistics(x[::2]) + fid.statistics(x[1::2])
+    full, parts = fid.statistics(x), fid.statistics(x[::2]) + fid.statistics(x[1::2])
     assert parts.n == 60
-    assert_close(parts.mean, whole.mean)
-    assert_close(parts.scatter, whole.scatter, rtol=1e-6, atol=1e-4)
+    assert_close(parts.mean, full.mean)
+    assert_close(parts.scatter, full.scatter, rtol=1e-6, atol=1e-4)
 
 
 def test_fid_tells_near_from_far_and_prints_its_floor(tmp_path, capsys):
@@ -60,39 +60,39 @@ def test_fid_tells_near_from_far_and_prints_its_floor(tmp_path, capsys):
         x = np.random.default_rng(9).integers(0, 256 - offset, (n, 8, 8, 3), dtype=np.uint8)
         np.savez(tmp_path / name, arr_0=x)
         fid.fid(["--pictures", str(tmp_path / f"{name}.npz"), "--data", real, "--cache", str(tmp_path / "c")], stub)
-    said = capsys.readouterr().out.splitlines()
-    figures = [float(line.split()[1]) for line in said if line.startswith("FID")]
+    lines = capsys.readouterr().out.splitlines()
+    figures = [float(line.split()[1]) for line in lines if line.startswith("FID")]
     same, floor, dark, again = figures
     assert floor == again and same < 3 * floor and dark > 20 * same
-    assert f"N = 300 pictures of {tmp_path}/same.npz, 400 of {real} at 8 x 8" in said[0]
-    assert "real to real: 200 pictures" in said[1] and "equal N" in said[2]
+    assert f"N = 300 pictures of {tmp_path}/same.npz, 400 of {real} at 8 x 8" in lines[0]
+    assert "real to real: 200 pictures" in lines[1] and "equal N" in lines[2]
 
 
 def test_statistics_are_cached_by_the_pixels(tmp_path):
-    found, calls = data.load(pictures(tmp_path / "a.npz", 12)), []
+    dataset, batches = data.load(pictures(tmp_path / "a.npz", 12)), []
 
     def counted(pixels):
-        calls.append(len(pixels))
+        batches.append(len(pixels))
         return stub("cpu")(pixels)
 
-    first = fid.halves(found, counted, 5, tmp_path)
-    again = fid.halves(found, counted, 4, tmp_path)
-    assert calls == [5, 5, 2] and [p.name[:3] for p in tmp_path.glob("12-*.npz")] == ["12-"]
+    first = fid.halves(dataset, counted, 5, tmp_path)
+    again = fid.halves(dataset, counted, 4, tmp_path)
+    assert batches == [5, 5, 2] and [p.name[:3] for p in tmp_path.glob("12-*.npz")] == ["12-"]
     for a, b in zip(first, again, strict=True):
         assert_close(a, b, rtol=0, atol=0)
     assert [half.n for half in first] == [6, 6]
-    assert_close((first[0] + first[1]).mean, stub("cpu")(found.images).double().mean(0))
-    changed = found.images.clone()
+    assert_close((first[0] + first[1]).mean, stub("cpu")(dataset.images).double().mean(0))
+    changed = dataset.images.clone()
     changed[3, 0, 0, 0] ^= 1
-    fid.halves(found._replace(images=changed), counted, 12, tmp_path)
-    assert calls[3:] == [12]
+    fid.halves(dataset._replace(images=changed), counted, 12, tmp_path)
+    assert batches[3:] == [12]
 
 
 def test_grey_is_colour_and_alpha_is_refused(tmp_path):
     grey = torch.randint(256, (3, 1, 4, 4), dtype=torch.uint8)
-    assert_close(fid.colour(grey), grey.repeat(1, 3, 1, 1))
+    assert_close(fid.to_rgb(grey), grey.repeat(1, 3, 1, 1))
     with pytest.raises(ValueError, match="alpha"):
-        fid.colour(grey.repeat(1, 4, 1, 1))
+        fid.to_rgb(grey.repeat(1, 4, 1, 1))
 
 
 def test_a_folder_of_pngs_is_taken_and_few_pictures_are_refused(tmp_path):
@@ -103,13 +103,13 @@ def test_a_folder_of_pngs_is_taken_and_few_pictures_are_refused(tmp_path):
         fid.fid(["--pictures", pictures(tmp_path / "few.npz", 3), "--data", str(tmp_path)], stub)
 
 
-def test_without_the_tool_it_says_how_to_get_it(monkeypatch):
+def test_a_missing_pytorch_fid_is_named_with_its_install_command(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pytorch_fid", None)
     with pytest.raises(ValueError, match="pip install pytorch-fid"):
         fid.inception(torch.device("cpu"))
 
 
-def test_the_tool_is_asked_for_2048_features_of_pixels_from_0_to_1(monkeypatch):
+def test_inception_computes_2048_features_of_pixels_from_0_to_1(monkeypatch):
     import sys
     import types
 

@@ -42,9 +42,9 @@ def test_every_term_is_the_core_s():
 
 @pytest.mark.parametrize("times", [0, 10])
 def test_figures_do_not_depend_on_the_batch(times):
-    whole, parts = (bound(SCHEDULE, model, pixels(6), None, parts=partition(30, times), batch=b, **CHOICE)
-                    for b in (1000, 4))
-    for a, b in zip(whole, parts, strict=True):
+    one_batch, batches = (bound(SCHEDULE, model, pixels(6), None, parts=partition(30, times), batch=b, **CHOICE)
+                          for b in (1000, 4))
+    for a, b in zip(one_batch, batches, strict=True):
         assert_close(a, b, rtol=1e-6, atol=1e-9)
 
 
@@ -61,7 +61,7 @@ def test_times_are_even_in_their_part():
     t = sample_timesteps(parts, noise.image_seeds(0, torch.arange(20000) // 5), k)
     assert (t >= parts[k]).all() and (t < parts[k + 1]).all()
     share = (t - 1).bincount(minlength=30) * parts.diff().repeat_interleave(parts.diff()) / 4000
-    assert_close(share, torch.ones(30), rtol=0, atol=0.12)              # each t counts as once
+    assert_close(share, torch.ones(30), rtol=0, atol=0.12)              # each t has total weight 1
 
 
 def test_fewer_times_estimate_the_same_sum():
@@ -73,15 +73,15 @@ def test_fewer_times_estimate_the_same_sum():
 
 def test_distortion_is_that_of_x0_hat_and_falls_to_nothing_for_a_perfect_guess():
     images = pixels(4)
-    perfect = ddpm.exact_denoiser(SCHEDULE, data.to_unit(images))
-    terms = bound(SCHEDULE, lambda xt, t, y: perfect(xt, t), images, None, parts=partition(30, 0), **CHOICE)
+    exact = ddpm.exact_denoiser(SCHEDULE, data.to_unit(images))
+    terms = bound(SCHEDULE, lambda xt, t, y: exact(xt, t), images, None, parts=partition(30, 0), **CHOICE)
     assert terms.distortion[0] < 0.1 and terms.distortion[-1] > 20
-    blind = bound(SCHEDULE, lambda xt, t, y: xt, images, None, parts=partition(30, 0),
-                  target="x0", variance="beta_tilde", clip=False)
+    identity = bound(SCHEDULE, lambda xt, t, y: xt, images, None, parts=partition(30, 0),
+                     target="x0", variance="beta_tilde", clip=False)
     xt = ddpm.q_sample(SCHEDULE, data.to_unit(images), torch.full((4,), 9), noise.normal(
         noise.image_seeds(0, torch.arange(4)), 9, (1, 4, 4), noise.TRAIN))
     error = 127.5 * (xt - data.to_unit(images)).square().mean().sqrt().double()
-    assert_close(blind.distortion[8], error, rtol=1e-5, atol=0)
+    assert_close(identity.distortion[8], error, rtol=1e-5, atol=0)
 
 
 def test_nll_prints_every_term_and_draws_the_curves(tmp_path, capsys):
@@ -106,29 +106,29 @@ def test_a_learned_variance_and_labels_are_used(tmp_path, capsys):
     for flags in ([], ["--variance", "beta_tilde"], ["--no-labels"]):
         evaluate.main(["nll", "--checkpoint", str(tmp_path / "x.pt"), "--n", "20", "--times", "10",
                        "--out", str(tmp_path / "nll.png"), *flags])
-        said = capsys.readouterr().out
-        assert f"variance {'beta_tilde' if '--variance' in flags else 'learned'}" in said
-        totals[" ".join(flags)] = float(said.split("sum")[1].split()[0])
+        output = capsys.readouterr().out
+        assert f"variance {'beta_tilde' if '--variance' in flags else 'learned'}" in output
+        totals[" ".join(flags)] = float(output.split("sum")[1].split()[0])
     assert len(set(totals.values())) == 3 and totals[""] < totals["--no-labels"]
 
 
-@pytest.mark.parametrize("flags, says", [
+@pytest.mark.parametrize("flags, message", [
     (["--times", "1000"], "times is 1000"), (["--n", "-1"], "n is -1"), (["--batch", "0"], "batch is 0"),
     (["--weights", "best"], "weights is 'best'"),
     (["--data", "nowhere"], "no data set 'nowhere'"), (["--data", "dead-leaves-grey"], "has no end"),
-    (["--variance", "learned"], "channels"), (["--checkpoint", "no.pt"], "no checkpoint no.pt")])
-def test_bad_requests_are_one_sentence_and_exit_2(flags, says, capsys):
+    (["--variance", "learned"], "output is (256, 1, 8, 8)"), (["--checkpoint", "no.pt"], "no checkpoint no.pt")])
+def test_bad_requests_are_one_sentence_and_exit_2(flags, message, capsys):
     with pytest.raises(SystemExit) as stop:
         evaluate.main(["nll", "--checkpoint", DIGITS, *flags])
-    assert stop.value.code == 2 and says in capsys.readouterr().err
+    assert stop.value.code == 2 and message in capsys.readouterr().err
 
 
 def test_pictures_of_another_kind_are_refused(tmp_path, capsys):
     last = checkpoint.load(DIGITS)
     checkpoint.save(tmp_path / "x.pt", last._replace(data={**last.data, "name": "cats"}))
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    for flags, says in ((["--checkpoint", str(tmp_path / "x.pt")], "was trained on cats"),
-                        (["--checkpoint", DIGITS, "--data", str(tmp_path)], "(3, 8, 8), the model's (1, 8, 8)")):
+    for flags, message in ((["--checkpoint", str(tmp_path / "x.pt")], "was trained on cats"),
+                           (["--checkpoint", DIGITS, "--data", str(tmp_path)], "(3, 8, 8); the model's are (1, 8, 8)")):
         with pytest.raises(SystemExit):
             evaluate.main(["nll", *flags])
-        assert says in capsys.readouterr().err
+        assert message in capsys.readouterr().err
