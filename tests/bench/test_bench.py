@@ -15,6 +15,7 @@ import train
 from bench import bench_sampling_loop as loops
 from bench import bench_training_step as training
 from bench import measure, report, same, tables, training_run
+from bench import peers as bench_peers
 from bench.bench_group_norm_silu import chain_work, norm_work
 from bench.bench_sampling_step import step_work
 from kernels import group_norm_silu, group_norm_silu_plain
@@ -263,7 +264,7 @@ def test_the_same_pictures(tmp_path, monkeypatch):
     page = (folder / "same.md").read_text()
     assert "The same bytes." in page and "| yes |" in page and (folder / "same-weights.png").exists()
     others = iter((1., 2.))
-    monkeypatch.setattr(same, "compiled", lambda config: same.sample.draw(config).x + 0.01)
+    monkeypatch.setattr(same, "compiled", lambda config: same.sample.generate(config).x + 0.01)
     monkeypatch.setattr(loops, "ours", lambda *_: loops.Loop(lambda: torch.ones(1) * next(others, 3.), None, 0., 0))
     made = lines(pictures=same.pictures(report.Path("weights/digits.pt"), 10, tmp_path), bytes=same.twice(None))
     assert "**no**" in tables.same_page(made) and "**Other bytes**" in tables.same_page(made)
@@ -304,3 +305,16 @@ def test_a_cpu_is_refused(argv, message, capsys):
         report.main(argv)
     assert stop.value.code == 2 and message in capsys.readouterr().err
     assert not (report.RESULTS / "cpu").exists()
+
+
+def test_peers_that_are_missing_are_named_and_the_rest_is_measured(monkeypatch, capsys):
+    for module in bench_peers.PEERS.values():
+        monkeypatch.setitem(sys.modules, module, None)
+    for name in ("forwards", "cifar10_updates"):                    # large networks
+        monkeypatch.setattr(bench_peers, name, lambda: {"ours": lambda: None})
+    monkeypatch.setattr(torch, "compile", lambda function, **kwargs: function)
+    bench_peers.main(["--rounds", "1"])
+    printed = capsys.readouterr().out
+    assert "ratio to the first line" in printed and printed.count("ours, noise of each step by itself") == 2
+    for package in bench_peers.PEERS:
+        assert f"{package} is not installed, so it was not measured; install it with: pip install {package}" in printed
