@@ -19,7 +19,7 @@ NAMES = ("eager", "compiled", "triton", "triton compiled", "liger")
 
 
 def candidates(groups: int, layout: str) -> dict[str, Callable]:
-    """(x, weight, bias) -> y in x's own layout, for NHWC too where PyTorch's operator answers in NCHW."""
+    """(x, weight, bias) -> y in x's own layout, for NHWC too where PyTorch's operator returns NCHW."""
     def eager(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return F.silu(F.group_norm(x, groups, weight, bias)).contiguous(memory_format=LAYOUTS[layout])
 

@@ -34,14 +34,14 @@ LUCIDRAINS = "denoising-diffusion-pytorch"
 class Loop(NamedTuple):
     """Something that draws pictures."""
     draw: Callable[[], Tensor]              # -> B pictures
-    error: Callable[[], float]              # of one answer of the network against float64, over the largest element
+    error: Callable[[], float]              # of one output of the network against float64, over the largest element
     tolerance: float
     parameters: int
     start: Callable[[], Iterator] | None = None     # of ours: the chain, step by step
 
 
 class Chain(NamedTuple):
-    """What is drawn: B pictures of a network's size by so many steps, DDIM at eta = 0, DDPM at 1."""
+    """The work: B pictures of a network's size, sampled in so many steps, DDIM at eta = 0, DDPM at 1."""
     network: str
     B: int
     steps: int

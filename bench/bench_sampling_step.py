@@ -19,7 +19,7 @@ NAMES = ("eager", "eager, counter noise", "compiled", "compiled, counter noise",
 
 
 def candidates(noise: bool) -> dict[str, Callable]:
-    """(rows, i, xt, answer, seeds) -> xs. Those without counter noise draw from PyTorch's generator."""
+    """(rows, i, xt, output, seeds) -> xs. Those without counter noise draw from PyTorch's generator."""
     def eager(rows: Tensor, i: Tensor, xt: Tensor, output: Tensor, seeds: Tensor) -> Tensor:
         return ddpm.step(rows, i, xt, output, z=torch.randn_like(xt) if noise else None)[0]
 
@@ -57,7 +57,7 @@ def scheduler_step(noise: bool) -> Callable:
 def step_work(shape: tuple[int, ...], dtype: torch.dtype, layout: str, noise: bool) -> Work:
     """A step in the middle of 50; the error is that of the last step, which adds no noise.
 
-    Useful: x_t and the answer read, x_s written.
+    Useful: x_t and the output read, x_s written.
     """
     rows = ddpm.sampler_rows(ddpm.linear_schedule(), ddpm.timesteps(1000, 50), eta=float(noise)).to(device())
     xt, output, _, seeds = step_arguments(rows, shape, dtype, layout)

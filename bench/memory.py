@@ -18,7 +18,7 @@ import data
 import ddpm
 import noise
 import train
-from bench.tables import table
+from bench.markdown import table
 from kernels.equivalence import SIDES
 from run.cli import choose_device, make_parent, parse, script
 from run.memory import cast
@@ -125,9 +125,9 @@ grows with the pictures: `--recompute` keeps only the input of every block for t
 quarter of the pictures. bf16 alone saves little here, for the plain norm keeps float32.
 
 {measured(networks, device, update, TRAINING)}
-## Drawing
+## Sampling
 
-Neither the steps nor the pictures in all count, only those drawn at once (`--batch`). The weights read from the file
+Neither the steps nor the pictures in all count, only those sampled together (`--batch`). The weights read from the file
 stay beside those that draw, where bf16 or a GPU makes them two.
 
 {measured(networks, device, draw, DRAWING)}""")

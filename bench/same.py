@@ -1,4 +1,4 @@
-"""Whether the pictures are the same: to the byte when drawn twice, to rounding when compiled or captured."""
+"""Whether the pictures are the same: to the byte when sampled twice, to rounding when compiled or captured."""
 
 import hashlib
 from functools import partial
@@ -18,8 +18,8 @@ from kernels.compile import compile_denoiser, fast_norm
 from run import checkpoint
 from run.cli import choose_device
 
-# Ways to draw, with their dtype and the largest difference to the plain float32 pictures, which lie in [-1, 1]; one
-# of 256 shades is 0.008. TF32 is what PyTorch's convolutions do to float32 unless told otherwise.
+# Ways to sample, with their dtype and the largest difference to the plain float32 pictures, which lie in [-1, 1]; one
+# of 256 shades is 0.008. TF32 is what PyTorch's convolutions do to float32 by default.
 WAYS = {"compiled": ("float32", 1e-3), "captured": ("float32", 1e-3), "captured TF32": ("float32", 0.02),
         "captured bf16": ("bf16", 0.05)}
 
@@ -29,7 +29,7 @@ def digest(x: Tensor) -> str:
 
 
 def twice(chain: loops.Chain) -> dict:
-    """The bytes of pictures drawn, drawn again, and drawn by a loop that was compiled and captured anew."""
+    """The bytes of pictures sampled, sampled again, and sampled by a loop that was compiled and captured anew."""
     found = {}
     for names in (("drawn", "again"), ("captured anew",)):
         loop = loops.ours("graph" if CUDA else "eager", chain)
@@ -39,7 +39,7 @@ def twice(chain: loops.Chain) -> dict:
 
 
 def pictures(path: Path, n: int, folder: Path) -> dict:
-    """The same n pictures drawn in every way that runs here: differences to the plain ones, and the first as a PNG."""
+    """The same n pictures sampled in every way that runs here: differences to the plain ones, and a PNG."""
     config = sample.Config(checkpoint=str(path), n=n, batch=n)
     drawn, found = {"plain": precisely(lambda: sample.generate(config).x)}, {}
     for name, (dtype, tolerance) in WAYS.items():
@@ -57,7 +57,7 @@ def pictures(path: Path, n: int, folder: Path) -> dict:
 
 
 def precisely(draw) -> Tensor:
-    """What it draws without TF32."""
+    """Its pictures without TF32."""
     before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
     try:
         return draw()
@@ -66,7 +66,7 @@ def precisely(draw) -> Tensor:
 
 
 def compiled(config: sample.Config) -> Tensor:
-    """As sample.py draws with --compile, but not captured."""
+    """As sample.py samples with --compile, but not captured."""
     last = checkpoint.load(config.checkpoint)
     device = choose_device(config.device)
     unet = checkpoint.load_unet(last, config.weights, config.dtype, config.device, fast_norm(device))

@@ -1,4 +1,4 @@
-"""Our sampling loop from plain to fast: each stage is the one before and what is said here."""
+"""Our sampling loop from plain to fast: each stage is the previous one plus its own change."""
 
 STAGES = {"eager": "plain lines, float32 (TF32 in convolutions)", "bf16": "weights and activations in bf16",
           "channels_last": "convolutions in their own layout", "compile": "torch.compile of network and step",

@@ -1,7 +1,7 @@
 """One real training, in full precision and fast: train.py itself, the same seed, data and number of steps.
 
 The cifar10 U-Net on digits of 32 x 32. Digits because they lie in memory, so that no step waits for data, and because
-anyone sees whether a digit is right; a stream of dead leaves, drawn on the CPU, is slower than the fast run needs.
+anyone sees whether a digit is right; a stream of dead leaves, rendered on the CPU, is slower than the fast run needs.
 """
 
 import subprocess
@@ -54,7 +54,7 @@ def run_until(deadline: float, command: list[str]) -> None:
 
 
 def compare(outs: dict[str, Path], folder: Path) -> dict:
-    """Pictures of both models from the same noise, drawn alike in float32."""
+    """Pictures of both models from the same noise, both sampled in float32."""
     x = {name: sample.generate(sample.Config(checkpoint=str(out / "last.pt"), n=20)).x for name, out in outs.items()}
     picture_rows(folder / "training_pictures.png", x)
     one, other = x.values()

@@ -2,7 +2,7 @@
 
 Discs of one colour each fall one upon the other. Their radii follow a power law, so the picture looks alike at every
 scale, as natural images do (Lee, Mumford, Huang 2001). Picture i is a function of i alone: there are as many as noise
-has keys, none is stored, and each can be drawn at any size.
+has keys, none is stored, and each can be rendered at any size.
 """
 
 import math

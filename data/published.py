@@ -3,7 +3,7 @@
     --data cifar10                  comes through the `datasets` library (pip install datasets), which keeps it
     --data cifar10:PATH             files of one's own: CIFAR's binary version, MNIST's IDX, parquet, or images
     --data stream:imagenet64        never kept: rows in the order in which they come (stream:imagenet64:PATH, too)
-    --data dead-leaves --size 64    without end, drawn as asked for; dead-leaves-grey is grey
+    --data dead-leaves --size 64    endless, rendered on demand; dead-leaves-grey is grey
 
 Sets up to sets.IN_MEMORY bytes of pixels are decoded at once, larger ones as needed. Nothing is ever unpickled: a
 pickle can run code, so CIFAR and mini-ImageNet in that form are refused.

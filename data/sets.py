@@ -1,6 +1,6 @@
 """Data sets as uint8 pixels, batches as a function of (seed, step), and pictures out.
 
-A batch depends on (seed, step) alone: not on what was drawn before, nor on how many processes read it.
+A batch depends on (seed, step) alone, not on earlier batches or on the number of processes.
 """
 
 import functools

@@ -33,9 +33,9 @@ seed 0. The runs are a fifth as long as the default: they say that each choice w
 The first row has the defaults: target v, loss l2, stratified t, cosine schedule, a label hidden in every tenth picture.
 
 FD, pFD, agree and mem are those of `python evaluate.py digits`; bits/dim is the bound on the held-out digits
-(`python evaluate.py nll`), with 20 t's a picture. A network that answers x0 draws well, but its bound is poor: at small
-t its mean must be right to within beta_tilde, which a short run's picture is not, while eps and v are scaled with the
-noise.
+(`python evaluate.py nll`), with 20 t's per picture. A network that predicts x0 samples well, but its bound is poor: at
+small t its mean must be right to within beta_tilde, which it is not after a short run, while eps and v are scaled with
+the noise.
 
 | flags | FD | pFD | agree | mem | bits/dim |
 |---|---|---|---|---|---|

@@ -10,12 +10,12 @@ from run import checkpoint
 
 
 def trained(path: str) -> tuple[ddpm.Schedule, Callable, str]:
-    """The checkpoint's schedule, its denoiser (xt, t) -> answer for the label that means none, and its target."""
+    """The checkpoint's schedule, its denoiser (xt, t) -> output for the null class, and its target."""
     last = checkpoint.load(path)
     unet = checkpoint.load_unet(last)
     null, device = len(last.data["classes"]), next(unet.parameters()).device
     if last.network.classes == null > 0:
-        raise ValueError(f"{path} has no null class, so it cannot answer without a label; train one with --null 0.1")
+        raise ValueError(f"{path} has no null class, so it cannot sample without a label; train one with --null 0.1")
     schedule = ddpm.Schedule(*(table.to(device) for table in ddpm.from_betas(last.beta)))
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""One-dimensional signals: telegraph waves learned, drawn, and freed from noise, by the core that draws pictures.
+"""One-dimensional signals: telegraph waves learned, sampled and denoised by the core that samples pictures.
 
     python -m examples.denoise_1d       about 20 seconds of one CPU core
 
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Tensor]:
     denoise = train(config)
     seeds = noise.image_seeds(config.seed, torch.arange(64))
     rows = ddpm.sampler_rows(SCHEDULE, ddpm.timesteps(200, 200), target="x0", eta=1)
-    *_, (_, drawn, _) = ddpm.sample(denoise, rows, (1, L), seeds, ahead=50)
+    *_, (_, sampled, _) = ddpm.sample(denoise, rows, (1, L), seeds, ahead=50)
 
     x0 = signals(config.seed, 0, 64)
     noisy = x0 + config.sigma * noise.normal(seeds, 0, (1, L), noise.INPAINT)
@@ -89,9 +89,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Tensor]:
                  key=lambda y: rms(y - x0))
     print(f"error: noisy {rms(noisy - x0):.3f}, the best moving average {rms(smooth - x0):.3f}, samples of the "
           f"posterior {rms(clean - x0):.3f}")
-    print(f"jumps a signal: {jumps(x0):.2f} in the data, {jumps(drawn):.2f} in what is drawn")
-    plot(config.out, {"given": x0, "noisy": noisy, "moving average": smooth, "denoised": clean, "drawn": drawn})
-    return {"x0": x0, "noisy": noisy, "smooth": smooth, "clean": clean, "drawn": drawn}
+    print(f"jumps per signal: {jumps(x0):.2f} in the data, {jumps(sampled):.2f} in the samples")
+    plot(config.out, {"given": x0, "noisy": noisy, "moving average": smooth, "denoised": clean, "drawn": sampled})
+    return {"x0": x0, "noisy": noisy, "smooth": smooth, "clean": clean, "drawn": sampled}
 
 
 def jumps(x: Tensor) -> float:

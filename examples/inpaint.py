@@ -39,7 +39,7 @@ class Config:
 @torch.no_grad()
 def inpaint(schedule: ddpm.Schedule, denoise: Callable, rows: Tensor, x0: Tensor, seen: Tensor, seeds: Tensor,
             rounds: int) -> Tensor:
-    """x0 (B, ...) with the pixels that are not seen, a mask (B, ...), drawn anew; those seen stay as they are."""
+    """x0 (B, ...) with the pixels that are not seen, a mask (B, ...), sampled anew; the others stay as they are."""
     T, shape = ddpm.schedule_length(schedule), x0.shape[1:]
     xt = noise.normal(seeds, T, shape)
     for k, (t, s) in enumerate(rows[:, :2].long()):

@@ -1,4 +1,4 @@
-"""Between two pictures: both are turned into noise, the noise is turned from one to the other, and drawn.
+"""Between two pictures: both are turned into noise, the noise is rotated from one to the other, and sampled from.
 
     python -m examples.interpolate
 

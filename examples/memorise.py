@@ -2,7 +2,7 @@
 
     python -m examples.memorise
 
-`ddpm.exact_denoiser` minimises the training loss: its answer is the mean of the training pictures, each weighted by
+`ddpm.exact_denoiser` minimises the training loss: its output is the mean of the training pictures, each weighted by
 how likely it became x_t. What it draws is a copy. That a trained network draws *new* digits is because it cannot
 learn the minimum; whether it does is seen by each sample's nearest neighbour among the training pictures.
 """

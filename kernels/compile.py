@@ -44,7 +44,7 @@ def fast_unet(config: UNetConfig, device: torch.device) -> UNet:
 
 @torch.no_grad()
 def compile_denoiser(unet: UNet, times: Tensor) -> Callable:
-    """(xt, t, labels) -> answer for sampling: the network, rewritten and compiled for the times of one chain.
+    """(xt, t, labels) -> output for sampling: the network, rewritten and compiled for the times of one chain.
 
     times: int64 (S,), those that the chain visits. Changes the network in place; its weights must not change after.
     """

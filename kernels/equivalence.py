@@ -161,7 +161,7 @@ ONLY_NOISE = [[7, 5, 0, 0, 1, 0, 0, 0, 1, 0, 0]]                                
 
 
 def step_cases(device: torch.device) -> Iterator[dict]:
-    """A report a kind of row, each over first, middle and last step, and dtype and layout of the answer.
+    """One report per kind of row, over first, middle and last step, and dtype and layout of the output.
 
     Interpreted, the kinds take the dtypes and layouts in turn.
     """
@@ -178,7 +178,7 @@ def step_cases(device: torch.device) -> Iterator[dict]:
 
 
 def step_arguments(rows: Tensor, shape, dtype: torch.dtype, layout: str) -> tuple:
-    """xt, answer (twice the channels for a learned variance), x0_prev where the rows read it, and seeds."""
+    """xt, output (twice the channels for a learned variance), x0_prev where the rows read it, and seeds."""
     g = torch.Generator().manual_seed(0)
     B, C, *pixels = shape
     learned, second_order = rows[:, ddpm.COLUMNS.index("log_max")].any(), rows[:, ddpm.COLUMNS.index("cp")].any()

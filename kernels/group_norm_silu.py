@@ -1,6 +1,6 @@
 """GroupNorm and SiLU as one operation: the most frequent line of a diffusion U-Net.
 
-`group_norm_silu_plain` says what it is; `group_norm_silu` is the same function in one pass over the
+`group_norm_silu_plain` in unet.py defines it; `group_norm_silu` is the same function in one pass over the
 memory, a torch operator with its own backward. Its Triton file is loaded the first time it runs.
 """
 
@@ -49,7 +49,7 @@ def check(x: Tensor, groups: int, weight: Tensor, bias: Tensor, **rows: Tensor |
                              f"{tuple(x.shape)} on {x.device} it must be floating, shape {tuple(shape)}, there too")
 
 
-# The operator. Its fake makes the outputs and the real one fills them, so shapes and strides are said once.
+# The operator. Its fake makes the outputs and the real one fills them, so shapes and strides are defined once.
 
 def layout(x: Tensor) -> torch.memory_format | None:
     """How each image of x lies in memory, whatever the batch stride; None is neither of the two."""
@@ -59,7 +59,7 @@ def layout(x: Tensor) -> torch.memory_format | None:
     return None
 
 
-def settled(x: Tensor, order: torch.memory_format) -> Tensor:
+def in_layout(x: Tensor, order: torch.memory_format) -> Tensor:
     """x itself if its images lie in this order, else a copy that does."""
     return x if x[:1].is_contiguous(memory_format=order) else x.contiguous(memory_format=order)
 
@@ -78,7 +78,7 @@ def forward_op(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None, sh
     y, mean, rstd = forward_outputs(x, weight, bias, scale, shift, add, groups, norm_eps, silu)
     order = layout(y)
     with torch.cuda.device_of(x):
-        kernels.forward(settled(x, order), y, mean, rstd, weight, bias, scale, shift, add, norm_eps, silu,
+        kernels.forward(in_layout(x, order), y, mean, rstd, weight, bias, scale, shift, add, norm_eps, silu,
                         order == torch.channels_last)
     return y, mean, rstd
 
@@ -100,7 +100,7 @@ def backward_op(dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tenso
     outputs = backward_outputs(dy, x, mean, rstd, weight, bias, scale, shift, add, silu)
     order = layout(outputs[0])
     with torch.cuda.device_of(x):
-        kernels.backward(settled(dy, order), settled(x, order), mean, rstd, weight, bias, scale, shift, add, silu,
+        kernels.backward(in_layout(dy, order), in_layout(x, order), mean, rstd, weight, bias, scale, shift, add, silu,
                          order == torch.channels_last, *outputs)
     return outputs
 

@@ -1,6 +1,6 @@
-"""One reverse step as one kernel: `ddpm.step`, with the noise drawn where it is used.
+"""One reverse step as one kernel: `ddpm.step`, with the noise computed where it is used.
 
-x_t and the network's answer are read once and x_s is written once; nothing else of their size exists. The
+x_t and the network's output are read once and x_s is written once; nothing else of their size exists. The
 plain lines are `ddpm.step` itself. The Triton file is loaded the first time the operator runs.
 """
 
@@ -17,7 +17,7 @@ def sampling_step(rows: Tensor, i: Tensor, xt: Tensor, output: Tensor, x0_prev: 
     """`ddpm.step` on the same arguments, fused on CUDA; on other devices it is ddpm.step.
 
     rows: float64, or float32, which gives the same bits for fewer conversions. xt: float32 (B, C, ...); it, x0_prev and
-    z are copied if not contiguous; xs and x0_hat are. answer: float32, bfloat16 or float16, read where it lies if its
+    z are copied if not contiguous; xs and x0_hat are. output: float32, bfloat16 or float16, read where it lies if its
     pixels are evenly spaced, as in channels_last, else copied. keep_x0=False returns None for x0_hat, which is then
     never written; 2m needs it. A term whose coefficient is zero is not read: x0_prev where cp = 0, v and the noise
     where cz = 0. Not differentiable on CUDA. Raises ValueError for what the kernel does not do.
@@ -48,7 +48,7 @@ def check(rows: Tensor, i: Tensor, xt: Tensor, output: Tensor, x0_prev: Tensor |
     if xt.shape[1:].numel() >= 2**31:
         raise ValueError(f"xt has shape {tuple(xt.shape)}; one image must have fewer than 2**31 elements")
     if seeds is not None and (seeds.shape != xt.shape[:1] or seeds.dtype != torch.int64):
-        raise ValueError(f"seeds is {seeds.dtype}, shape {tuple(seeds.shape)}; it must be int64, one an image: "
+        raise ValueError(f"seeds is {seeds.dtype}, shape {tuple(seeds.shape)}; it must be int64, one per image: "
                          f"({xt.shape[0]},)")
     for name, value in (("x0_prev", x0_prev), ("z", z)):
         if value is not None and (value.shape != xt.shape or value.dtype != xt.dtype):

@@ -1,4 +1,4 @@
-"""Triton kernel of sampling_step: one read of x_t and the answer, one write of x_s, noise in between.
+"""Triton kernel of sampling_step: one read of x_t and the output, one write of x_s, noise in between.
 
 A program takes one image n and BLOCK of its elements, e in logical C, H, W order. Element e's noise is word e % 4 of
 Philox block e // 4, so a block of counters serves four neighbours. The row of the step is read from memory: the index,
@@ -28,7 +28,7 @@ def column(row_ptr, k: tl.constexpr):
 
 @triton.jit
 def step_kernel(
-    rows_ptr, i_ptr,                            # (S, 11), a row a step; (1,) int64
+    rows_ptr, i_ptr,                            # (S, 11), one row per step; (1,) int64
     xt_ptr, xs_ptr,                             # (B, C, N), contiguous float32; N = pixels of an image
     output_ptr,                                 # (B, C or 2C, N), element at n * stride_n + c * stride_c + p * stride_p
     prev_ptr, z_ptr, x0_ptr,                    # like xt, or None
@@ -36,7 +36,7 @@ def step_kernel(
     C, N, stride_n, stride_c, stride_p,
     LEARNED: tl.constexpr, IN_ORDER: tl.constexpr, BLOCK: tl.constexpr,
 ):
-    """x0_hat = clamp(a xt + b answer, -clip, clip); xs = c0 x0_hat + ct xt + cp x0_prev + cz sigma z."""
+    """x0_hat = clamp(a xt + b output, -clip, clip); xs = c0 x0_hat + ct xt + cp x0_prev + cz sigma z."""
     blocks = tl.cdiv(C * N, BLOCK)
     n, block = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
     e = block * BLOCK + tl.arange(0, BLOCK)

@@ -27,7 +27,7 @@ WEIGHTS = {"ema": "ema", "raw": "weights"}      # of --weights, their place in a
 
 
 class Checkpoint(NamedTuple):
-    """All that a run needs to go on, and a sampler to draw. The random state is (settings["seed"], step)."""
+    """All that resuming a run and sampling from it need. The random state is (settings["seed"], step)."""
     network: UNetConfig
     weights: dict[str, Tensor]
     ema: dict[str, Tensor]

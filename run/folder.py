@@ -71,7 +71,7 @@ def append_log(out: Path, line: dict) -> None:
 
 
 def truncate_log(out: Path, step: int) -> None:
-    """Drops the log's lines after the step that the run goes on from, all at once."""
+    """Drops the log's lines after the step at which the run resumes, atomically."""
     path, temporary = out / "log.jsonl", out / "log.jsonl.tmp"
     if path.exists():
         temporary.write_text("".join(json.dumps(line) + "\n" for line in read_log(out) if line["step"] <= step))

@@ -49,8 +49,8 @@ def group(device: str) -> Iterator[None]:
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and not re.search("gloo|pair closure", str(error)):
             raise
-        raise ValueError(f"another process died or hangs, {' '.join(str(error).split())}; what was saved is sound, the "
-                         f"same command goes on from there") from None
+        raise ValueError(f"another process died or hangs, {' '.join(str(error).split())}; what was saved is sound; "
+                         f"repeat the command to resume") from None
     gc.collect()                    # ends gloo's threads with the group: one that outlives Python aborts the process
     dist.destroy_process_group()    # not after an error: the others may never come
 

@@ -14,7 +14,7 @@ import torch
 import train
 from bench import bench_sampling_loop as loops
 from bench import bench_training_step as training
-from bench import measure, report, same, tables, training_run
+from bench import cases, markdown, measure, pages, report, same, tables, training_run
 from bench import peers as bench_peers
 from bench.bench_group_norm_silu import chain_work, norm_work
 from bench.bench_sampling_step import step_work
@@ -158,7 +158,7 @@ def test_peers_learn(name):
 
 
 def test_the_report_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(report, "peers_here", lambda: [])
+    monkeypatch.setattr(cases, "peers_here", lambda: [])
     runs = [[command, "--smoke", "--out", str(tmp_path), "--only", only] for command, only in
             (("kernels", "without"), ("loops", ""))]
     for argv in runs:
@@ -187,9 +187,9 @@ def test_what_fails_is_said_and_tried_again(tmp_path):
 
 
 def test_flops_are_those_of_the_paper():
-    assert sum(tables.flops("cifar10").values()) == pytest.approx(12.44e9, rel=1e-2)
-    assert tables.floor_ms("cifar10", 512, 790) == pytest.approx(8.06, rel=1e-2)
-    norms = tables.floors_us("cifar10", 128, 4300, 790)["fused norm"]
+    assert sum(pages.flops("cifar10").values()) == pytest.approx(12.44e9, rel=1e-2)
+    assert pages.floor_ms("cifar10", 512, 790) == pytest.approx(8.06, rel=1e-2)
+    norms = pages.floors_us("cifar10", 128, 4300, 790)["fused norm"]
     assert norms == pytest.approx(401, rel=1e-2)
 
 
@@ -206,10 +206,10 @@ def test_the_waterfall_says_what_each_stage_wins(tmp_path):
                  for who, ms in times.items()},
                  **{"DDIM-50 cifar10 batch 1: eager": {"ms a step": 5.}})
     (tmp_path / "loops.jsonl").write_text("".join(json.dumps(line) + "\n" for line in made.values()))
-    name, stages, peers, floor = tables.waterfall_of(made)
+    name, stages, peers, floor = pages.waterfall_of(made)
     assert name.endswith("512") and [*stages] == ["eager", "bf16", "channels_last", "graph"]
     assert peers == {"diffusers": 30.} and floor == pytest.approx(7.96, rel=1e-2)
-    text = tables.waterfall_section(made)
+    text = pages.waterfall_section(made)
     assert "- bf16, weights and activations in bf16: 40 to 20 ms a step, 2 times as fast" in text
     assert "together: 40 to 10 ms, 4 times as fast; the network's products alone take 7.96 ms" in text
     del made["DDIM-50 cifar10 batch 1: eager"]
@@ -226,7 +226,7 @@ def test_the_summary_of_kernels_is_a_geometric_mean(tmp_path):
         return {"work": "", "bytes": 9, "cold": {who: {"us": us, "GB/s": 1.} for who, us in times.items()}}
     made = lines(**{"cifar10 forward nchw 8x8": cold(2.), "cifar10 forward nchw 8x4": cold(8.)})
     assert "| cifar10 forward nchw | 2 | 4 | 2 | 1 | 50 |" in tables.summary(tmp_path, {"kernels": made})
-    points = tables.roofline_points(made)
+    points = pages.roofline_points(made)
     assert points.keys() == {"copy", *(f"{who}, forward nchw" for who in ("eager", "compiled", "triton"))}
     tables.plots.roofline(tmp_path / "roofline.png", points)
     assert "/roofline.png)" in tables.summary(tmp_path, {"kernels": made})
@@ -242,16 +242,16 @@ def test_the_summary_of_kernels_is_a_geometric_mean(tmp_path):
     ("void at::native::vectorized_elementwise_kernel<4, at::native::CUDAFunctor_add<long>>", "pointwise"),
     ("void at::native::elementwise_kernel<at::native::direct_copy_kernel_cuda>", "copy"), ("mystery", "other")])
 def test_kernels_are_of_a_kind(kernel, kind):
-    assert tables.kind(kernel) == kind
+    assert pages.kind(kernel) == kind
 
 
 def test_the_profile_adds_up(tmp_path):
     report.main(["profile", "--smoke", "--out", str(tmp_path)])
     folder = next(tmp_path.iterdir())
-    found = tables.read(folder / "profile.jsonl")["digits batch 2"]["results"]
+    found = markdown.read(folder / "profile.jsonl")["digits batch 2"]["results"]
     assert sum(us for _, us in found["kernels"].values()) > 0
     assert "| convolution |" in (folder / "profile.md").read_text()
-    page = tables.profile_tables("cifar10 batch 128", {"us": 4000., "kernels": {
+    page = pages.profile_tables("cifar10 batch 128", {"us": 4000., "kernels": {
         "fprop": [40., 3000.], "forward_kernel": [51., 500.], "dgrad": [3., 100.]}}, (4300., 790.))
     for row in ("fused norm | 51 | 500 | 12.5 | 401", "convolution | 43 | 3100 | 77.5 | 1851",
                 "between kernels |  | 400 | 10 | ", "a step | 94 | 4000 | 100 | 2417"):
@@ -267,7 +267,7 @@ def test_the_same_pictures(tmp_path, monkeypatch):
     monkeypatch.setattr(same, "compiled", lambda config: same.sample.generate(config).x + 0.01)
     monkeypatch.setattr(loops, "ours", lambda *_: loops.Loop(lambda: torch.ones(1) * next(others, 3.), None, 0., 0))
     made = lines(pictures=same.pictures(report.Path("weights/digits.pt"), 10, tmp_path), bytes=same.twice(None))
-    assert "**no**" in tables.same_page(made) and "**Other bytes**" in tables.same_page(made)
+    assert "**no**" in pages.same_page(made) and "**Other bytes**" in pages.same_page(made)
 
 
 def test_a_training_is_compared(tmp_path, monkeypatch):
@@ -275,12 +275,12 @@ def test_a_training_is_compared(tmp_path, monkeypatch):
     report.main(["training", "--smoke", "--steps", "4", "--out", str(tmp_path)])
     folder = next(tmp_path.iterdir())
     assert all((folder / name).exists() for name in ("training.png", "training_pictures.png"))
-    runs = tables.training_runs(tables.read(folder / "training.jsonl"))
+    runs = pages.training_runs(markdown.read(folder / "training.jsonl"))
     assert [run["flags"].split()[-2:] for run in runs.values()] == [["--warmup", "2"], ["--dtype", "bf16"]]
     assert all([step for step, _ in run["losses"]] == [2, 4] for run in runs.values())
     made = lines(**{name: {"steps": 4, "images/s": 1., "flags": "", "losses": [[k, loss * up] for k, loss in
                  ((1, 9.), (2, 7.), (3, 2.), (4, 4.))]} for name, up in (("one", 1.), ("other", 1.02))})
-    assert "| other | 4 | 3.06 | +2.00 +- 0.00 |" in tables.training_page(made)
+    assert "| other | 4 | 3.06 | +2.00 +- 0.00 |" in pages.training_page(made)
 
 
 def test_a_training_stops_in_time_and_goes_on(tmp_path, monkeypatch):

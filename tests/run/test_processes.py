@@ -76,7 +76,7 @@ def assert_same_run(out, other, rtol):
 
 @pytest.mark.parametrize("n, begun", [(1, ""), (2, ""), (4, "half")])
 def test_the_curve_does_not_depend_on_the_number_of_processes(tmp_path, alone, n, begun):
-    """Nor does it after going on from another number's checkpoint."""
+    """Nor does it after resuming a checkpoint of another number."""
     out = tmp_path / "out"
     if begun:
         shutil.copytree(alone / begun, out)
@@ -87,7 +87,7 @@ def test_the_curve_does_not_depend_on_the_number_of_processes(tmp_path, alone, n
 
 
 def test_three_processes_resume_bitwise(tmp_path):
-    """Of more than two the order of adding shows, and must not change by going on."""
+    """Of more than two the order of adding shows, and must not change by resuming."""
     flags = [*FLAGS, "--batch", "9", "--warmup", "1", "--final", "1"]          # a rate that does not ask for the end
     for name, ends in {"whole": "6", "cut": "3"}.items():
         finished(torchrun(3, "train.py", *flags, "--steps", ends, "--out", str(tmp_path / name)))
@@ -232,7 +232,7 @@ def test_a_process_that_hangs_ends_the_others(tmp_path):
     second.communicate()
     assert first.returncode in (2, -signal.SIGABRT)                 # gloo may abort before Python hears of it
     if first.returncode == 2:
-        assert "another process died or hangs, " in error and "the same command goes on from there\n" in error
+        assert "another process died or hangs, " in error and "repeat the command to resume\n" in error
     assert checkpoint.load(tmp_path / "last.pt").step > 0
 
 

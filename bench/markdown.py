@@ -1,0 +1,76 @@
+"""Results as Markdown: reading .jsonl files, tables, ratios, and what the pages share."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import geometric_mean
+
+
+def read(path: Path) -> dict[str, dict]:
+    """The last line of every case."""
+    lines = map(json.loads, path.read_text().splitlines()) if path.exists() else ()
+    return {line["case"]: line for line in lines}
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence]) -> str:
+    """Markdown; numbers with three digits that count."""
+    def cell(value) -> str:
+        return f"{value:.3g}" if isinstance(value, float) and value < 1000 else str(
+            round(value) if isinstance(value, float) else value)
+
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(cell, line)) + " |" for line in lines) + "\n"
+
+
+def stamps(lines: dict[str, dict]) -> str:
+    """What it was measured on; where that changed on the way, all of it."""
+    found = {}
+    for line in lines.values():
+        for name, value in line["stamp"].items():
+            found.setdefault(name, {})[value] = None
+    return "; ".join(f"{name} {', '.join(values) if len(values) < 4 else f'{min(values)} to {max(values)}'}"
+                     for name, values in found.items()) + "\n"
+
+
+def sections(lines: dict[str, dict]) -> dict[str, dict[str, dict]]:
+    """Results by what comes before the last word of a case, or its colon, and after."""
+    found = {}
+    for case, line in lines.items():
+        if case != "machine":
+            name, _, last = case.rpartition(": " if ": " in case else " ")
+            found.setdefault(name, {})[last] = line
+    return found
+
+
+def over(results: dict, one: str, other: str) -> float | str:
+    """How many times as fast `one` is as `other`."""
+    times = [results.get(name, {}).get("us") for name in (other, one)]
+    return times[0] / times[1] if all(times) else ""
+
+
+def machine(lines: dict[str, dict]) -> tuple[float, float]:
+    """What was measured in the same run: GB/s of a copy, TFLOP/s of matrices; 0 if nothing was."""
+    found = lines.get("machine", {}).get("results", {})
+    return found.get("copy", {}).get("GB/s", 0.), found.get("matrices", {}).get("TFLOP/s", 0.)
+
+
+def mean(values: Sequence) -> float | str:
+    values = [value for value in values if value != ""]
+    return geometric_mean(values) if values else ""
+
+
+def machine_line(lines: dict[str, dict]) -> str:
+    copy, matrices = machine(lines)
+    return (f"\nIn the same run a copy moved {copy:.0f} GB/s, and bf16 matrices multiplied at {matrices:.0f} TFLOP/s.\n"
+            if copy else "")
+
+
+def failures(lines: dict[str, dict]) -> str:
+    """What was not measured, and why."""
+    found = [(case, "", line["failed"]) for case, line in lines.items() if "failed" in line]
+    for case, line in lines.items():
+        results = line.get("results", {})
+        groups = [results.get(state, {}) for state in ("cold", "warm")] if "work" in results else [{"": results}]
+        found += [(case, name, each["failed"]) for group in groups for name, each in group.items() if "failed" in each]
+    found = list(dict.fromkeys(found))
+    return "\n## Not measured\n\n" + table(["case", "candidate", "why"], found) if found else ""

@@ -1,0 +1,221 @@
+"""The pages of bench/results/<gpu>/: kernels, loops, the profile of one step, the same pictures, one training."""
+
+import re
+from itertools import pairwise
+from statistics import fmean, stdev
+
+import torch
+
+from bench import plots
+from bench.markdown import failures, machine, machine_line, mean, over, sections, stamps, table
+from bench.stages import STAGES
+from kernels.equivalence import SIDES, norms
+from unet import CONFIGS, UNet
+
+# Kernels
+
+def kernel_table(section: dict[str, dict], state: str) -> str:
+    """Microseconds of every candidate for every shape, then what Triton makes of them."""
+    done = {shape: line["results"] for shape, line in section.items() if state in line.get("results", {})}
+    if not done:
+        return ""
+    names = list(dict.fromkeys(name for found in done.values() for name in found[state] if name != "copy"))
+    rivals = [name for name in names if not name.startswith("triton")]
+    rows = []
+    for shape, found in done.items():
+        at, size = found[state], found["bytes"]
+        share = over(at, "triton", "copy") if size else ""
+        times = [at.get(name, {}).get("us", "") for name in ("copy", *names)]
+        rows.append([shape, size / 1e6 or "", *times,
+                     100 * share if share else "", *(over(at, "triton", name) for name in rivals),
+                     at.get("triton", {}).get("error", "")])
+    last = 4 + len(names)
+    rows.append(["geometric mean", *[""] * (last - 1), *(mean([row[last + k] for row in rows])
+                                                         for k in range(len(rivals))), ""])
+    head = ["shape", "MB", "copy us", *(f"{name} us" for name in names), "triton % of copy",
+            *(f"triton over {name}" for name in rivals), "triton error"]
+    return f"\n{state}:\n\n" + table(head, rows)
+
+
+def kernels_page(lines: dict[str, dict]) -> str:
+    page = "# Kernels\n\n" + stamps(lines) + machine_line(lines)
+    for name, section in sections(lines).items():
+        page += f"\n## {name}\n" + "".join(kernel_table(section, state) for state in ("cold", "warm"))
+    return page + failures(lines)
+
+
+def roofline_points(lines: dict[str, dict]) -> dict[str, list[tuple[float, float]]]:
+    """(MB, useful GB/s) of every norm, cold, by candidate, direction and layout, and of copies as large."""
+    points = {}
+    for name, section in sections(lines).items():
+        for line in section.values():
+            found = line.get("results", {})
+            for candidate, each in found.get("cold", {}).items():
+                if "GB/s" in each and not name.startswith("step") and candidate in ("copy", *plots.COLOURS):
+                    label = candidate if candidate == "copy" else f"{candidate}, {name.split()[1]} {name.split()[2]}"
+                    points.setdefault(label, []).append((found["bytes"] / 1e6, each["GB/s"]))
+    return points
+
+
+# Loops
+
+def flops(network: str) -> dict[str, int]:
+    """Of one picture and one step, by kind: two for each product, counted on a network without numbers."""
+    from torch.utils.flop_counter import FlopCounterMode
+    config = CONFIGS[network]
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        t = torch.ones(1, dtype=torch.int64)
+        xt = torch.empty(1, config.in_channels, SIDES[network], SIDES[network])
+        UNet(config)(xt, t, t if config.classes else None)
+    found = {str(op): n for op, n in counter.get_flop_counts()["Global"].items()}
+    return {"convolution": found.pop("aten.convolution"), "attention": found.pop("aten.bmm", 0),
+            "matrix product": sum(found.values())}
+
+
+def floor_ms(network: str, B: int, rate: float) -> float:
+    """Milliseconds of a step whose products run at the rate of large matrices, in TFLOP/s; 0 if that is unknown."""
+    return sum(flops(network).values()) * B / rate / 1e9 if rate else 0.
+
+
+def loop_table(name: str, section: dict[str, dict], rate: float) -> str:
+    """rate: of the matrices, in TFLOP/s; the floor is our network's products at that rate, three times to train."""
+    done = {who: line["results"] for who, line in section.items() if "us" in line.get("results", {})}
+    if not done:
+        return ""
+    how, network = name.split()[:2]
+    work = sum(flops(network).values()) * (3 if how == "training" else int(how.split("-")[1]))
+    rows = [[who, found["images/s"], found["images/s"] * work / rate / 1e10 if rate and "denoising" not in who else "",
+             found["us"] / 1e3, found.get("ms a step", ""), found["p20"] / 1e3, found["p80"] / 1e3,
+             found.get("peak GB", ""), found["parameters"] / 1e6, found["error"], found["prepared s"]]
+            for who, found in done.items()]
+    first = done.get("diffusers", next(iter(done.values())))["images/s"]
+    rows = [[row[0], row[1], row[1] / first, *row[2:]] for row in rows]
+    over = "diffusers" if "diffusers" in done else next(iter(done))
+    head = ["", "images/s", f"over {over}", "% of the floor", "ms", "ms a step", "p20", "p80", "peak GB",
+            "M parameters", "error", "s to prepare"]
+    return f"\n## {name}\n\n" + table(head, rows)
+
+
+def loops_page(lines: dict[str, dict]) -> str:
+    page = "# Sampling loops and training steps\n\n" + stamps(lines) + machine_line(lines) + waterfall_section(lines)
+    page += "".join(loop_table(name, section, machine(lines)[1]) for name, section in sections(lines).items())
+    return page + failures(lines)
+
+
+def waterfall_of(lines: dict[str, dict]) -> tuple[str, dict[str, float], dict[str, float], float] | None:
+    """Of the loop with most stages: its name, ms a step of each stage and of each peer, and the floor."""
+    times = {name: {who: line["results"]["ms a step"] for who, line in section.items()
+                    if "ms a step" in line.get("results", {})} for name, section in sections(lines).items()}
+    name = max(times, key=lambda each: len(STAGES.keys() & times[each]), default="")
+    stages = {stage: times[name][stage] for stage in STAGES if stage in times[name]} if name else {}
+    if len(stages) < 2 or "eager" not in stages:
+        return None
+    peers = {who: ms for who, ms in times[name].items() if who not in STAGES and "denoising" not in who}
+    return name, stages, peers, floor_ms(name.split()[1], int(name.split()[-1]), machine(lines)[1])
+
+
+def waterfall_section(lines: dict[str, dict]) -> str:
+    """A line for each stage: what it wins, in milliseconds a step."""
+    if not (found := waterfall_of(lines)):
+        return ""
+    name, stages, _, floor = found
+    text = f"\n## From eager to all of it: {name}\n\n![Milliseconds a step](waterfall.png)\n\n"
+    for (_, before), (stage, after) in pairwise(stages.items()):
+        text += (f"- {stage}, {STAGES[stage]}: {before:.3g} to {after:.3g} ms a step, {before / after:.3g} times as "
+                 f"fast\n")
+    first, *_, last = stages.values()
+    text += f"- together: {first:.3g} to {last:.3g} ms, {first / last:.3g} times as fast"
+    return text + (f"; the network's products alone take {floor:.3g} ms\n" if floor else "\n")
+
+
+# One step, kernel by kernel
+
+KINDS = {                                                   # the first whose pattern is found in a kernel's name
+    "fused norm": r"^(forward|backward)_(part_|merge_|apply_)?kernel|group_norm",
+    "sampling step": r"^step_kernel",
+    "compiled pointwise": r"^triton_(poi|red|per)",
+    "attention": r"(?i)flash|fmha|attention|sdpa|softmax",
+    "convolution": r"(?i)conv|fprop|dgrad|wgrad|nchwtonhwc|nhwctonchw|cudnn",
+    "matrix product": r"(?i)gemm|nvjet|cutlass|splitk|addmm|bmm|::mm",
+    "copy": r"(?i)memcpy|memset|copy|CatArray",
+    "pointwise": r"(?i)elementwise|index|gather|aten::",
+    "other": ""}
+
+
+def kind(kernel: str) -> str:
+    return next(name for name, pattern in KINDS.items() if re.search(pattern, kernel))
+
+
+def profile_page(lines: dict[str, dict]) -> str:
+    page = "# Where one captured step goes\n\n" + stamps(lines) + machine_line(lines)
+    for case, line in lines.items():
+        if "kernels" in line.get("results", {}):
+            page += f"\n## {case}\n\n" + profile_tables(case, line["results"], machine(lines))
+    return page + failures(lines)
+
+
+def profile_tables(case: str, found: dict, rates: tuple[float, float]) -> str:
+    """By kind, with what the products, and the bytes of the norms, would take alone; then the longest kernels."""
+    network, B = case.split()[0], int(case.split()[-1])
+    total, floors = found["us"], floors_us(network, B, *rates) if all(rates) else {}
+    kinds = {name: [0., 0.] for name in KINDS}
+    for kernel, (count, us) in found["kernels"].items():
+        kinds[kind(kernel)][0] += count
+        kinds[kind(kernel)][1] += us
+    rows = [[name, count, us, 100 * us / total, floors.get(name, "")] for name, (count, us) in kinds.items() if count]
+    busy = sum(us for _, us in kinds.values())
+    rows += [["between kernels", "", total - busy, 100 * (total - busy) / total, ""],
+             ["a step", sum(row[1] for row in rows), total, 100., sum(floors.values()) or ""]]
+    longest = [[f"`{kernel[:100]}`", kind(kernel), count, us] for kernel, (count, us) in
+               list(found["kernels"].items())[:15]]
+    return (table(["", "launches", "us", "%", "floor us"], rows) + "\n"
+            + table(["longest", "kind", "launches", "us"], longest))
+
+
+def floors_us(network: str, B: int, copy: float, rate: float) -> dict[str, float]:
+    """Products at the rate of large matrices; norms, read and written once in bf16, at that of a copy."""
+    elements = sum(norm.C * norm.H * norm.W * n for norm, n in norms(network).items())
+    return {name: B * n / rate / 1e6 for name, n in flops(network).items()} | {"fused norm": 4e-3 * B * elements / copy}
+
+
+# The same pictures; one training
+
+def same_page(lines: dict[str, dict]) -> str:
+    page = "# The same pictures\n\n" + stamps(lines)
+    for case, line in lines.items():
+        found = line.get("results", {})
+        if "sha256" in found:
+            page += f"\n## {case}\n\n{'The same bytes' if found['ok'] else '**Other bytes**'}.\n\n" + table(
+                ["", "sha256"], [[name, f"`{each}`"] for name, each in found["sha256"].items()])
+        if "ways" in found:
+            rows = [[name, each["largest"], each["mean"], each["tolerance"], "yes" if each["ok"] else "**no**"]
+                    for name, each in found["ways"].items()]
+            page += (f"\n## {case}\n\n{found['n']} pictures in [-1, 1] beside the plain ones in float32.\n\n"
+                     + table(["", "largest difference", "mean", "tolerance", "within"], rows)
+                     + f"\n![Drawn in each way]({found['picture']})\n")
+    return page + failures(lines)
+
+
+def training_page(lines: dict[str, dict]) -> str:
+    """Each run, and how far the losses of each are from the first run's at the same steps."""
+    runs = training_runs(lines)
+    page, first = "# One training, twice\n\n" + stamps(lines), dict(next(iter(runs.values()))["losses"]) if runs else {}
+    rows = []
+    for name, found in runs.items():
+        half = [(step, loss) for step, loss in found["losses"] if 2 * step > found["steps"]]
+        apart = [100 * (loss / first[step] - 1) for step, loss in half]
+        error = stdev(apart) / len(apart)**0.5 if len(apart) > 1 else 0.
+        rows.append([name, found["steps"], fmean(loss for _, loss in half),
+                     f"{fmean(apart):+.2f} +- {error:.2f}" if rows else "", found["images/s"],
+                     f"`train.py {found['flags']}`"])
+    page += "\n" + table(["", "steps", "loss, second half", "% from the first", "images/s", "command"], rows)
+    page += ("\nimages/s are those of the whole run, compilation and samples included. Dropout is drawn by each in its "
+             "own way, all else from the same seeds.\n\n![Losses](training.png)\n")
+    if found := lines.get("pictures", {}).get("results"):
+        page += (f"\n![The same noise through both models](training_pictures.png)\n\n{found['n']} pictures of the same "
+                 f"noise differ by {found['mean']:.2g} in the mean, {found['largest']:.2g} at most, in [-1, 1].\n")
+    return page + failures(lines)
+
+
+def training_runs(lines: dict[str, dict]) -> dict[str, dict]:
+    return {name: line["results"] for name, line in lines.items() if "losses" in line.get("results", {})}
