@@ -1,0 +1,83 @@
+"""Files read and written so that nothing saved is lost: every room reads and writes its files through these two."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextlib.contextmanager
+def reading(path: str | Path, mend: str = "use another file") -> Iterator[None]:
+    """Turns whatever is raised inside, by any reader of a damaged or hostile file, into a ValueError that names it.
+
+    mend: what to do about it, the end of the sentence. A ValueError that names the file already passes unchanged.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, ValueError) and str(path) in str(error):
+            raise
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ValueError(f"cannot read {path}: {reason}; {mend}") from error
+
+
+class Watched:
+    """A binary file that remembers why a write failed: torch's zip writer replaces the reason with a RuntimeError."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.error = file, None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def __getattr__(self, name: str):
+        return getattr(self.file, name)
+
+
+@contextlib.contextmanager
+def writing(path: str | Path) -> Iterator[BinaryIO]:
+    """A new binary file that takes the place of `path` when the block ends: whole, or not at all.
+
+    It is written as NAME.tmp in the same folder, which is made if need be; a symbolic link of that name is removed,
+    not followed. File and folder reach the disk before the block returns. If anything is raised, NAME.tmp is removed
+    and `path` stays as it was; a full disk is an OSError that says so.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    watched = None
+    try:
+        with open(temporary, "w+b", opener=new_file) as file:
+            watched = Watched(file)
+            yield watched
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        reason = getattr(watched, "error", None) or error
+        if not isinstance(reason, OSError):
+            raise
+        raise OSError(reason.errno, f"cannot write {path}: {reason.strerror}; what was there is unchanged") from error
+    sync_folder(path.parent)
+
+
+def new_file(path: str, flags: int) -> int:
+    """An `opener` for `open` that refuses existing files and symbolic links."""
+    return os.open(path, flags | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes a rename or a new name in this folder survive a crash of the machine, where the system can."""
+    with contextlib.suppress(OSError):                  # Windows, and some network file systems, open no folders
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,70 @@
+"""data/files.py: files replaced whole or not at all, and one sentence for files that cannot be read."""
+
+import os
+import resource
+import signal
+
+import pytest
+import torch
+
+from data.files import reading, writing
+
+
+@pytest.fixture
+def small_files():
+    """No file may grow beyond 4 KiB: what a full disk does, done by the kernel."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_file_is_replaced_when_the_block_ends(tmp_path):
+    path = tmp_path / "new" / "x.pt"
+    for content in (b"one", b"two"):
+        with writing(path) as file:
+            file.write(content)
+            assert not path.exists() or path.read_bytes() == b"one"
+        assert path.read_bytes() == content
+    assert [each.name for each in path.parent.iterdir()] == ["x.pt"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_error_leaves_what_was_there(tmp_path, error):
+    path = tmp_path / "x.pt"
+    path.write_bytes(b"old")
+    with pytest.raises(error), writing(path) as file:
+        file.write(b"half")
+        raise error
+    assert path.read_bytes() == b"old" and [*tmp_path.iterdir()] == [path]
+
+
+def test_a_full_disk_is_one_sentence(tmp_path, small_files):
+    """torch.save alone raises a RuntimeError that does not say why."""
+    path = tmp_path / "x.pt"
+    path.write_bytes(b"old")
+    with pytest.raises(OSError, match=r"cannot write .*x.pt: File too large; what was there is unchanged"), \
+            writing(path) as file:
+        torch.save(torch.zeros(10000), file)
+    assert path.read_bytes() == b"old" and [*tmp_path.iterdir()] == [path]
+
+
+def test_symbolic_links_are_not_followed(tmp_path):
+    other, path = tmp_path / "other", tmp_path / "x.pt"
+    other.write_bytes(b"precious")
+    for link in (path, tmp_path / "x.pt.tmp"):
+        os.symlink(other, link)
+    with writing(path) as file:
+        file.write(b"new")
+    assert other.read_bytes() == b"precious" and path.read_bytes() == b"new" and not path.is_symlink()
+
+
+def test_whatever_a_reader_raises_becomes_a_sentence():
+    with pytest.raises(ValueError, match="cannot read x.pt: 'key'; use another file"), reading("x.pt"):
+        raise KeyError("key")
+    with pytest.raises(ValueError, match="cannot read x.pt: IndexError; train it again"), \
+            reading("x.pt", "train it again"):
+        raise IndexError
+    with pytest.raises(ValueError, match="^x.pt is too large$"), reading("x.pt"):
+        raise ValueError("x.pt is too large")
