@@ -64,7 +64,7 @@ def writing(path: str | Path) -> Iterator[BinaryIO]:
         reason = getattr(watched, "error", None) or error
         if not isinstance(reason, OSError):
             raise
-        raise OSError(reason.errno, f"cannot write {path}: {reason.strerror}; what was there is unchanged") from error
+        raise OSError(f"cannot write {path}: {reason.strerror}; what was there is unchanged") from error
     sync_folder(path.parent)
 
 

@@ -44,7 +44,7 @@ def test_a_full_disk_is_one_sentence(tmp_path, small_files):
     """torch.save alone raises a RuntimeError that does not say why."""
     path = tmp_path / "x.pt"
     path.write_bytes(b"old")
-    with pytest.raises(OSError, match=r"cannot write .*x.pt: File too large; what was there is unchanged"), \
+    with pytest.raises(OSError, match=r"^cannot write .*x.pt: File too large; what was there is unchanged"), \
             writing(path) as file:
         torch.save(torch.zeros(10000), file)
     assert path.read_bytes() == b"old" and [*tmp_path.iterdir()] == [path]
