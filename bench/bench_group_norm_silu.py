@@ -26,54 +26,54 @@ def candidates(groups: int, layout: str) -> dict[str, Callable]:
     def triton(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return group_norm_silu(x, groups, weight, bias)
 
-    found = {"eager": eager, "compiled": compiled(eager)}
+    functions = {"eager": eager, "compiled": compiled(eager)}
     if FUSED:
-        found |= {"triton": triton, "triton compiled": compiled(triton)}
+        functions |= {"triton": triton, "triton compiled": compiled(triton)}
     if CUDA and layout == "nchw" and find_spec("liger_kernel"):
         from liger_kernel.ops.group_norm import LigerGroupNormFunction
-        found["liger"] = lambda x, w, b: F.silu(LigerGroupNormFunction.apply(x, w, b, x.shape[1], groups, 1e-5))
-    return found
+        functions["liger"] = lambda x, w, b: F.silu(LigerGroupNormFunction.apply(x, w, b, x.shape[1], groups, 1e-5))
+    return functions
 
 
 def compiled(function: Callable) -> Callable:
     return torch.compile(function, fullgraph=True, dynamic=False)
 
 
-def clones(given: dict[str, Tensor], n: int) -> list[dict[str, Tensor]]:
+def clones(inputs: dict[str, Tensor], n: int) -> list[dict[str, Tensor]]:
     """n sets of the same arguments in different places."""
-    return [given, *({k: v.detach().clone().requires_grad_(v.requires_grad) for k, v in given.items()}
+    return [inputs, *({k: v.detach().clone().requires_grad_(v.requires_grad) for k, v in inputs.items()}
                      for _ in range(n - 1))]
 
 
 def norm_work(norm: Norm, B: int, dtype: torch.dtype, layout: str, back: bool) -> Work:
     """y, or from dy the gradients of x, weight and bias. Useful: x read, y written; x and dy read, dx written."""
-    given = leaves(norm, B, dtype, layout, device())
-    given |= {k: given[k].detach().to(dtype).requires_grad_() for k in ("weight", "bias")}
+    inputs = leaves(norm, B, dtype, layout, device())
+    inputs |= {k: inputs[k].detach().to(dtype).requires_grad_() for k in ("weight", "bias")}
     groups = norm.groups
 
-    def result(function: Callable, given: dict[str, Tensor]) -> Callable:
-        wanted = [given[k] for k in ("x", "weight", "bias")]
+    def result(function: Callable, inputs: dict[str, Tensor]) -> Callable:
+        wanted = [inputs[k] for k in ("x", "weight", "bias")]
         if back:
             y = function(*wanted)
-            return partial(torch.autograd.grad, y, wanted, given["dy"].to(y.dtype), retain_graph=True)
+            return partial(torch.autograd.grad, y, wanted, inputs["dy"].to(y.dtype), retain_graph=True)
         return partial(torch.no_grad()(lambda *arguments: (function(*arguments),)), *wanted)
 
-    exact = {k: v.detach().double().requires_grad_() for k, v in given.items()}
+    exact = {k: v.detach().double().requires_grad_() for k, v in inputs.items()}
     true = result(lambda x, *affine: group_norm_silu_plain(x, groups, *affine), exact)()
     case = f"({B}, {norm.C}, {norm.H}, {norm.W}) {str(dtype).removeprefix('torch.')} {layout}"
     return Work(f"GroupNorm+SiLU {'backward' if back else 'forward'} {case}", candidates(groups, layout),
-                calls=lambda function, n: [result(function, each) for each in clones(given, n)],
-                error=lambda function: error_of(result(function, given)(), true), tolerance=8 * ROUNDING[dtype] + 1e-5,
-                size=(3 if back else 2) * given["x"].numel() * dtype.itemsize)
+                calls=lambda function, n: [result(function, each) for each in clones(inputs, n)],
+                error=lambda function: error_of(result(function, inputs)(), true), tolerance=8 * ROUNDING[dtype] + 1e-5,
+                size=(3 if back else 2) * inputs["x"].numel() * dtype.itemsize)
 
 
 def chain_work(norm: Norm, B: int, dtype: torch.dtype, layout: str) -> Work:
     """conv -> norm -> SiLU -> conv, as in a U-Net: what the fused norm is worth among its neighbours."""
-    given, C, groups = leaves(norm, B, dtype, layout, device()), norm.C, norm.groups
+    inputs, C, groups = leaves(norm, B, dtype, layout, device()), norm.C, norm.groups
     g = torch.Generator().manual_seed(1)
     w1, w2 = ((torch.randn(C, C, 3, 3, generator=g) / (9 * C) ** 0.5).to(device(), dtype, memory_format=LAYOUTS[layout])
               for _ in range(2))
-    x, weight, bias = (given[k].detach().to(dtype) for k in ("x", "weight", "bias"))
+    x, weight, bias = (inputs[k].detach().to(dtype) for k in ("x", "weight", "bias"))
     b1 = bias.flip(0)
 
     def eager(x: Tensor, w1=w1, b1=b1, w2=w2, weight=weight, bias=bias) -> Tensor:
@@ -83,15 +83,15 @@ def chain_work(norm: Norm, B: int, dtype: torch.dtype, layout: str) -> Work:
         h = group_norm_silu(F.conv2d(x, w1, padding=1), groups, weight, bias, add=b1.expand(len(x), -1))
         return F.conv2d(h, w2, padding=1)
 
-    found = {"eager": eager, "compiled": compiled(eager)}
+    functions = {"eager": eager, "compiled": compiled(eager)}
     if FUSED:
-        found |= {"triton": triton, "triton compiled": compiled(triton)}
+        functions |= {"triton": triton, "triton compiled": compiled(triton)}
     true = eager(x[:2].double(), *(w.double() for w in (w1, b1, w2, weight, bias)))
 
     def calls(function: Callable, n: int) -> list[Callable]:
         return [partial(torch.no_grad()(function), each["x"]) for each in clones({"x": x}, n)]
 
-    return Work(f"conv, GroupNorm+SiLU, conv ({B}, {C}, {norm.H}, {norm.W}) {layout}", found, calls,
+    return Work(f"conv, GroupNorm+SiLU, conv ({B}, {C}, {norm.H}, {norm.W}) {layout}", functions, calls,
                 error=lambda function: error_of([torch.no_grad()(function)(x)[:2]], [true]),
                 tolerance=8 * ROUNDING[dtype] + 1e-4, size=0)
 

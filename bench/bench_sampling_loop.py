@@ -1,7 +1,7 @@
 """Whole sampling loops: ours from eager to captured, stage by stage; diffusers; denoising-diffusion-pytorch.
 
-Random weights, none of them zero: a GPU is faster on zeros. Every candidate draws B pictures by the same number of
-network calls, ours and diffusers' through the same network, denoising-diffusion-pytorch's through its own.
+Random weights, none of them zero: a GPU is faster on zeros. Every candidate samples B pictures with the same number of
+network evaluations, ours and diffusers' through the same network, denoising-diffusion-pytorch's through its own.
 """
 
 import copy
@@ -32,8 +32,8 @@ LUCIDRAINS = "denoising-diffusion-pytorch"
 
 
 class Loop(NamedTuple):
-    """Something that draws pictures."""
-    draw: Callable[[], Tensor]              # -> B pictures
+    """Something that samples pictures."""
+    sample: Callable[[], Tensor]            # -> B pictures
     error: Callable[[], float]              # of one output of the network against float64, over the largest element
     tolerance: float
     parameters: int
@@ -78,7 +78,7 @@ def ours(stage: str, chain: Chain) -> Loop:
     def denoise(xt: Tensor, t: Tensor) -> Tensor:
         return model(xt, t, *labels)
 
-    @torch.no_grad()                                        # as it draws: compiled once for both
+    @torch.no_grad()                                        # as when sampling: compiled once for both
     def error() -> float:
         xt, t = normal(seeds, 1000, shape_of(chain)), rows[:, :1].long().expand(-1, chain.B)[0]
         few = [each[:2] for each in (t, *labels)]
@@ -143,7 +143,7 @@ def diffusers(chain: Chain, channels_last: bool = False, mode: str = "") -> Loop
         return torch.randn(chain.B, *shape_of(chain), dtype=torch.bfloat16, device=device())
 
     @torch.no_grad()
-    def draw() -> Tensor:
+    def sample() -> Tensor:
         xt = start()
         for t, on_device in times:
             torch.compiler.cudagraph_mark_step_begin()
@@ -156,7 +156,7 @@ def diffusers(chain: Chain, channels_last: bool = False, mode: str = "") -> Loop
         few = {k: v[:2] for k, v in labels.items()}
         return error_of([network(xt, t, **labels).sample[:2]], [exact(xt[:2].double(), t, **few).sample])
 
-    return Loop(draw, error, 0.1, count(network))
+    return Loop(sample, error, 0.1, count(network))
 
 
 def lucidrains(chain: Chain) -> Loop:
@@ -209,5 +209,5 @@ def test_loop(benchmark, name):
     assert error <= loop.tolerance
     benchmark.group = f"{CHAIN}"
     benchmark.extra_info |= {"error": error, "parameters": loop.parameters}
-    loop.draw()
-    benchmark(finished(loop.draw))
+    loop.sample()
+    benchmark(finished(loop.sample))

@@ -19,7 +19,7 @@ NAMES = ("eager", "eager, counter noise", "compiled", "compiled, counter noise",
 
 
 def candidates(noise: bool) -> dict[str, Callable]:
-    """(rows, i, xt, output, seeds) -> xs. Those without counter noise draw from PyTorch's generator."""
+    """(rows, i, xt, output, seeds) -> xs. Those without counter noise use PyTorch's generator."""
     def eager(rows: Tensor, i: Tensor, xt: Tensor, output: Tensor, seeds: Tensor) -> Tensor:
         return ddpm.step(rows, i, xt, output, z=torch.randn_like(xt) if noise else None)[0]
 
@@ -30,14 +30,14 @@ def candidates(noise: bool) -> dict[str, Callable]:
         return sampling_step(rows, i, xt, output, None, seeds if noise else None, keep_x0=False)[0]
 
     compiled = partial(torch.compile, fullgraph=True, dynamic=False)
-    found = {"eager": eager, "compiled": compiled(eager)}
+    functions = {"eager": eager, "compiled": compiled(eager)}
     if noise:
-        found |= {"eager, counter noise": counter, "compiled, counter noise": compiled(counter)}
+        functions |= {"eager, counter noise": counter, "compiled, counter noise": compiled(counter)}
     if CUDA or INTERPRET:
-        found |= {"triton": triton, "triton compiled": compiled(triton)}
+        functions |= {"triton": triton, "triton compiled": compiled(triton)}
     if find_spec("diffusers"):
-        found["diffusers"] = scheduler_step(noise)
-    return found
+        functions["diffusers"] = scheduler_step(noise)
+    return functions
 
 
 def scheduler_step(noise: bool) -> Callable:

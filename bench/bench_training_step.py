@@ -113,7 +113,7 @@ def learner(model: nn.Module, loss: Callable[[], Tensor]) -> Learner:
         torch._foreach_lerp_(ema, [p.detach() for p in parameters], 0.005)
 
     def error() -> float:
-        """Of the loss under autocast, the same numbers drawn, against float32: these networks mix in constants."""
+        """Of the loss under autocast, against float32 with the same random numbers: these networks mix in constants."""
         losses = []
         for run, stance in ((value, "default"), (loss, "force_eager")):     # only what is timed is compiled
             torch.manual_seed(0)

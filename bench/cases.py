@@ -36,10 +36,10 @@ def kernel_cases(smoke: bool) -> dict[str, Callable[[], dict]]:
             **norm_cases("lsun256", lsun256, 16, torch.bfloat16, both)}
 
 
-def norm_cases(network: str, found: Sequence[Norm], B: int, dtype: torch.dtype, kinds) -> dict[str, Callable]:
+def norm_cases(network: str, shapes: Sequence[Norm], B: int, dtype: torch.dtype, kinds) -> dict[str, Callable]:
     return {f"{network} {'backward' if back else 'forward'} {layout} {norm.C}x{norm.H}":
             partial(both_ways, partial(norm_work, norm, B, dtype, layout, back))
-            for back, layout in kinds for norm in found}
+            for back, layout in kinds for norm in shapes}
 
 
 def step_cases(shape: tuple[int, ...], dtype: torch.dtype, layouts: Sequence[str]) -> dict[str, Callable]:
@@ -48,16 +48,16 @@ def step_cases(shape: tuple[int, ...], dtype: torch.dtype, layouts: Sequence[str
             for noise in (False, True) for layout in layouts}
 
 
-def chain_cases(found: Sequence[Norm], B: int, dtype: torch.dtype, layouts: Sequence[str]) -> dict[str, Callable]:
+def chain_cases(shapes: Sequence[Norm], B: int, dtype: torch.dtype, layouts: Sequence[str]) -> dict[str, Callable]:
     return {f"chain {layout} {norm.C}x{norm.H}": partial(both_ways, partial(chain_work, norm, B, dtype, layout))
-            for layout in layouts for norm in found}
+            for layout in layouts for norm in shapes}
 
 
 def both_ways(make: Callable[[], Work]) -> dict:
     """Cold, then warm. A chain, whose bytes are not counted, is measured warm: it is its own neighbour."""
     work = make()
-    found = {"cold": measure(work, cold=True)} if work.size else {}
-    return {"work": work.group, "bytes": work.size} | found | {"warm": measure(work, cold=False)}
+    results = {"cold": measure(work, cold=True)} if work.size else {}
+    return {"work": work.group, "bytes": work.size} | results | {"warm": measure(work, cold=False)}
 
 
 def machine(n: int) -> dict:
@@ -65,10 +65,10 @@ def machine(n: int) -> dict:
     size = 2**31 if CUDA else 2**20
     a, b = torch.randn(2, n, n, dtype=torch.bfloat16, device=device())
     runs = {"copy": captured(copies(size, 2)), "matrices": captured([lambda: a @ b])}
-    found = in_turn(runs)
-    found["copy"]["GB/s"] = size / found["copy"]["us"] / 1e3
-    found["matrices"]["TFLOP/s"] = 2 * n**3 / found["matrices"]["us"] / 1e6
-    return found
+    results = in_turn(runs)
+    results["copy"]["GB/s"] = size / results["copy"]["us"] / 1e3
+    results["matrices"]["TFLOP/s"] = 2 * n**3 / results["matrices"]["us"] / 1e6
+    return results
 
 
 def loop_cases(smoke: bool) -> dict[str, Callable[[], dict]]:
@@ -76,14 +76,15 @@ def loop_cases(smoke: bool) -> dict[str, Callable[[], dict]]:
     peers = peers_here()
     ends, rivals = ["eager", "compile", "graph"], [p for p in peers if "max-autotune" not in p]
     if smoke:
-        return {"machine": partial(machine, 64), **draws([*loops.stages(), *rivals], loops.Chain("digits", 2, 2, 0.)),
+        tiny = loops.Chain("digits", 2, 2, 0.)
+        return {"machine": partial(machine, 64), **sampling([*loops.stages(), *rivals], tiny),
                 **updates(["eager", "bf16"], "digits", 4)}
     sizes = {B: loops.Chain("cifar10", B, 50, 0.) for B in (1, 8, 128, 512)}
-    return {"machine": partial(machine, 8192), **draws(["graph", *loops.STAGES, *rivals], sizes[512]),
-            **draws([*ends, *rivals], sizes[1]), **updates([*training.OURS, *training.PEERS], "cifar10", 128),
-            **draws(["graph", "diffusers channels_last"], loops.Chain("cifar10", 128, 1000, 1.)),
-            **draws([*ends, *rivals], sizes[128]),
-            **draws([name for name in peers if "max-autotune" in name], sizes[512]), **draws(ends, sizes[8])}
+    return {"machine": partial(machine, 8192), **sampling(["graph", *loops.STAGES, *rivals], sizes[512]),
+            **sampling([*ends, *rivals], sizes[1]), **updates([*training.OURS, *training.PEERS], "cifar10", 128),
+            **sampling(["graph", "diffusers channels_last"], loops.Chain("cifar10", 128, 1000, 1.)),
+            **sampling([*ends, *rivals], sizes[128]),
+            **sampling([name for name in peers if "max-autotune" in name], sizes[512]), **sampling(ends, sizes[8])}
 
 
 def peers_here() -> list[str]:
@@ -94,33 +95,33 @@ def installed(name: str) -> bool:
     return find_spec(name.split()[0].replace("-", "_")) is not None
 
 
-def draws(names: Sequence[str], chain: loops.Chain) -> dict[str, Callable[[], dict]]:
+def sampling(names: Sequence[str], chain: loops.Chain) -> dict[str, Callable[[], dict]]:
     kind = "DDPM" if chain.eta else "DDIM"
-    return {f"{kind}-{chain.steps} {chain.network} batch {chain.B}: {name}": partial(draw_case, name, chain)
+    return {f"{kind}-{chain.steps} {chain.network} batch {chain.B}: {name}": partial(sampling_case, name, chain)
             for name in names}
 
 
 def updates(names: Sequence[str], network: str, B: int) -> dict[str, Callable[[], dict]]:
-    return {f"training {network} batch {B}: {name}": partial(update_case, name, network, B)
+    return {f"training {network} batch {B}: {name}": partial(training_case, name, network, B)
             for name in names if name in training.OURS or installed(name)}
 
 
-def draw_case(name: str, chain: loops.Chain) -> dict:
+def sampling_case(name: str, chain: loops.Chain) -> dict:
     began = time.perf_counter()
     loop = loops.build(name, chain)
     error = loop.error()
-    loop.draw()                                             # compiles what is left
+    loop.sample()                                             # compiles what is left
     prepared = time.perf_counter() - began
     if not error <= loop.tolerance:
         return {"error": error, "failed": f"wrong by {error:.1e} of the largest element"}
     loop = loop._replace(error=None)                        # frees the network in float64
     forget_peak()
-    times = in_turn({name: (loop.draw, 1)}, 5 if CUDA and chain.steps < 500 else 2)[name]
+    times = in_turn({name: (loop.sample, 1)}, 5 if CUDA and chain.steps < 500 else 2)[name]
     return times | {"error": error, "prepared s": prepared, "images/s": 1e6 * chain.B / times["us"],
-                    "ms a step": times["us"] / 1e3 / chain.steps, "parameters": loop.parameters} | memory()
+                    "ms per step": times["us"] / 1e3 / chain.steps, "parameters": loop.parameters} | memory()
 
 
-def update_case(name: str, network: str, B: int) -> dict:
+def training_case(name: str, network: str, B: int) -> dict:
     began = time.perf_counter()
     learner = training.build(name, network, B)
     error = learner.error()

@@ -24,22 +24,22 @@ def table(head: Sequence[str], rows: Sequence[Sequence]) -> str:
 
 def stamps(lines: dict[str, dict]) -> str:
     """What it was measured on; where that changed on the way, all of it."""
-    found = {}
+    stamp = {}
     for line in lines.values():
         for name, value in line["stamp"].items():
-            found.setdefault(name, {})[value] = None
+            stamp.setdefault(name, {})[value] = None
     return "; ".join(f"{name} {', '.join(values) if len(values) < 4 else f'{min(values)} to {max(values)}'}"
-                     for name, values in found.items()) + "\n"
+                     for name, values in stamp.items()) + "\n"
 
 
 def sections(lines: dict[str, dict]) -> dict[str, dict[str, dict]]:
     """Results by what comes before the last word of a case, or its colon, and after."""
-    found = {}
+    by_name = {}
     for case, line in lines.items():
         if case != "machine":
             name, _, last = case.rpartition(": " if ": " in case else " ")
-            found.setdefault(name, {})[last] = line
-    return found
+            by_name.setdefault(name, {})[last] = line
+    return by_name
 
 
 def over(results: dict, one: str, other: str) -> float | str:
@@ -50,8 +50,8 @@ def over(results: dict, one: str, other: str) -> float | str:
 
 def machine(lines: dict[str, dict]) -> tuple[float, float]:
     """What was measured in the same run: GB/s of a copy, TFLOP/s of matrices; 0 if nothing was."""
-    found = lines.get("machine", {}).get("results", {})
-    return found.get("copy", {}).get("GB/s", 0.), found.get("matrices", {}).get("TFLOP/s", 0.)
+    rates = lines.get("machine", {}).get("results", {})
+    return rates.get("copy", {}).get("GB/s", 0.), rates.get("matrices", {}).get("TFLOP/s", 0.)
 
 
 def mean(values: Sequence) -> float | str:
@@ -67,10 +67,10 @@ def machine_line(lines: dict[str, dict]) -> str:
 
 def failures(lines: dict[str, dict]) -> str:
     """What was not measured, and why."""
-    found = [(case, "", line["failed"]) for case, line in lines.items() if "failed" in line]
+    failed = [(case, "", line["failed"]) for case, line in lines.items() if "failed" in line]
     for case, line in lines.items():
         results = line.get("results", {})
         groups = [results.get(state, {}) for state in ("cold", "warm")] if "work" in results else [{"": results}]
-        found += [(case, name, each["failed"]) for group in groups for name, each in group.items() if "failed" in each]
-    found = list(dict.fromkeys(found))
-    return "\n## Not measured\n\n" + table(["case", "candidate", "why"], found) if found else ""
+        failed += [(case, name, each["failed"]) for group in groups for name, each in group.items() if "failed" in each]
+    failed = list(dict.fromkeys(failed))
+    return "\n## Not measured\n\n" + table(["case", "candidate", "why"], failed) if failed else ""

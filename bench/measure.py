@@ -86,16 +86,16 @@ def once(run: Callable[[], None]) -> float:
 
 
 def in_turn(runs: dict[str, tuple[Callable[[], None], int]], rounds: int = ROUNDS) -> dict[str, dict]:
-    """Microseconds a call of each run: the median, and where a fifth of the rounds lie below and above."""
+    """Microseconds per call of each run: the median, and where a fifth of the rounds lie below and above."""
     seconds = {name: [] for name in runs}
     for _ in range(rounds):
         for name, (run, launches) in runs.items():
             seconds[name].append(once(run) / launches)
-    found = {}
+    times = {}
     for name, own in seconds.items():
         low, *_, high = statistics.quantiles(own, n=5) if len(own) > 1 else own * 2
-        found[name] = {"us": 1e6 * statistics.median(own), "p20": 1e6 * low, "p80": 1e6 * high, "n": len(own)}
-    return found
+        times[name] = {"us": 1e6 * statistics.median(own), "p20": 1e6 * low, "p80": 1e6 * high, "n": len(own)}
+    return times
 
 
 def refused(work: Work, name: str) -> tuple[float, str]:
@@ -106,19 +106,19 @@ def refused(work: Work, name: str) -> tuple[float, str]:
 
 def measure(work: Work, cold: bool) -> dict[str, dict]:
     """Times, useful GB/s and error of every candidate, and of a copy of as many bytes; or what failed."""
-    runs, found = {}, {}
+    runs, results = {}, {}
     sets = buffers(work.size // 2) if cold else 1
     for name, candidate in [*work.candidates.items(), *([("copy", None)] if work.size else [])]:
         try:
             error, reason = refused(work, name) if candidate else (0., "")
-            found[name] = {"error": error} | ({"failed": reason} if reason else {})
+            results[name] = {"error": error} | ({"failed": reason} if reason else {})
             if not reason:
                 runs[name] = captured(work.calls(candidate, sets) if candidate else copies(work.size, sets))
         except Exception as problem:                        # a peer that cannot do this is a line of the table
-            found[name] = {"failed": f"{type(problem).__name__}: {str(problem).splitlines()[0][:200]}"}
+            results[name] = {"failed": f"{type(problem).__name__}: {str(problem).splitlines()[0][:200]}"}
     for name, times in in_turn(runs).items():
-        found[name] |= times | ({"GB/s": work.size / times["us"] / 1e3} if work.size else {})
-    return found
+        results[name] |= times | ({"GB/s": work.size / times["us"] / 1e3} if work.size else {})
+    return results
 
 
 def copies(size: int, sets: int) -> list[Callable]:

@@ -1,4 +1,4 @@
-"""Measures the memory that training and drawing take, for every named network, and writes docs/memory.md.
+"""Measures the memory that training and sampling take, for every named network, and writes docs/memory.md.
 
     python -m bench.memory                                  # all networks: ten minutes on a CPU
     python -m bench.memory --networks cifar10 --out cifar10.md
@@ -26,12 +26,12 @@ from unet import CONFIGS, UNet
 
 TRAINING = {"float32": {}, "bf16": {"dtype": "bf16"}, "float32 `--recompute`": {"recompute": True},
             "bf16 `--recompute`": {"dtype": "bf16", "recompute": True}}
-DRAWING = {"float32": torch.float32, "bf16": torch.bfloat16}
+SAMPLING = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class Config:
-    """Measures the memory that training and drawing take."""
+    """Measures the memory that training and sampling take."""
     networks: str = ",".join(CONFIGS)           # names in unet.CONFIGS
     device: str = "auto"                        # cuda, cpu, or auto: cuda if there is one
     out: str = "docs/memory.md"                 # the table
@@ -44,9 +44,9 @@ def peak(run: Callable[[], object], device: torch.device) -> int:
         torch.cuda.reset_peak_memory_stats()
         run()
         return torch.cuda.max_memory_allocated() - before
-    with profile(profile_memory=True) as found:
+    with profile(profile_memory=True) as profiler:
         run()
-    changes = sorted((e.start_ns(), e.nbytes()) for e in found.kineto_results.events() if e.name() == "[memory]")
+    changes = sorted((e.start_ns(), e.nbytes()) for e in profiler.kineto_results.events() if e.name() == "[memory]")
     return int(torch.tensor([size for _, size in changes]).cumsum(0).max())
 
 
@@ -72,7 +72,7 @@ def update(network: str, device: torch.device, flags: dict) -> Callable[[], obje
     return run
 
 
-def draw(network: str, device: torch.device, dtype: torch.dtype) -> Callable[[], object]:
+def sampling(network: str, device: torch.device, dtype: torch.dtype) -> Callable[[], object]:
     """Reading one set of weights, and two steps of DDPM."""
     config, B, side = CONFIGS[network], batch(network), SIDES[network]
     labels = torch.zeros(B, dtype=torch.int64, device=device) if config.classes else None
@@ -97,8 +97,8 @@ def measured(networks: Sequence[str], device: torch.device, function: Callable, 
     for name in networks:
         with torch.device("meta"):
             parameters = sum(w.numel() for w in UNet(CONFIGS[name]).parameters())
-        found = [peak(function(name, device, way), device) / 1e9 for way in ways.values()]
-        rows.append([name, f"{parameters / 1e6:.1f} M", f"{batch(name)} of {SIDES[name]} x {SIDES[name]}", *found])
+        peaks = [peak(function(name, device, way), device) / 1e9 for way in ways.values()]
+        rows.append([name, f"{parameters / 1e6:.1f} M", f"{batch(name)} of {SIDES[name]} x {SIDES[name]}", *peaks])
         print(*rows[-1], flush=True)
     return table(["network", "parameters", "pictures", *ways], rows)
 
@@ -128,9 +128,9 @@ quarter of the pictures. bf16 alone saves little here, for the plain norm keeps 
 ## Sampling
 
 Neither the steps nor the pictures in all count, only those sampled together (`--batch`). The weights read from the file
-stay beside those that draw, where bf16 or a GPU makes them two.
+stay beside those that sample, where bf16 or a GPU makes them two.
 
-{measured(networks, device, draw, DRAWING)}""")
+{measured(networks, device, sampling, SAMPLING)}""")
     print(f"see {path}")
 
 

@@ -19,11 +19,11 @@ def kernel_table(section: dict[str, dict], state: str) -> str:
     done = {shape: line["results"] for shape, line in section.items() if state in line.get("results", {})}
     if not done:
         return ""
-    names = list(dict.fromkeys(name for found in done.values() for name in found[state] if name != "copy"))
+    names = list(dict.fromkeys(name for results in done.values() for name in results[state] if name != "copy"))
     rivals = [name for name in names if not name.startswith("triton")]
     rows = []
-    for shape, found in done.items():
-        at, size = found[state], found["bytes"]
+    for shape, results in done.items():
+        at, size = results[state], results["bytes"]
         share = over(at, "triton", "copy") if size else ""
         times = [at.get(name, {}).get("us", "") for name in ("copy", *names)]
         rows.append([shape, size / 1e6 or "", *times,
@@ -49,11 +49,11 @@ def roofline_points(lines: dict[str, dict]) -> dict[str, list[tuple[float, float
     points = {}
     for name, section in sections(lines).items():
         for line in section.values():
-            found = line.get("results", {})
-            for candidate, each in found.get("cold", {}).items():
+            results = line.get("results", {})
+            for candidate, each in results.get("cold", {}).items():
                 if "GB/s" in each and not name.startswith("step") and candidate in ("copy", *plots.COLOURS):
                     label = candidate if candidate == "copy" else f"{candidate}, {name.split()[1]} {name.split()[2]}"
-                    points.setdefault(label, []).append((found["bytes"] / 1e6, each["GB/s"]))
+                    points.setdefault(label, []).append((results["bytes"] / 1e6, each["GB/s"]))
     return points
 
 
@@ -67,9 +67,9 @@ def flops(network: str) -> dict[str, int]:
         t = torch.ones(1, dtype=torch.int64)
         xt = torch.empty(1, config.in_channels, SIDES[network], SIDES[network])
         UNet(config)(xt, t, t if config.classes else None)
-    found = {str(op): n for op, n in counter.get_flop_counts()["Global"].items()}
-    return {"convolution": found.pop("aten.convolution"), "attention": found.pop("aten.bmm", 0),
-            "matrix product": sum(found.values())}
+    products = {str(op): n for op, n in counter.get_flop_counts()["Global"].items()}
+    return {"convolution": products.pop("aten.convolution"), "attention": products.pop("aten.bmm", 0),
+            "matrix product": sum(products.values())}
 
 
 def floor_ms(network: str, B: int, rate: float) -> float:
@@ -84,14 +84,14 @@ def loop_table(name: str, section: dict[str, dict], rate: float) -> str:
         return ""
     how, network = name.split()[:2]
     work = sum(flops(network).values()) * (3 if how == "training" else int(how.split("-")[1]))
-    rows = [[who, found["images/s"], found["images/s"] * work / rate / 1e10 if rate and "denoising" not in who else "",
-             found["us"] / 1e3, found.get("ms a step", ""), found["p20"] / 1e3, found["p80"] / 1e3,
-             found.get("peak GB", ""), found["parameters"] / 1e6, found["error"], found["prepared s"]]
-            for who, found in done.items()]
+    rows = [[who, r["images/s"], r["images/s"] * work / rate / 1e10 if rate and "denoising" not in who else "",
+             r["us"] / 1e3, r.get("ms per step", ""), r["p20"] / 1e3, r["p80"] / 1e3,
+             r.get("peak GB", ""), r["parameters"] / 1e6, r["error"], r["prepared s"]]
+            for who, r in done.items()]
     first = done.get("diffusers", next(iter(done.values())))["images/s"]
     rows = [[row[0], row[1], row[1] / first, *row[2:]] for row in rows]
     over = "diffusers" if "diffusers" in done else next(iter(done))
-    head = ["", "images/s", f"over {over}", "% of the floor", "ms", "ms a step", "p20", "p80", "peak GB",
+    head = ["", "images/s", f"over {over}", "% of the floor", "ms", "ms per step", "p20", "p80", "peak GB",
             "M parameters", "error", "s to prepare"]
     return f"\n## {name}\n\n" + table(head, rows)
 
@@ -103,9 +103,9 @@ def loops_page(lines: dict[str, dict]) -> str:
 
 
 def waterfall_of(lines: dict[str, dict]) -> tuple[str, dict[str, float], dict[str, float], float] | None:
-    """Of the loop with most stages: its name, ms a step of each stage and of each peer, and the floor."""
-    times = {name: {who: line["results"]["ms a step"] for who, line in section.items()
-                    if "ms a step" in line.get("results", {})} for name, section in sections(lines).items()}
+    """Of the loop with most stages: its name, ms per step of each stage and of each peer, and the floor."""
+    times = {name: {who: line["results"]["ms per step"] for who, line in section.items()
+                    if "ms per step" in line.get("results", {})} for name, section in sections(lines).items()}
     name = max(times, key=lambda each: len(STAGES.keys() & times[each]), default="")
     stages = {stage: times[name][stage] for stage in STAGES if stage in times[name]} if name else {}
     if len(stages) < 2 or "eager" not in stages:
@@ -115,13 +115,13 @@ def waterfall_of(lines: dict[str, dict]) -> tuple[str, dict[str, float], dict[st
 
 
 def waterfall_section(lines: dict[str, dict]) -> str:
-    """A line for each stage: what it wins, in milliseconds a step."""
-    if not (found := waterfall_of(lines)):
+    """A line for each stage: what it wins, in milliseconds per step."""
+    if not (fall := waterfall_of(lines)):
         return ""
-    name, stages, _, floor = found
-    text = f"\n## From eager to all of it: {name}\n\n![Milliseconds a step](waterfall.png)\n\n"
+    name, stages, _, floor = fall
+    text = f"\n## From eager to all of it: {name}\n\n![Milliseconds per step](waterfall.png)\n\n"
     for (_, before), (stage, after) in pairwise(stages.items()):
-        text += (f"- {stage}, {STAGES[stage]}: {before:.3g} to {after:.3g} ms a step, {before / after:.3g} times as "
+        text += (f"- {stage}, {STAGES[stage]}: {before:.3g} to {after:.3g} ms per step, {before / after:.3g} times as "
                  f"fast\n")
     first, *_, last = stages.values()
     text += f"- together: {first:.3g} to {last:.3g} ms, {first / last:.3g} times as fast"
@@ -130,7 +130,7 @@ def waterfall_section(lines: dict[str, dict]) -> str:
 
 # One step, kernel by kernel
 
-KINDS = {                                                   # the first whose pattern is found in a kernel's name
+KINDS = {                                                   # the first whose pattern occurs in a kernel's name
     "fused norm": r"^(forward|backward)_(part_|merge_|apply_)?kernel|group_norm",
     "sampling step": r"^step_kernel",
     "compiled pointwise": r"^triton_(poi|red|per)",
@@ -154,12 +154,12 @@ def profile_page(lines: dict[str, dict]) -> str:
     return page + failures(lines)
 
 
-def profile_tables(case: str, found: dict, rates: tuple[float, float]) -> str:
+def profile_tables(case: str, results: dict, rates: tuple[float, float]) -> str:
     """By kind, with what the products, and the bytes of the norms, would take alone; then the longest kernels."""
     network, B = case.split()[0], int(case.split()[-1])
-    total, floors = found["us"], floors_us(network, B, *rates) if all(rates) else {}
+    total, floors = results["us"], floors_us(network, B, *rates) if all(rates) else {}
     kinds = {name: [0., 0.] for name in KINDS}
-    for kernel, (count, us) in found["kernels"].items():
+    for kernel, (count, us) in results["kernels"].items():
         kinds[kind(kernel)][0] += count
         kinds[kind(kernel)][1] += us
     rows = [[name, count, us, 100 * us / total, floors.get(name, "")] for name, (count, us) in kinds.items() if count]
@@ -167,7 +167,7 @@ def profile_tables(case: str, found: dict, rates: tuple[float, float]) -> str:
     rows += [["between kernels", "", total - busy, 100 * (total - busy) / total, ""],
              ["a step", sum(row[1] for row in rows), total, 100., sum(floors.values()) or ""]]
     longest = [[f"`{kernel[:100]}`", kind(kernel), count, us] for kernel, (count, us) in
-               list(found["kernels"].items())[:15]]
+               list(results["kernels"].items())[:15]]
     return (table(["", "launches", "us", "%", "floor us"], rows) + "\n"
             + table(["longest", "kind", "launches", "us"], longest))
 
@@ -183,16 +183,16 @@ def floors_us(network: str, B: int, copy: float, rate: float) -> dict[str, float
 def same_page(lines: dict[str, dict]) -> str:
     page = "# The same pictures\n\n" + stamps(lines)
     for case, line in lines.items():
-        found = line.get("results", {})
-        if "sha256" in found:
-            page += f"\n## {case}\n\n{'The same bytes' if found['ok'] else '**Other bytes**'}.\n\n" + table(
-                ["", "sha256"], [[name, f"`{each}`"] for name, each in found["sha256"].items()])
-        if "ways" in found:
+        results = line.get("results", {})
+        if "sha256" in results:
+            page += f"\n## {case}\n\n{'The same bytes' if results['ok'] else '**Other bytes**'}.\n\n" + table(
+                ["", "sha256"], [[name, f"`{each}`"] for name, each in results["sha256"].items()])
+        if "ways" in results:
             rows = [[name, each["largest"], each["mean"], each["tolerance"], "yes" if each["ok"] else "**no**"]
-                    for name, each in found["ways"].items()]
-            page += (f"\n## {case}\n\n{found['n']} pictures in [-1, 1] beside the plain ones in float32.\n\n"
+                    for name, each in results["ways"].items()]
+            page += (f"\n## {case}\n\n{results['n']} pictures in [-1, 1] beside the plain ones in float32.\n\n"
                      + table(["", "largest difference", "mean", "tolerance", "within"], rows)
-                     + f"\n![Drawn in each way]({found['picture']})\n")
+                     + f"\n![Sampled in each way]({results['picture']})\n")
     return page + failures(lines)
 
 
@@ -201,19 +201,20 @@ def training_page(lines: dict[str, dict]) -> str:
     runs = training_runs(lines)
     page, first = "# One training, twice\n\n" + stamps(lines), dict(next(iter(runs.values()))["losses"]) if runs else {}
     rows = []
-    for name, found in runs.items():
-        half = [(step, loss) for step, loss in found["losses"] if 2 * step > found["steps"]]
+    for name, run in runs.items():
+        half = [(step, loss) for step, loss in run["losses"] if 2 * step > run["steps"]]
         apart = [100 * (loss / first[step] - 1) for step, loss in half]
         error = stdev(apart) / len(apart)**0.5 if len(apart) > 1 else 0.
-        rows.append([name, found["steps"], fmean(loss for _, loss in half),
-                     f"{fmean(apart):+.2f} +- {error:.2f}" if rows else "", found["images/s"],
-                     f"`train.py {found['flags']}`"])
+        rows.append([name, run["steps"], fmean(loss for _, loss in half),
+                     f"{fmean(apart):+.2f} +- {error:.2f}" if rows else "", run["images/s"],
+                     f"`train.py {run['flags']}`"])
     page += "\n" + table(["", "steps", "loss, second half", "% from the first", "images/s", "command"], rows)
-    page += ("\nimages/s are those of the whole run, compilation and samples included. Dropout is drawn by each in its "
-             "own way, all else from the same seeds.\n\n![Losses](training.png)\n")
-    if found := lines.get("pictures", {}).get("results"):
-        page += (f"\n![The same noise through both models](training_pictures.png)\n\n{found['n']} pictures of the same "
-                 f"noise differ by {found['mean']:.2g} in the mean, {found['largest']:.2g} at most, in [-1, 1].\n")
+    page += ("\nimages/s are those of the whole run, compilation and samples included. Dropout differs "
+             "between the two, all else has the same seeds.\n\n![Losses](training.png)\n")
+    if results := lines.get("pictures", {}).get("results"):
+        page += (f"\n![The same noise through both models](training_pictures.png)\n\n{results['n']} pictures of the "
+                 f"same noise differ by {results['mean']:.2g} in the mean, {results['largest']:.2g} at most, in "
+                 f"[-1, 1].\n")
     return page + failures(lines)
 
 

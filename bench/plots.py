@@ -13,9 +13,9 @@ from torch import Tensor
 from run import pictures
 
 
-def plot(path: Path, draw: Callable[[Axes], None], size: tuple[float, float] = (8, 4.5)) -> None:
+def plot(path: Path, fill: Callable[[Axes], None], size: tuple[float, float] = (8, 4.5)) -> None:
     figure = Figure(size, layout="constrained")
-    draw(figure.subplots())
+    fill(figure.subplots())
     figure.savefig(path, dpi=130)
 
 
@@ -28,7 +28,7 @@ def roofline(path: Path, points: dict[str, list[tuple[float, float]]]) -> None:
         return {"marker": "o" if direction == "forward" else "s", "linestyle": "", "markersize": 5,
                 "fillstyle": "full" if layout == "channels_last" else "none"}
 
-    def draw(axes: Axes) -> None:
+    def fill(axes: Axes) -> None:
         copies = points.get("copy", [])
         sizes = sorted({size for size, _ in copies})
         axes.plot(sizes, [median(rate for at, rate in copies if at == size) for size in sizes], "k", label="copy")
@@ -37,17 +37,17 @@ def roofline(path: Path, points: dict[str, list[tuple[float, float]]]) -> None:
             axes.plot([], [], "D", color=colour, label=name)
         for kind in kinds:
             axes.plot([], [], color="black", label=kind, **style(*kind.split()))
-        for name, found in points.items():
+        for name, rates in points.items():
             if name != "copy":
                 candidate, kind = name.split(", ")
-                axes.plot(*zip(*found, strict=True), color=COLOURS[candidate], **style(*kind.split()))
+                axes.plot(*zip(*rates, strict=True), color=COLOURS[candidate], **style(*kind.split()))
         axes.set(xscale="log", xlabel="MB read and written", ylabel="useful GB/s, cold", ylim=(0, None))
         axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-    plot(path, draw)
+    plot(path, fill)
 
 
 def waterfall(path: Path, title: str, stages: dict[str, float], peers: dict[str, float], floor: float) -> None:
-    """Milliseconds a step: what each stage takes off, what is left, the floor, and peers below."""
+    """Milliseconds per step: what each stage takes off, what is left, the floor, and peers below."""
     first, *_, last = stages.values()
     bars = [("eager, float32", 0, first, "0.55", f"{first:.3g} ms")]
     for (_, before), (name, after) in pairwise(stages.items()):
@@ -59,16 +59,16 @@ def waterfall(path: Path, title: str, stages: dict[str, float], peers: dict[str,
         bars.append(("FLOP floor", 0, floor, "black", f"{floor:.3g} ms, {floor / last:.0%} of all of it"))
     bars += [(name, 0, ms, "tab:orange", f"{ms:.3g} ms, {ms / last:.3g}x as long") for name, ms in peers.items()]
 
-    def draw(axes: Axes) -> None:
+    def fill(axes: Axes) -> None:
         for y, (_, left, width, colour, label) in enumerate(bars):
             axes.barh(y, width, left=left, color=colour)
             axes.annotate(label, (left + width, y), (4, 0), textcoords="offset points", va="center", fontsize=8)
-        axes.set(title=title, xlabel="ms a step", xlim=(0, 1.25 * max(left + width for _, left, width, *_ in bars)))
+        axes.set(title=title, xlabel="ms per step", xlim=(0, 1.25 * max(left + width for _, left, width, *_ in bars)))
         axes.set_yticks(range(len(bars)), [name for name, *_ in bars])
         axes.invert_yaxis()
         axes.axvline(floor, color="black", linestyle=":", linewidth=1, zorder=0)
         axes.spines[["top", "right"]].set_visible(False)
-    plot(path, draw, (8, 0.8 + 0.3 * len(bars)))
+    plot(path, fill, (8, 0.8 + 0.3 * len(bars)))
 
 
 def losses(path: Path, runs: dict[str, list[tuple[int, float]]]) -> None:
@@ -76,11 +76,11 @@ def losses(path: Path, runs: dict[str, list[tuple[int, float]]]) -> None:
     figure = Figure((8, 5), layout="constrained")
     whole, apart = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
     first = dict(next(iter(runs.values())))
-    for k, (name, found) in enumerate(runs.items()):
-        steps, values = zip(*found, strict=True)
+    for k, (name, curve) in enumerate(runs.items()):
+        steps, values = zip(*curve, strict=True)
         whole.plot(steps, values, label=name, color=f"C{k}", linestyle="--" if k else "-")
         if k:
-            apart.plot(steps, [100 * (value / first[step] - 1) for step, value in found], color=f"C{k}")
+            apart.plot(steps, [100 * (value / first[step] - 1) for step, value in curve], color=f"C{k}")
     whole.set(yscale="log", ylabel="loss")
     whole.legend()
     apart.axhline(0, color="0.7", linewidth=1)

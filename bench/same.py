@@ -30,37 +30,37 @@ def digest(x: Tensor) -> str:
 
 def twice(chain: loops.Chain) -> dict:
     """The bytes of pictures sampled, sampled again, and sampled by a loop that was compiled and captured anew."""
-    found = {}
-    for names in (("drawn", "again"), ("captured anew",)):
+    results = {}
+    for names in (("once", "again"), ("captured anew",)):
         loop = loops.ours("graph" if CUDA else "eager", chain)
-        found |= {name: digest(loop.draw()) for name in names}
+        results |= {name: digest(loop.sample()) for name in names}
         torch.compiler.reset()
-    return {"sha256": found, "ok": len({*found.values()}) == 1}
+    return {"sha256": results, "ok": len({*results.values()}) == 1}
 
 
 def pictures(path: Path, n: int, folder: Path) -> dict:
     """The same n pictures sampled in every way that runs here: differences to the plain ones, and a PNG."""
     config = sample.Config(checkpoint=str(path), n=n, batch=n)
-    drawn, found = {"plain": precisely(lambda: sample.generate(config).x)}, {}
+    sampled, results = {"plain": precisely(lambda: sample.generate(config).x)}, {}
     for name, (dtype, tolerance) in WAYS.items():
         if name != "compiled" and not CUDA:
             continue
         own = sample.Config(checkpoint=str(path), n=n, batch=n, dtype=dtype, compile=True)
-        draw = partial(compiled, own) if name == "compiled" else lambda own=own: sample.generate(own).x
-        drawn[name] = draw() if "TF32" in name else precisely(draw)
-        away = (drawn[name] - drawn["plain"]).abs()
-        found[name] = {"largest": away.max().item(), "mean": away.mean().item(), "tolerance": tolerance,
+        run = partial(compiled, own) if name == "compiled" else lambda own=own: sample.generate(own).x
+        sampled[name] = run() if "TF32" in name else precisely(run)
+        away = (sampled[name] - sampled["plain"]).abs()
+        results[name] = {"largest": away.max().item(), "mean": away.mean().item(), "tolerance": tolerance,
                        "ok": bool(away.max() <= tolerance)}
     picture = f"same-{path.resolve().parent.name}.png"
-    picture_rows(folder / picture, {name: x[:10] for name, x in drawn.items()})
-    return {"n": n, "ways": found, "picture": picture}
+    picture_rows(folder / picture, {name: x[:10] for name, x in sampled.items()})
+    return {"n": n, "ways": results, "picture": picture}
 
 
-def precisely(draw) -> Tensor:
+def precisely(run) -> Tensor:
     """Its pictures without TF32."""
     before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
     try:
-        return draw()
+        return run()
     finally:
         torch.backends.cudnn.allow_tf32 = before
 

@@ -20,12 +20,12 @@ def profiled(chain: loops.Chain) -> dict:
         deque(islice(steps, REPLAYS), maxlen=0)
 
     run()
-    found = in_turn({"step": (run, REPLAYS)}, 5)["step"]
+    times = in_turn({"step": (run, REPLAYS)}, 5)["step"]
     with profile(activities=[ProfilerActivity.CUDA if CUDA else ProfilerActivity.CPU]) as seen:
         run()
         if CUDA:
             torch.cuda.synchronize()
     events = [e for e in seen.key_averages() if e.device_type.name.lower() == device().type]
-    times = {e.key: (e.self_device_time_total if CUDA else e.self_cpu_time_total, e.count) for e in events}
-    return found | {"kernels": {name: [count / REPLAYS, us / REPLAYS] for name, (us, count) in
-                                sorted(times.items(), key=lambda each: -each[1][0])}}
+    kernels = {e.key: (e.self_device_time_total if CUDA else e.self_cpu_time_total, e.count) for e in events}
+    return times | {"kernels": {name: [count / REPLAYS, us / REPLAYS] for name, (us, count) in
+                                sorted(kernels.items(), key=lambda each: -each[1][0])}}

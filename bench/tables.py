@@ -33,17 +33,17 @@ class Config:
 
 # For the README
 
-def summary(folder: Path, found: dict[str, dict[str, dict]]) -> str:
+def summary(folder: Path, commands: dict[str, dict[str, dict]]) -> str:
     """The ends of every loop, a line for each kind of kernel, and the pictures."""
-    text = stamps(found.get("loops") or found.get("kernels") or {})
-    rows = [row for name, section in sections(found.get("loops", {})).items() for row in summary_rows(name, section)]
+    text = stamps(commands.get("loops") or commands.get("kernels") or {})
+    rows = [row for name, section in sections(commands.get("loops", {})).items() for row in summary_rows(name, section)]
     if rows:
         text += "\n" + table(["", "", "images/s", "over diffusers"], rows)
-    kernels = [[name, *ratios(section)] for name, section in sections(found.get("kernels", {})).items()]
+    kernels = [[name, *ratios(section)] for name, section in sections(commands.get("kernels", {})).items()]
     if kernels := [row for row in kernels if row[1]]:
         text += "\n" + table(["kernel, cold", "shapes", "over eager", "over torch.compile", "the least", "% of a copy"],
                              kernels)
-    for name, what in {"waterfall": "Milliseconds a step, stage by stage", "roofline": "Norms beside a copy"}.items():
+    for name, what in {"waterfall": "Milliseconds per step, stage by stage", "roofline": "Norms beside a copy"}.items():
         if (folder / f"{name}.png").exists():
             text += f"\n![{what}]({folder}/{name}.png)\n"
     return text
@@ -70,16 +70,16 @@ PAGES = {"kernels": kernels_page, "loops": loops_page, "same": same_page, "profi
 
 def write_tables(folder: Path) -> None:
     """A page for each .jsonl, plots, and the summary, as far as there is anything to show."""
-    found = {name: lines for name in PAGES if (lines := read(folder / f"{name}.jsonl"))}
-    for name, lines in found.items():
+    commands = {name: lines for name in PAGES if (lines := read(folder / f"{name}.jsonl"))}
+    for name, lines in commands.items():
         (folder / f"{name}.md").write_text(PAGES[name](lines))
-    if points := roofline_points(found.get("kernels", {})):
+    if points := roofline_points(commands.get("kernels", {})):
         plots.roofline(folder / "roofline.png", points)
-    if fall := waterfall_of(found.get("loops", {})):
+    if fall := waterfall_of(commands.get("loops", {})):
         plots.waterfall(folder / "waterfall.png", *fall)
-    if runs := training_runs(found.get("training", {})):
+    if runs := training_runs(commands.get("training", {})):
         plots.losses(folder / "training.png", {name: run["losses"] for name, run in runs.items()})
-    (folder / "summary.md").write_text(summary(folder, found))
+    (folder / "summary.md").write_text(summary(folder, commands))
 
 
 @script

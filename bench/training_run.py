@@ -36,7 +36,7 @@ def trained(flags: list[str], out: Path, steps: int, deadline: float) -> dict:
     lines = [line for line in folder.read_log(out) if "loss" in line]
     step = lines[-1]["step"] if lines else 0
     if step < steps:
-        raise ValueError(f"stopped at step {step} of {steps}; the next run goes on from there")
+        raise ValueError(f"stopped at step {step} of {steps}; the next run resumes there")
     return {"flags": " ".join(flags), "steps": step, "images/s": lines[-1]["images_per_second"],
             "losses": [[line["step"], line["loss"]] for line in lines]}
 

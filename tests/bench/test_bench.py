@@ -98,15 +98,15 @@ def test_a_wrong_candidate_is_not_timed():
 
 
 @pytest.mark.parametrize("name", loops.STAGES if measure.CUDA else ["eager", "bf16", "channels_last", "time path"])
-def test_every_stage_draws_the_same_network(name, monkeypatch):
+def test_every_stage_samples_the_same_network(name, monkeypatch):
     monkeypatch.setattr(loops, "group_norm_silu", loops.group_norm_silu_plain)
     monkeypatch.setattr(loops, "sampling_step", loops.ddpm.step)
     loop = loops.build(name, loops.Chain("digits", 2, 2, 1.))
-    assert loop.error() <= loop.tolerance and loop.draw().isfinite().all()
+    assert loop.error() <= loop.tolerance and loop.sample().isfinite().all()
 
 
 @pytest.mark.parametrize("B", [1, 2])
-def test_an_error_is_seen_by_the_graph_that_draws(B, monkeypatch):
+def test_an_error_is_seen_by_the_graph_that_samples(B, monkeypatch):
     """torch.compile makes another one for every grad mode and stride."""
     seen, right = set(), loops.denoiser
 
@@ -116,15 +116,15 @@ def test_an_error_is_seen_by_the_graph_that_draws(B, monkeypatch):
     monkeypatch.setattr(loops, "denoiser", denoiser)
     loop = loops.build("bf16", loops.Chain("digits", B, 2, 0.))
     loop.error()
-    loop.draw()
+    loop.sample()
     assert len(seen) == 1
 
 
 @peers
-def test_peers_draw(name):
+def test_peers_sample(name):
     pytest.importorskip(name.split()[0].replace("-", "_"))
     loop = loops.build(name, loops.Chain("digits", 2, 2, 0.))
-    assert loop.error() <= loop.tolerance and loop.draw().shape == (2, 1, 8, 8)
+    assert loop.error() <= loop.tolerance and loop.sample().shape == (2, 1, 8, 8)
 
 
 def test_the_same_network_has_the_same_size():
@@ -201,16 +201,16 @@ def lines(**results) -> dict[str, dict]:
 def test_the_waterfall_says_what_each_stage_wins(tmp_path):
     machine = {"copy": {"GB/s": 4000.}, "matrices": {"TFLOP/s": 800.}}
     times = {"eager": 40., "bf16": 20., "channels_last": 25., "graph": 10., "diffusers": 30., loops.LUCIDRAINS: 9.}
-    made = lines(machine=machine, **{f"DDIM-50 cifar10 batch 512: {who}": {"ms a step": ms, "us": 5e4 * ms, "p20": 1.,
+    made = lines(machine=machine, **{f"DDIM-50 cifar10 batch 512: {who}": {"ms per step": ms, "us": 5e4 * ms, "p20": 1.,
                  "p80": 1., "images/s": 10240 / ms, "parameters": 1, "error": 0., "prepared s": 1.}
                  for who, ms in times.items()},
-                 **{"DDIM-50 cifar10 batch 1: eager": {"ms a step": 5.}})
+                 **{"DDIM-50 cifar10 batch 1: eager": {"ms per step": 5.}})
     (tmp_path / "loops.jsonl").write_text("".join(json.dumps(line) + "\n" for line in made.values()))
     name, stages, peers, floor = pages.waterfall_of(made)
     assert name.endswith("512") and [*stages] == ["eager", "bf16", "channels_last", "graph"]
     assert peers == {"diffusers": 30.} and floor == pytest.approx(7.96, rel=1e-2)
     text = pages.waterfall_section(made)
-    assert "- bf16, weights and activations in bf16: 40 to 20 ms a step, 2 times as fast" in text
+    assert "- bf16, weights and activations in bf16: 40 to 20 ms per step, 2 times as fast" in text
     assert "together: 40 to 10 ms, 4 times as fast; the network's products alone take 7.96 ms" in text
     del made["DDIM-50 cifar10 batch 1: eager"]
     (tmp_path / "loops.jsonl").write_text("".join(json.dumps(line) + "\n" for line in made.values()))
@@ -293,7 +293,7 @@ def test_a_training_stops_in_time_and_goes_on(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="ZeroDivisionError"):
         training_run.run_until(time.monotonic() + 60, [sys.executable, "-c", "1 / 0"])
     monkeypatch.setattr(training_run, "run_until", lambda deadline, command: None)
-    with pytest.raises(ValueError, match="stopped at step 0 of 4; the next run goes on"):
+    with pytest.raises(ValueError, match="stopped at step 0 of 4; the next run resumes"):
         training_run.trained([], tmp_path, 4, 0.)
 
 
