@@ -121,7 +121,7 @@ def test_outputs_of_other_shapes_are_refused(shape, other, variance):
 @small
 @given(st.integers(0, 2**31 - 1), st.integers(0, 2**32 - 1), st.lists(st.integers(0, 6), max_size=3), st.data())
 def test_noise_is_a_function_of_seed_step_and_element(seed, s, shape, choose):
-    """However the images are split, ordered or repeated, and however much of each is drawn."""
+    """However the images are split, ordered or repeated, and however much of each is sampled."""
     index = torch.tensor(choose.draw(st.lists(st.integers(0, 2**32 - 1), max_size=6)), dtype=torch.int64)
     seeds = noise.image_seeds(seed, index)
     whole = noise.normal(seeds, s, shape)
