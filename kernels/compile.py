@@ -16,7 +16,7 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-import ddpm
+import samplers
 from kernels.group_norm_silu import group_norm_silu, group_norm_silu_plain
 from kernels.sampling_step import sampling_step
 from noise import normal
@@ -97,14 +97,14 @@ class SubpixelUp(nn.ConvTranspose2d):
 
 
 def compile_loop(denoise: Callable, rows: Tensor, shape, seeds: Tensor) -> Callable:
-    """seeds -> `ddpm.sample`'s iterator, for any seeds as many as these: compiled, on a GPU captured.
+    """seeds -> `samplers.sample`'s iterator, for any seeds as many as these: compiled, on a GPU captured.
 
     Compiles (and captures) here, not at the first call. Whatever else `denoise` reads, labels say, it must find
     in the same memory at every call.
     """
     if rows.device.type == "cuda":
         return capture(denoise, rows, shape, seeds)
-    run = partial(ddpm.sample, denoise, rows, shape, step=torch.compile(ddpm.step, fullgraph=True))
+    run = partial(samplers.sample, denoise, rows, shape, step=torch.compile(samplers.step, fullgraph=True))
     for _ in islice(run(seeds), 2):                                               # the second step of 2m has x0_prev
         pass
     return run
@@ -115,8 +115,8 @@ def capture(denoise: Callable, rows: Tensor, shape, seeds: Tensor) -> Callable:
     """One step of the chain, [network, sampling step, index + 1], as a CUDA graph that is replayed S times."""
     seeds, times = seeds.clone(), rows[:, 0].long()
     steps, narrow = rows[:, 1].long().tolist(), rows.float()                      # as the kernel would cast each
-    second_order = bool(rows[:, ddpm.COLUMNS.index("cp")].any())
-    noisy = bool(rows[:, ddpm.COLUMNS.index("cz")].any())
+    second_order = bool(rows[:, samplers.COLUMNS.index("cp")].any())
+    noisy = bool(rows[:, samplers.COLUMNS.index("cz")].any())
     i = torch.zeros(1, dtype=torch.int64, device=rows.device)
     xt = normal(seeds, times[0], shape)
     x0_hat = torch.zeros_like(xt)
@@ -138,7 +138,7 @@ def capture(denoise: Callable, rows: Tensor, shape, seeds: Tensor) -> Callable:
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):                                                 # compiles, and lets libraries choose
-        ddpm.check_output(denoise(xt, times[:1].expand(len(seeds))), xt.shape, bool(rows[:, -1].any()))
+        samplers.check_output(denoise(xt, times[:1].expand(len(seeds))), xt.shape, bool(rows[:, -1].any()))
         for _ in range(3):
             i.zero_()
             step()

@@ -1,20 +1,20 @@
-"""One reverse step as one kernel: `ddpm.step`, with the noise computed where it is used.
+"""One reverse step as one kernel: `samplers.step`, with the noise computed where it is used.
 
 x_t and the network's output are read once and x_s is written once; nothing else of their size exists. The
-plain lines are `ddpm.step` itself. The Triton file is loaded the first time the operator runs.
+plain lines are `samplers.step` itself. The Triton file is loaded the first time the operator runs.
 """
 
 import torch
 from torch import Tensor
 
-import ddpm
+import samplers
 from kernels.group_norm_silu import DTYPES, INTERPRET
 
 
 def sampling_step(rows: Tensor, i: Tensor, xt: Tensor, output: Tensor, x0_prev: Tensor | None = None,
                   seeds: Tensor | None = None, *, z: Tensor | None = None,
                   keep_x0: bool = True) -> tuple[Tensor, Tensor | None]:
-    """`ddpm.step` on the same arguments, fused on CUDA; on other devices it is ddpm.step.
+    """`samplers.step` on the same arguments, fused on CUDA; on other devices it is samplers.step.
 
     rows: float64, or float32, which gives the same bits for fewer conversions. xt: float32 (B, C, ...); it, x0_prev and
     z are copied if not contiguous; xs and x0_hat are. output: float32, bfloat16 or float16, read where it lies if its
@@ -24,11 +24,11 @@ def sampling_step(rows: Tensor, i: Tensor, xt: Tensor, output: Tensor, x0_prev: 
     """
     check(rows, i, xt, output, x0_prev, seeds, z)
     if xt.device.type != "cuda" and not INTERPRET:
-        xs, x0_hat = ddpm.step(rows, i, xt, output, x0_prev, seeds, z=z)
+        xs, x0_hat = samplers.step(rows, i, xt, output, x0_prev, seeds, z=z)
         return xs, x0_hat if keep_x0 else None
     if xt.dtype != torch.float32 or output.dtype not in DTYPES:
         raise ValueError(f"xt is {xt.dtype}, shape {tuple(xt.shape)}, and output is {output.dtype}; the fused step "
-                         f"takes a float32 xt and a float32, bfloat16 or float16 output, ddpm.step takes any")
+                         f"takes a float32 xt and a float32, bfloat16 or float16 output, samplers.step takes any")
     xs, x0_hat = step_op(rows, i, xt, output, x0_prev, seeds if z is None else None, z, keep_x0)
     return xs, x0_hat if keep_x0 else None
 
@@ -36,9 +36,9 @@ def sampling_step(rows: Tensor, i: Tensor, xt: Tensor, output: Tensor, x0_prev: 
 def check(rows: Tensor, i: Tensor, xt: Tensor, output: Tensor, x0_prev: Tensor | None, seeds: Tensor | None,
           z: Tensor | None) -> None:
     """Raises ValueError, in a sentence, unless the shapes, integer types and devices fit."""
-    if rows.ndim != 2 or rows.shape[1] != len(ddpm.COLUMNS) or not rows.is_floating_point():
+    if rows.ndim != 2 or rows.shape[1] != len(samplers.COLUMNS) or not rows.is_floating_point():
         raise ValueError(f"rows is {rows.dtype}, shape {tuple(rows.shape)}; it must be a table of sampler_rows, (S, "
-                         f"{len(ddpm.COLUMNS)})")
+                         f"{len(samplers.COLUMNS)})")
     if i.shape != (1,) or i.dtype != torch.int64:
         raise ValueError(f"i is {i.dtype}, shape {tuple(i.shape)}; it must be int64, shape (1,)")
     twice = (xt.shape[0], 2 * xt.shape[1], *xt.shape[2:]) if xt.ndim > 1 else ()
