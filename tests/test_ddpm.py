@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+import ddpm
 from ddpm import (
     SCHEDULES,
     TARGETS,
