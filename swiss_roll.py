@@ -18,7 +18,7 @@ K_STAR, MINUS_H1, H_NORMAL = 2.372, 2.679, math.log2(2 * math.pi * math.e)  # be
 
 @dataclass(frozen=True)
 class Config:
-    """The swiss roll of Sohl-Dickstein et al. 2015: learns the reverse steps, prints the bound, draws Figure 1."""
+    """The swiss roll of Sohl-Dickstein et al. 2015: learns the reverse steps, prints the bound, plots Figure 1."""
     steps: int = 2700                   # optimiser steps
     seed: int = 0                       # of weights, data and samples, 0..2**31-1
     out: str = "out/swiss_roll.png"     # the figure

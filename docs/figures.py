@@ -1,9 +1,9 @@
-"""Redraws every figure of the README and of docs/, from the committed weights and the papers' equations.
+"""Makes every figure of the README and of docs/, from the committed weights and the papers' equations.
 
     python -m docs.figures                          # all of them: about 3 minutes on one CPU core
     python -m docs.figures --only forward,schedules
 
-The figures of 2015 are drawn by their own scripts: swiss_roll.py, examples/heartbeat.py.
+The figures of 2015 are made by their own scripts: swiss_roll.py, examples/heartbeat.py.
 """
 
 import math
@@ -31,14 +31,14 @@ SNAPSHOTS = [999, 700, 550, 400, 300, 200, 100, 50, 15, 0]
 
 @dataclass(frozen=True)
 class Config:
-    """Redraws the figures of the README and of docs/."""
+    """Makes the figures of the README and of docs/."""
     only: str = ""                              # names with commas between; all if empty
 
 
 def digits(path: Path) -> None:
-    """One hundred samples of the committed weights, a column a class."""
-    drawn = sample.generate(sample.Config(checkpoint=DIGITS))
-    pictures.grid(drawn.x, *pictures.columns(drawn)).save(path)
+    """One hundred samples of the committed weights, one column per class."""
+    samples = sample.generate(sample.Config(checkpoint=DIGITS))
+    pictures.grid(samples.x, *pictures.columns(samples)).save(path)
 
 
 def reverse(path: Path) -> None:
@@ -99,7 +99,7 @@ def mixture(x, points, alpha_bar):
 
 
 def schedules(path: Path) -> None:
-    """The named schedules: signal left, log signal to noise, and noise added a step."""
+    """The named schedules: signal left, log signal to noise, and noise added per step."""
     figure = Figure(figsize=(10, 5.4), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=(1.9, 1))
     signal, ratio, added = top.subplots(1, 3)
@@ -111,7 +111,7 @@ def schedules(path: Path) -> None:
         added.plot(t, schedule.beta[1:])
     signal.set(title="signal left, alpha_bar", xlabel="t")
     ratio.set(title="log10 of signal over noise", xlabel="t")
-    added.set(title="noise added a step, beta", xlabel="t", yscale="log")
+    added.set(title="noise added per step, beta", xlabel="t", yscale="log")
     top.legend(*signal.get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=7, frameon=False)
     for axes in (signal, ratio, added):
         axes.grid(alpha=0.3)

@@ -65,11 +65,11 @@ def row(flags: Sequence[str], config: Config, out: str) -> list[str]:
     train.main(["--steps", str(config.steps), "--sample_every", "100000", "--save_every", "100000",
                 "--out", out, *flags])
     path = f"{out}/last.pt"
-    drawn = sample.generate(sample.Config(checkpoint=path, n=config.n, batch=250))
+    samples = sample.generate(sample.Config(checkpoint=path, n=config.n, batch=250))
     classifier = torch.load(evaluate.CLASSIFIER, weights_only=True)
-    labels = drawn.labels if drawn.labels is not None else torch.zeros(config.n).long()
-    scores = classes.score(classifier, drawn.x, labels)
-    agree = "" if drawn.labels is None else f"{scores['agree']:.3f}"
+    labels = samples.labels if samples.labels is not None else torch.zeros(config.n).long()
+    scores = classes.score(classifier, samples.x, labels)
+    agree = "" if samples.labels is None else f"{scores['agree']:.3f}"
     bound = bits(path, data.digits(held_out=True))
     return [f"{scores['FD']:.2f}", f"{scores['pFD']:.2f}", agree, f"{scores['mem']:.3f}", f"{bound:.3f}"]
 
@@ -105,9 +105,9 @@ def coloured(digits: data.Data, folder: Path) -> str:
 def shape_row(name: str, flags: Sequence[str], make: Callable, config: Config) -> str:
     """A line of the second table."""
     with tempfile.TemporaryDirectory() as folder:
-        found, held_out = (make(data.digits(held), Path(tempfile.mkdtemp(dir=folder))) for held in (False, True))
-        train.main(["--data", found, *flags, "--batch", "16", "--steps", str(config.steps), "--sample_every", "100000",
-                    "--save_every", "100000", "--out", f"{folder}/run"])
+        training, held_out = (make(data.digits(held), Path(tempfile.mkdtemp(dir=folder))) for held in (False, True))
+        train.main(["--data", training, *flags, "--batch", "16", "--steps", str(config.steps),
+                    "--sample_every", "100000", "--save_every", "100000", "--out", f"{folder}/run"])
         settings = checkpoint.load(f"{folder}/run/last.pt").settings
         pictures = data.load(held_out, settings["size"], settings["fit"])
         few = pictures._replace(images=pictures.images[:200], labels=pictures.labels[:200])

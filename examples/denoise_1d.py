@@ -4,7 +4,7 @@
 
 x (B, 1, L) jumps between -1 and 1 at random places. The denoiser is any function of (xt, t): here four convolutions
 that see the noise level as a second channel. A noisy signal, scaled, is an x_t, and the reverse chain from there
-draws from p(x0 | signal) (Sohl-Dickstein et al. 2015, section 2.5); no linear filter keeps edges so sharp.
+samples p(x0 | signal) (Sohl-Dickstein et al. 2015, section 2.5); no linear filter keeps edges so sharp.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,16 +27,16 @@ L, JUMPS, SCHEDULE = 64, 0.06, ddpm.cosine_schedule(200)
 
 @dataclass(frozen=True)
 class Config:
-    """Telegraph signals (B, 1, L): trains a denoiser, draws signals from it, and takes noise from given ones."""
+    """Telegraph signals (B, 1, L): trains a denoiser, samples signals with it, and removes noise from others."""
     steps: int = 1500                           # updates
-    batch: int = 64                             # signals an update
+    batch: int = 64                             # signals per update
     sigma: float = 0.7                          # standard deviation of the noise to remove
     seed: int = 0                               # of the weights, the signals and all noise
     out: str = "out/denoise_1d.png"             # the picture
 
 
 def signals(seed: int, k: int, n: int) -> Tensor:
-    """The k-th n signals, (n, 1, L) of -1 and 1: a fair coin, then jumps with chance JUMPS a place."""
+    """The k-th n signals, (n, 1, L) of -1 and 1: a fair coin, then jumps with chance JUMPS per place."""
     jump = noise.uniform(seed, k, n * L, noise.TIMES).view(n, 1, L) < JUMPS
     jump[:, :, 0] = noise.uniform(seed, k, n, noise.FLIPS)[:, None] < 0.5
     return 1. - 2 * (jump.cumsum(-1) % 2)
@@ -90,8 +90,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Tensor]:
     print(f"error: noisy {rms(noisy - x0):.3f}, the best moving average {rms(smooth - x0):.3f}, samples of the "
           f"posterior {rms(clean - x0):.3f}")
     print(f"jumps per signal: {jumps(x0):.2f} in the data, {jumps(sampled):.2f} in the samples")
-    plot(config.out, {"given": x0, "noisy": noisy, "moving average": smooth, "denoised": clean, "drawn": sampled})
-    return {"x0": x0, "noisy": noisy, "smooth": smooth, "clean": clean, "drawn": sampled}
+    plot(config.out, {"original": x0, "noisy": noisy, "moving average": smooth, "denoised": clean, "sampled": sampled})
+    return {"x0": x0, "noisy": noisy, "smooth": smooth, "clean": clean, "sampled": sampled}
 
 
 def jumps(x: Tensor) -> float:
@@ -100,7 +100,7 @@ def jumps(x: Tensor) -> float:
 
 
 def plot(out: str, columns: dict[str, Tensor]) -> None:
-    """The first four signals, a row each."""
+    """The first four signals, one per row."""
     figure = Figure(figsize=(2.6 * len(columns), 5), layout="constrained")
     axes = figure.subplots(4, len(columns), sharex=True, sharey=True)
     for k, (name, x) in enumerate(columns.items()):

@@ -25,9 +25,9 @@ BEATS = torch.eye(5).repeat(1, BINS // 5)                   # (5, 20): all the d
 
 @dataclass(frozen=True)
 class Config:
-    """Binary heartbeats (Sohl-Dickstein et al. 2015): learns the reverse rates, prints the bound, draws the chain."""
+    """Binary heartbeats (Sohl-Dickstein et al. 2015): learns the reverse rates, prints the bound, samples the chain."""
     steps: int = 8000                                       # optimiser steps
-    n: int = 10_000                                         # sequences to draw
+    n: int = 10_000                                         # sequences to sample
     seed: int = 0                                           # of weights, data and samples, 0..2**31-1
     out: str = "out/heartbeat.png"                          # the picture
 
@@ -122,7 +122,7 @@ def first_step_bits(bins: int = BINS) -> float:
 
 @torch.no_grad()
 def bound(guess, n: int, seed: int) -> float:
-    """K (eq. 14) in bits per sequence, from n draws for each of the five beats at every t = 2..T."""
+    """K (eq. 14) in bits per sequence, from n samples for each of the five beats at every t = 2..T."""
     rng, lost = torch.Generator().manual_seed(seed), 0.
     for times in torch.arange(2, T + 1).split(max(1, 2000 // n)):
         t, x0 = times.repeat_interleave(5 * n), BEATS.repeat(len(times) * n, 1)
@@ -154,7 +154,7 @@ def optimum(bins: int = BINS) -> float:
     return -lost - first_step_bits(bins)
 
 
-# Learning and drawing
+# Learning and sampling
 
 def train(guess: Guess, steps: int, n: int = 2048) -> None:
     """Cross entropy on x0, every batch spread evenly over t: the best guess of x0 is the best reverse step."""
@@ -202,7 +202,7 @@ def picture(chain: list[Tensor], out: str) -> None:
 
 @script
 def main(argv=None) -> None:
-    """Trains, measures and draws; a flag that cannot be ends in a sentence and exit status 2."""
+    """Trains, measures and samples; a flag that cannot be ends in a sentence and exit status 2."""
     config = parse(Config, argv)
     check_range(config, "steps n", 1)
     image_seeds(config.seed, torch.arange(1))               # raises for a seed out of range
@@ -212,7 +212,7 @@ def main(argv=None) -> None:
     guess = Guess()
     train(guess, config.steps)
     best = optimum()
-    # The same draws for the network and for the exact guess: their difference is known far better than either.
+    # The same samples for the network and for the exact guess: their difference is known far better than either.
     K = best + bound(guess, 8, config.seed) - bound(exact_guess, 8, config.seed)
     chain = sample(guess, config.n)
     picture(chain, config.out)
@@ -220,7 +220,7 @@ def main(argv=None) -> None:
     print(f"K {K:.4f} bits per sequence (paper -2.414), its optimum {best:.4f}, "
           f"the true log likelihood {-math.log2(5):.3f}\n"
           f"valid of {len(whole)}: {valid(chain[0]):.2f} % with the fixed first step, "
-          f"{valid(whole):.2f} % with x0 drawn from the network's P(x0 | x1)")
+          f"{valid(whole):.2f} % with x0 sampled from the network's P(x0 | x1)")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Given pictures mended: holes filled and noise removed by sampling from the posterior p(x0 | what is seen).
+"""Repairs pictures: fills holes and removes noise by sampling from the posterior p(x0 | what is seen).
 
     python -m examples.inpaint
 
@@ -25,12 +25,12 @@ from run.cli import check_range, make_parent, parse, script
 
 @dataclass(frozen=True)
 class Config:
-    """Fills holes in digits that the model has not seen, and takes noise from them."""
+    """Fills holes in digits that the model has not seen, and removes noise from them."""
     checkpoint: str = "weights/digits.pt"       # what train.py saved
     n: int = 8                                  # pictures
-    draws: int = 4                              # samples of each posterior
+    samples: int = 4                            # samples of each posterior
     steps: int = 50                             # of the chain
-    rounds: int = 5                             # how often each step is gone, with noise put back in between
+    rounds: int = 5                             # how often each step is repeated, with noise put back in between
     sigma: float = 0.5                          # standard deviation of the noise to remove
     seed: int = 0                               # of all noise
     out: str = "out/inpaint.png"                # the picture
@@ -39,7 +39,7 @@ class Config:
 @torch.no_grad()
 def inpaint(schedule: ddpm.Schedule, denoise: Callable, rows: Tensor, x0: Tensor, seen: Tensor, seeds: Tensor,
             rounds: int) -> Tensor:
-    """x0 (B, ...) with the pixels that are not seen, a mask (B, ...), sampled anew; the others stay as they are."""
+    """x0 (B, ...) with the pixels that are not seen, a mask (B, ...), sampled; the others stay as they are."""
     T, shape = ddpm.schedule_length(schedule), x0.shape[1:]
     xt = noise.normal(seeds, T, shape)
     for k, (t, s) in enumerate(rows[:, :2].long()):
@@ -69,12 +69,12 @@ def denoised(schedule: ddpm.Schedule, denoise: Callable, y: Tensor, sigma: float
 def main(argv: Sequence[str] | None = None) -> dict[str, Tensor]:
     config = parse(Config, argv)
     check_range(config, "n", 1, 597)                                    # so many digits are held out
-    check_range(config, "draws rounds", 1)
+    check_range(config, "samples rounds", 1)
     check_range(config, "sigma", 0, 100)
     schedule, denoise, target = trained(config.checkpoint)
     device = schedule.beta.device
-    given = data.to_unit(data.digits(held_out=True).images[:config.n]).to(device)
-    x0 = given.repeat_interleave(config.draws, dim=0)
+    original = data.to_unit(data.digits(held_out=True).images[:config.n]).to(device)
+    x0 = original.repeat_interleave(config.samples, dim=0)
     seeds = noise.image_seeds(config.seed, torch.arange(len(x0), device=device))
     seen = torch.ones_like(x0, dtype=torch.bool)
     seen[:, :, x0.shape[2] // 2:] = False                               # the lower half is the hole
@@ -82,17 +82,17 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Tensor]:
     times = ddpm.timesteps(ddpm.schedule_length(schedule), config.steps)
     rows = ddpm.sampler_rows(schedule, times, target=target, eta=1)
     filled = inpaint(schedule, denoise, rows, x0, seen, seeds, config.rounds)
-    noisy = given + config.sigma * noise.normal(seeds[::config.draws], 0, x0.shape[1:], noise.INPAINT)
-    clean = denoised(schedule, denoise, noisy.repeat_interleave(config.draws, dim=0), config.sigma, seeds, target)
+    noisy = original + config.sigma * noise.normal(seeds[::config.samples], 0, x0.shape[1:], noise.INPAINT)
+    clean = denoised(schedule, denoise, noisy.repeat_interleave(config.samples, dim=0), config.sigma, seeds, target)
 
-    heads = ["given", "hole", *["filled"] * config.draws, "noisy", *["denoised"] * config.draws]
-    hole = torch.where(seen, x0, 0)[::config.draws]
-    columns = [given, hole, *filled.view(config.n, config.draws, *x0.shape[1:]).unbind(1),
-               noisy, *clean.view(config.n, config.draws, *x0.shape[1:]).unbind(1)]
+    heads = ["original", "hole", *["filled"] * config.samples, "noisy", *["denoised"] * config.samples]
+    hole = torch.where(seen, x0, 0)[::config.samples]
+    columns = [original, hole, *filled.view(config.n, config.samples, *x0.shape[1:]).unbind(1),
+               noisy, *clean.view(config.n, config.samples, *x0.shape[1:]).unbind(1)]
     pictures.grid(torch.stack(columns, dim=1).flatten(0, 1), len(columns), heads).save(make_parent(Path(config.out)))
-    mean = clean.view(config.n, config.draws, -1).mean(1)
-    print(f"noise of {config.sigma} leaves an error of {rms(clean - x0):.3f} a sample, "
-          f"{rms(mean - given.flatten(1)):.3f} their mean; see {config.out}")
+    mean = clean.view(config.n, config.samples, -1).mean(1)
+    print(f"noise of {config.sigma} leaves an error of {rms(clean - x0):.3f} per sample, "
+          f"{rms(mean - original.flatten(1)):.3f} for their mean; see {config.out}")
     return {"x0": x0, "seen": seen, "filled": filled, "noisy": noisy, "clean": clean}
 
 

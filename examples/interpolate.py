@@ -24,9 +24,9 @@ from run.cli import check_range, make_parent, parse, script
 
 @dataclass(frozen=True)
 class Config:
-    """Draws the way from digits to other digits through the model's noise; below, the plain mixtures of pixels."""
+    """Samples the path from digits to other digits through the model's noise; below, plain mixtures of pixels."""
     checkpoint: str = "weights/digits.pt"       # what train.py saved
-    pairs: int = 5                              # how many ways
+    pairs: int = 5                              # how many paths
     stops: int = 9                              # pictures on each, both ends among them
     steps: int = 250                            # of DDIM, up and down
     out: str = "out/interpolate.png"            # the picture
@@ -52,15 +52,15 @@ def main(argv: Sequence[str] | None = None) -> tuple[Tensor, Tensor]:
 
     first, last = noise_of(schedule, denoise, ends, times, target).chunk(2)
     path = slerp(first, last, w)                                        # S B C H W
-    drawn = picture_of(schedule, denoise, path.flatten(0, 1), times, target).view(path.shape)
+    sampled = picture_of(schedule, denoise, path.flatten(0, 1), times, target).view(path.shape)
     mixed = torch.lerp(*ends.chunk(2), w.view(-1, 1, 1, 1, 1))
 
-    rows = torch.stack([drawn, mixed], dim=2).permute(1, 2, 0, 3, 4, 5)                   # B, drawn or mixed, S
+    rows = torch.stack([sampled, mixed], dim=2).permute(1, 2, 0, 3, 4, 5)                   # B, sampled or mixed, S
     heads = [f"{v:.2g}" for v in w.tolist()]
     pictures.grid(rows.flatten(0, 2), config.stops, heads).save(make_parent(Path(config.out)))
-    print(f"pixels near black or white: {decided(drawn):.0%} of those drawn, {decided(mixed):.0%} of those mixed, "
-          f"{decided(ends):.0%} of the digits given; see {config.out}")
-    return drawn, ends
+    print(f"pixels near black or white: {decided(sampled):.0%} of the samples, {decided(mixed):.0%} of the mixtures, "
+          f"{decided(ends):.0%} of the original digits; see {config.out}")
+    return sampled, ends
 
 
 def decided(x: Tensor) -> float:

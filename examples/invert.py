@@ -23,10 +23,10 @@ from run.cli import check_range, make_parent, parse, script
 
 @dataclass(frozen=True)
 class Config:
-    """Inverts digits that the model has not seen, and draws them again from the noise found."""
+    """Inverts digits that the model has not seen, and samples them again from that noise."""
     checkpoint: str = "weights/digits.pt"       # what train.py saved
     n: int = 12                                 # pictures
-    steps: str = "10,50,250,1000"               # how many, one try after the other
+    steps: str = "10,50,250,1000"               # numbers of steps to try
     out: str = "out/invert.png"                 # the picture
 
 
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> list[float]:
     check_range(config, "n", 1, 597)                                    # so many digits are held out
     schedule, denoise, target = trained(config.checkpoint)
     x0 = data.to_unit(data.digits(held_out=True).images[:config.n]).to(schedule.beta.device)
-    shown, heads, errors = [x0], ["given"], []
+    shown, heads, errors = [x0], ["original"], []
     for steps in map(int, config.steps.split(",")):
         times = ddpm.timesteps(ddpm.schedule_length(schedule), steps, "linspace")
         xT = noise_of(schedule, denoise, x0, times, target)

@@ -1,10 +1,10 @@
-"""Memorisation made visible: the best denoiser there is for 1200 digits draws those 1200 digits and no other.
+"""Memorisation made visible: the best denoiser there is for 1200 digits samples those 1200 digits and no other.
 
     python -m examples.memorise
 
 `ddpm.exact_denoiser` minimises the training loss: its output is the mean of the training pictures, each weighted by
-how likely it became x_t. What it draws is a copy. That a trained network draws *new* digits is because it cannot
-learn the minimum; whether it does is seen by each sample's nearest neighbour among the training pictures.
+how likely it became x_t. Its samples are copies. A trained network samples *new* digits because it cannot learn
+that minimum; whether it does is seen by each sample's nearest neighbour among the training pictures.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ from run.cli import check_range, make_parent, parse, script
 
 @dataclass(frozen=True)
 class Config:
-    """Draws digits by the exact denoiser and by the trained one, each beside its nearest training picture."""
+    """Samples digits with the exact denoiser and with the trained one, each beside its nearest training picture."""
     checkpoint: str = "weights/digits.pt"       # what train.py saved
     n: int = 60                                 # samples of each
     steps: int = 50                             # of DDIM
@@ -33,12 +33,12 @@ class Config:
 
 
 def nearest(x: Tensor, training: Tensor) -> tuple[Tensor, Tensor]:
-    """Each picture's distance to its nearest training picture, root mean square a pixel, (N,), and that picture."""
+    """Each picture's distance to its nearest training picture, root mean square per pixel, (N,), and that picture."""
     distance, index = torch.cdist(x.flatten(1), training.flatten(1)).min(dim=1)
     return distance / x[0].numel()**0.5, training[index]
 
 
-def drawn(schedule: ddpm.Schedule, denoise: Callable, target: str, config: Config, shape) -> Tensor:
+def samples(schedule: ddpm.Schedule, denoise: Callable, target: str, config: Config, shape) -> Tensor:
     """Samples of DDIM, (n, C, H, W)."""
     times = ddpm.timesteps(ddpm.schedule_length(schedule), config.steps)
     rows = ddpm.sampler_rows(schedule, times, target=target)
@@ -54,20 +54,20 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Tensor]:
     schedule, denoise, target = trained(config.checkpoint)
     device, shape = schedule.beta.device, data.digits().shape
     training, held_out = (data.to_unit(data.digits(held_out=h).images).to(device) for h in (False, True))
-    x = {"exact": drawn(schedule, ddpm.exact_denoiser(schedule, training), "eps", config, shape),
-         "trained": drawn(schedule, denoise, target, config, shape), "new": held_out[:config.n]}
-    found = {name: nearest(pictures, training) for name, pictures in x.items()}
+    x = {"exact": samples(schedule, ddpm.exact_denoiser(schedule, training), "eps", config, shape),
+         "trained": samples(schedule, denoise, target, config, shape), "new": held_out[:config.n]}
+    neighbours = {name: nearest(each, training) for name, each in x.items()}
 
-    print("distance to the nearest training picture, median and smallest (root mean square a pixel):")
+    print("distance to the nearest training picture, median and smallest (root mean square per pixel):")
     for name, what in (("exact", "the exact denoiser's samples"), ("trained", "the trained model's samples"),
                        ("new", "digits held out")):
-        print(f"  {what:29} {found[name][0].median():.4f}  {found[name][0].min():.4f}")
+        print(f"  {what:29} {neighbours[name][0].median():.4f}  {neighbours[name][0].min():.4f}")
     k = min(8, config.n)
-    columns = [pictures[:k] for name in x for pictures in (x[name], found[name][1])]
+    columns = [each[:k] for name in x for each in (x[name], neighbours[name][1])]
     heads = ["exact", "nearest", "trained", "nearest", "new digit", "nearest"]
     pictures.grid(torch.stack(columns, dim=1).flatten(0, 1), len(heads), heads).save(make_parent(Path(config.out)))
     print(f"see {config.out}")
-    return {name: distance for name, (distance, _) in found.items()}
+    return {name: distance for name, (distance, _) in neighbours.items()}
 
 
 if __name__ == "__main__":

@@ -234,7 +234,7 @@ def learn(variant: Variant, steps: int, seed: int) -> tuple[nn.Module, Schedule,
 
 @script
 def main(argv=None) -> None:
-    """Trains each variant, prints its row and draws its figure; a flag that cannot be ends in a sentence."""
+    """Trains each variant, prints its row and plots its figure; a flag that cannot be ends in a sentence."""
     config = parse(Config, argv)
     names = config.only.split(",") if config.only else list(VARIANTS)
     check_range(config, "steps", 1)

@@ -77,7 +77,7 @@ SCRIPTS = {
     "swiss_roll": Script(swiss_roll.main, swiss_roll.Config, "--steps 1", "", "steps"),
     "denoise_1d": Script(denoise_1d.main, denoise_1d.Config, "--steps 1 --batch 1", "", "steps batch"),
     "heartbeat": Script(heartbeat.main, heartbeat.Config, "--steps 1 --n 1", "", "steps n"),
-    "inpaint": Script(inpaint.main, inpaint.Config, f"--checkpoint {DIGITS} --n 1 --draws 1 --steps 1 --rounds 1",
+    "inpaint": Script(inpaint.main, inpaint.Config, f"--checkpoint {DIGITS} --n 1 --samples 1 --steps 1 --rounds 1",
                       "", "draws rounds"),
     "interpolate": Script(interpolate.main, interpolate.Config,
                           f"--checkpoint {DIGITS} --pairs 1 --stops 2 --steps 1", "", "stops"),

@@ -296,7 +296,7 @@ def test_a_large_photograph_is_read(tmp_path):
 
 
 CHILD = """
-import resource, sys, data, sources
+import resource, sys, data
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for name in sys.argv[1:]:
     try:

@@ -70,7 +70,7 @@ def z_of_words(w0, w1):
     ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
 ])
 @pytest.mark.parametrize("kind", [int, torch.tensor])
-def test_philox_known_answers(counter, key, expected, kind):
+def test_philox_known_values(counter, key, expected, kind):
     words = philox([kind(k) for k in words_of(key)], [kind(c) for c in words_of(counter)])
     assert [int(w) for w in words] == words_of(expected)
 
@@ -208,7 +208,7 @@ def test_image_seeds_refuses_a_seed_out_of_range(seed):
         image_seeds(seed, torch.arange(2))
 
 
-def test_triton_draws_the_same(tmp_path):
+def test_triton_makes_the_same_noise(tmp_path):
     pytest.importorskip("triton")
     seeds = torch.tensor([0, 5 << 32 | 7, -1, 2**63 - 1])
     script, file = tmp_path / "draw.py", tmp_path / "draw.pt"

@@ -109,14 +109,12 @@ def test_times_of_another_kind(times):
         ddpm.sampler_rows(ddpm.linear_schedule(10), times)
 
 
-@pytest.mark.parametrize("t", [torch.tensor([11, 1]), torch.tensor([11., 2.]), torch.tensor([True, False]),
-                               torch.tensor([1, 2, 3])])
-def test_t_that_is_none_is_refused_by_torch(t):
-    """Looking at its values here would make a GPU wait."""
+@pytest.mark.parametrize("t", [torch.tensor([True, False]), torch.tensor([1, 2, 3])])
+def test_t_of_another_dtype_or_shape_is_refused(t):
     x = numbers((2, 1, 2, 2))
     for function in (lambda: ddpm.q_sample(ddpm.linear_schedule(10), x, t, x),
                      lambda: ddpm.predict(ddpm.linear_schedule(10), x, x, t, "eps")):
-        with pytest.raises((IndexError, RuntimeError)):
+        with pytest.raises((ValueError, IndexError, RuntimeError)):
             function()
 
 
@@ -140,7 +138,7 @@ def test_outputs_of_other_shapes_are_refused(shape, other, variance):
 @small
 @given(st.integers(0, 2**31 - 1), st.integers(0, 2**32 - 1), st.lists(st.integers(0, 6), max_size=3), st.data())
 def test_noise_is_a_function_of_seed_step_and_element(seed, s, shape, choose):
-    """However the images are split, ordered or repeated, and however much of each is drawn."""
+    """However the images are split, ordered or repeated, and however much of each is sampled."""
     index = torch.tensor(choose.draw(st.lists(st.integers(0, 2**32 - 1), max_size=6)), dtype=torch.int64)
     seeds = noise.image_seeds(seed, index)
     whole = noise.normal(seeds, s, shape)

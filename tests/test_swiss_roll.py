@@ -64,7 +64,7 @@ def test_noise_is_scaled_with_the_data():
     torch.testing.assert_close(away, 0.5 * n / math.sqrt(1.25))
 
 
-def test_draws_are_fair_and_never_infinite():
+def test_samples_are_fair_and_never_infinite():
     x0, eps = fresh(4096)
     assert x0.shape == eps.shape == (T - 1, 4096, 2)
     assert x0.isfinite().all() and eps.isfinite().all()
@@ -160,7 +160,7 @@ def test_K_star_is_below_the_limit_by_what_diagonal_steps_lose():
     assert 0.2 < swiss_roll.MINUS_H1 - swiss_roll.K_STAR < 0.4
 
 
-def test_variance_lies_above_beta_tilde_and_answers_depend_on_t(trained):
+def test_variance_lies_above_beta_tilde_and_outputs_depend_on_t(trained):
     model = trained[0]
     x = torch.randn(1, 50, 2).expand(2, -1, -1)
     with torch.no_grad():

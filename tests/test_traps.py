@@ -34,7 +34,7 @@ def test_x_t_is_never_clamped(eta):
     assert xs.abs().max() > 3 and x0_hat.abs().max() == 1
 
 
-def test_grids_are_drawn_without_dropout(tmp_path, monkeypatch):
+def test_grids_are_sampled_without_dropout(tmp_path, monkeypatch):
     monkeypatch.setitem(train.CONFIGS, "digits", replace(CONFIGS["digits"], dropout=0.5))
     run = train.start(train.Config(T=5), data.load("digits"))
     with torch.no_grad():

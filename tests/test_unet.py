@@ -36,7 +36,7 @@ def test_parameter_counts(name, parameters):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_config_answers_in_the_right_shape(name):
+def test_every_config_has_outputs_of_the_right_shape(name):
     config = CONFIGS[name]
     size = 2 ** (len(config.widths) - 1)
     with torch.device("meta"):
@@ -162,7 +162,7 @@ def test_dropout_only_while_training():
     assert (unet(xt, t) - unet(xt, t)).abs().max() > 0
 
 
-def test_cast_spares_the_norms_and_keeps_the_answer():
+def test_cast_spares_the_norms_and_keeps_the_output():
     unet = awake(SMALL)
     xt, t, _ = inputs(SMALL)
     full = unet(xt, t)

@@ -157,7 +157,7 @@ def test_peers_learn(name):
     learner.update()
 
 
-def test_the_report_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
+def test_the_report_resumes_where_it_stopped(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cases, "peers_here", lambda: [])
     runs = [[command, "--smoke", "--out", str(tmp_path), "--only", only] for command, only in
             (("kernels", "without"), ("loops", ""))]
@@ -283,7 +283,7 @@ def test_a_training_is_compared(tmp_path, monkeypatch):
     assert "| other | 4 | 3.06 | +2.00 +- 0.00 |" in pages.training_page(made)
 
 
-def test_a_training_stops_in_time_and_goes_on(tmp_path, monkeypatch):
+def test_a_training_stops_in_time_and_resumes(tmp_path, monkeypatch):
     script = tmp_path / "script.py"
     script.write_text("import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: (print('saved', flush=True), "
                       "sys.exit(0)))\nopen(sys.argv[1], 'w').close()\ntime.sleep(60)\n")

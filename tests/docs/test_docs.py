@@ -9,10 +9,10 @@ from docs import figures, variants
 
 
 @pytest.mark.parametrize("name", ["forward", "schedules"])
-def test_figures_of_the_equations_are_drawn(name, tmp_path):
+def test_figures_of_the_equations_are_made(name, tmp_path):
     figures.FIGURES[name](tmp_path / f"{name}.png")
-    drawn, kept = (Image.open(folder / f"{name}.png") for folder in (tmp_path, figures.DOCS))
-    assert drawn.size == kept.size
+    made, kept = (Image.open(folder / f"{name}.png") for folder in (tmp_path, figures.DOCS))
+    assert made.size == kept.size
 
 
 def test_every_figure_is_there():

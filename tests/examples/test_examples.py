@@ -28,7 +28,7 @@ def test_inversion_comes_back_the_nearer_the_more_steps(out, capsys):
 
 
 def test_upward_rows_are_the_sampler_s_own_formula_run_backwards():
-    """With the answer held fixed, a step up undoes the step down: x_t -> x_s -> x_t."""
+    """With the output held fixed, a step up undoes the step down: x_t -> x_s -> x_t."""
     schedule, times = ddpm.linear_schedule(), [1000, 600, 250, 1]
     down = ddpm.sampler_rows(schedule, times, clip=False)
     up = invert.upward_rows(schedule, times, "eps")
@@ -42,7 +42,7 @@ def test_upward_rows_are_the_sampler_s_own_formula_run_backwards():
 
 
 def test_exact_inversion_of_gaussian_data_finds_standard_noise():
-    """For data N(0, v) the exact answer is linear, and many small steps turn x0 into x0/sqrt(v)."""
+    """For data N(0, v) the exact output is linear, and many small steps turn x0 into x0/sqrt(v)."""
     schedule, v = ddpm.cosine_schedule(1000), 0.3
 
     def denoise(xt, t):
@@ -57,10 +57,10 @@ def test_exact_inversion_of_gaussian_data_finds_standard_noise():
 # Interpolation
 
 def test_interpolation_begins_and_ends_at_the_given_pictures(out):
-    drawn, ends = interpolate.main(["--pairs", "3", "--stops", "5", "--steps", "80", "--out", str(out)])
-    assert drawn.shape == (5, 3, 1, 8, 8) and out.exists()
-    assert rms(drawn[0] - ends[:3]) < 0.05 and rms(drawn[-1] - ends[3:]) < 0.05
-    assert interpolate.decided(drawn[2]) > interpolate.decided((ends[:3] + ends[3:]) / 2) + 0.02  # no mixtures
+    sampled, ends = interpolate.main(["--pairs", "3", "--stops", "5", "--steps", "80", "--out", str(out)])
+    assert sampled.shape == (5, 3, 1, 8, 8) and out.exists()
+    assert rms(sampled[0] - ends[:3]) < 0.05 and rms(sampled[-1] - ends[3:]) < 0.05
+    assert interpolate.decided(sampled[2]) > interpolate.decided((ends[:3] + ends[3:]) / 2) + 0.02  # no mixtures
 
 
 def test_slerp_keeps_the_length_and_an_even_pace():
@@ -78,7 +78,7 @@ def test_slerp_keeps_the_length_and_an_even_pace():
 @pytest.fixture(scope="module")
 def mended(tmp_path_factory):
     path = tmp_path_factory.mktemp("out") / "picture.png"
-    found = inpaint.main(["--n", "20", "--draws", "2", "--steps", "20", "--rounds", "3", "--out", str(path)])
+    found = inpaint.main(["--n", "20", "--samples", "2", "--steps", "20", "--rounds", "3", "--out", str(path)])
     assert path.exists()
     return {name: x.cpu() for name, x in found.items()}
 
@@ -122,9 +122,9 @@ def test_inpainting_samples_the_conditional_of_a_gaussian():
     seen = torch.tensor([True, False]).expand(n, 2)
     means = {}
     for rounds in (1, 8):
-        drawn = inpaint.inpaint(schedule, denoise, rows, x0, seen, seeds, rounds)
-        assert (drawn[:, 0] == 1).all()
-        means[rounds], std = drawn[:, 1].mean().item(), drawn[:, 1].std().item()
+        sampled = inpaint.inpaint(schedule, denoise, rows, x0, seen, seeds, rounds)
+        assert (sampled[:, 0] == 1).all()
+        means[rounds], std = sampled[:, 1].mean().item(), sampled[:, 1].std().item()
     assert abs(means[8] - 0.8) < 0.06 and abs(std - 0.6) < 0.06
     assert abs(means[1] - 0.8) > abs(means[8] - 0.8)
 
@@ -135,10 +135,10 @@ def test_denoising_samples_the_posterior_of_a_gaussian(monkeypatch):
     monkeypatch.setattr(ddpm, "sampler_rows", lambda schedule, times, **_: rows[len(rows) - len(times):])
     n, C, eye = 4000, torch.tensor([[1, 0.8], [0.8, 1]]), torch.eye(2)
     y = torch.tensor([1., -0.5])
-    drawn = inpaint.denoised(schedule, denoise, y.repeat(n, 1), 1., noise.image_seeds(0, torch.arange(n)), "eps")
+    sampled = inpaint.denoised(schedule, denoise, y.repeat(n, 1), 1., noise.image_seeds(0, torch.arange(n)), "eps")
     gain = C @ torch.linalg.inv(C + eye)
-    assert_close(drawn.mean(0), gain @ y, rtol=0, atol=0.05)
-    assert_close(drawn.T.cov(), C - gain @ C, rtol=0, atol=0.05)
+    assert_close(sampled.mean(0), gain @ y, rtol=0, atol=0.05)
+    assert_close(sampled.T.cov(), C - gain @ C, rtol=0, atol=0.05)
 
 
 # Memorisation
@@ -171,8 +171,8 @@ def test_signals_jump_as_often_as_said_and_differ():
 def test_signals_are_denoised_better_than_by_any_moving_average(out, capsys):
     found = denoise_1d.main(["--steps", "300", "--out", str(out)])
     assert rms(found["clean"] - found["x0"]) < 0.95 * rms(found["smooth"] - found["x0"])
-    assert (found["drawn"].abs() > 0.8).float().mean() > 0.9        # two levels, as the data
-    assert 2 < denoise_1d.jumps(found["drawn"]) < 5.5
+    assert (found["sampled"].abs() > 0.8).float().mean() > 0.9        # two levels, as the data
+    assert 2 < denoise_1d.jumps(found["sampled"]) < 5.5
     assert "moving average" in capsys.readouterr().out and Image.open(out).width > 800
 
 

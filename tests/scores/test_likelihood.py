@@ -84,7 +84,7 @@ def test_distortion_is_that_of_x0_hat_and_falls_to_nothing_for_a_perfect_guess()
     assert_close(identity.distortion[8], error, rtol=1e-5, atol=0)
 
 
-def test_nll_prints_every_term_and_draws_the_curves(tmp_path, capsys):
+def test_nll_prints_every_term_and_plots_the_curves(tmp_path, capsys):
     evaluate.main(["nll", "--checkpoint", DIGITS, "--n", "40", "--times", "20", "--out", str(tmp_path / "nll.png")])
     lines = capsys.readouterr().out.splitlines()
     values = {line[:28].strip(): float(line[28:].split()[0]) for line in lines[2:-1]}
