@@ -566,7 +566,7 @@ class Sizes(NamedTuple):
     programs: int = 264     # two a multiprocessor fill a large GPU
 
 
-FORWARD, BACKWARD = Sizes(8192, 8192, 16, 64), Sizes(4096, 2048, 8, 128)
+FORWARD, BACKWARD = Sizes(8192, 8192, 16, 64), Sizes(4096, 4096, 8, 128)
 
 
 class Plan(NamedTuple):
@@ -600,14 +600,16 @@ def plan(shape: tuple[int, ...], G: int, itemsize: int, last: bool, sizes: Sizes
            and (last and groups * CPG * itemsize < SECTOR or groups * CPG * whole < 1024)):
         groups *= 2
     width, vector = groups * CPG, min(16 // itemsize, lanes) if last else 16 // itemsize
-    slab = sizes.slab if B * G // groups >= sizes.programs else sizes.slab // 4
     if CPG // lanes > PARTS:
         return split(shape, G, itemsize, last, sizes)
     if width * whole <= sizes.resident:
-        return Plan(lanes, groups, whole, 0, min(warps(width * whole, 32), warps(groups * lanes * whole, vector)))
+        most = warps(triton.next_power_of_2(width) * whole, 32)
+        return Plan(lanes, groups, whole, 0, min(most, warps(groups * lanes * whole, vector)))
+    slab = sizes.slab if B * G // groups >= sizes.programs else sizes.slab // 4
     if width * HW * itemsize <= slab and width <= sizes.loop // 4:
         most = min(warps(sizes.loop, sizes.a_thread), warps(width * HW, sizes.share))
-        pixels = pow2(min(sizes.loop, 32 * most * sizes.a_thread) // width)
+        loads = max(1, sizes.a_thread // (vector * (CPG // lanes)))                     # of a thread, from each part
+        pixels = pow2(min(sizes.loop // width, 32 * most * vector * loads // (groups * lanes)))
         return Plan(lanes, groups, pixels, 0, min(most, warps(groups * lanes * pixels, vector)))
     return split(shape, G, itemsize, last, sizes)
 
