@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from importlib.util import find_spec
 
 import pytest
 import torch
@@ -10,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.measure import CUDA, Work, device, error_of, time_with
+from bench.packages import installed
 from kernels import group_norm_silu, group_norm_silu_plain
 from kernels.equivalence import LAYOUTS, ROUNDING, Norm, leaves, norms
 from kernels.group_norm_silu import INTERPRET
@@ -29,7 +29,7 @@ def candidates(groups: int, layout: str) -> dict[str, Callable]:
     functions = {"eager": eager, "compiled": compiled(eager)}
     if FUSED:
         functions |= {"triton": triton, "triton compiled": compiled(triton)}
-    if CUDA and layout == "nchw" and find_spec("liger_kernel"):
+    if CUDA and layout == "nchw" and installed("liger-kernel"):
         from liger_kernel.ops.group_norm import LigerGroupNormFunction
         functions["liger"] = lambda x, w, b: F.silu(LigerGroupNormFunction.apply(x, w, b, x.shape[1], groups, 1e-5))
     return functions

@@ -8,7 +8,6 @@ import copy
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
-from importlib.util import find_spec
 from typing import NamedTuple
 
 import pytest
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 import ddpm
 from bench.measure import CUDA, device, error_of, finished
+from bench.packages import installed
 from bench.stages import STAGES
 from kernels import group_norm_silu, group_norm_silu_plain, sampling_step
 from kernels.compile import compile_denoiser, compile_loop, time_table
@@ -25,16 +25,20 @@ from noise import image_seeds, normal
 from run.memory import cast
 from unet import CONFIGS, UNet
 
-PEERS = {"diffusers": {}, "diffusers channels_last": {"channels_last": True},
-         "diffusers compiled": {"channels_last": True, "mode": "reduce-overhead"},
-         "diffusers max-autotune": {"channels_last": True, "mode": "max-autotune"}}
 LUCIDRAINS = "denoising-diffusion-pytorch"
+PEERS = {"diffusers nchw": {}, "diffusers channels_last": {"channels_last": True},
+         "diffusers compiled": {"channels_last": True, "mode": "reduce-overhead"},
+         "diffusers max-autotune": {"channels_last": True, "mode": "max-autotune"},
+         f"{LUCIDRAINS} nchw": {}, f"{LUCIDRAINS} channels_last": {"channels_last": True}}
+# What diffusers' guide to fast inference sets with max-autotune; a UNet2DModel has no fuse_qkv_projections
+GUIDE = {"conv_1x1_as_mm": True, "coordinate_descent_tuning": True, "epilogue_fusion": False,
+         "coordinate_descent_check_all_directions": True}
 
 
 class Loop(NamedTuple):
     """Something that samples pictures."""
     sample: Callable[[], Tensor]            # -> B pictures
-    error: Callable[[], float]              # of one output of the network against float64, over the largest element
+    error: Callable[[], float]              # of one output of the network against float64: ||difference|| / ||output||
     tolerance: float
     parameters: int
     start: Callable[[], Iterator] | None = None     # of ours: the chain, step by step
@@ -134,7 +138,8 @@ def diffusers(chain: Chain, channels_last: bool = False, mode: str = "") -> Loop
     exact = copy.deepcopy(network).double()
     network.bfloat16().to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
     if mode:
-        network.compile(mode=mode, fullgraph=True)
+        options = torch._inductor.list_mode_options(mode) | (GUIDE if mode == "max-autotune" else {})
+        network.compile(options=options, fullgraph=True)
     times = list(zip(scheduler.timesteps.tolist(), scheduler.timesteps.to(device()), strict=True))
     labels = {"class_labels": torch.zeros(chain.B, dtype=torch.int64, device=device())}
     labels = labels if CONFIGS[chain.network].classes else {}
@@ -159,13 +164,14 @@ def diffusers(chain: Chain, channels_last: bool = False, mode: str = "") -> Loop
     return Loop(sample, error, 0.1, count(network))
 
 
-def lucidrains(chain: Chain) -> Loop:
+def lucidrains(chain: Chain, channels_last: bool = False) -> Loop:
     """Its own network, without classes, under autocast: it has no bf16 loop of its own."""
     from denoising_diffusion_pytorch import GaussianDiffusion, Unet
     config = CONFIGS[chain.network]
     mults = tuple(w // config.widths[0] for w in config.widths)
     network = awake(Unet(dim=config.widths[0], dim_mults=mults, channels=config.in_channels))
     exact = copy.deepcopy(network).double()
+    network.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
     process = GaussianDiffusion(network, image_size=SIDES[chain.network], timesteps=1000, beta_schedule="linear",
                                 sampling_timesteps=chain.steps, ddim_sampling_eta=chain.eta,
                                 objective="pred_noise").to(device())
@@ -192,17 +198,17 @@ def build(name: str, chain: Chain) -> Loop:
     """A candidate by its name."""
     if name in STAGES:
         return ours(name, chain)
-    return lucidrains(chain) if name == LUCIDRAINS else diffusers(chain, **PEERS[name])
+    return (lucidrains if name.startswith(LUCIDRAINS) else diffusers)(chain, **PEERS[name])
 
 
 CHAIN = Chain("cifar10", 8, 50, 0.) if CUDA else Chain("digits", 4, 5, 0.)
 
 
-@pytest.mark.parametrize("name", [*STAGES, "diffusers", "diffusers channels_last", LUCIDRAINS])
+@pytest.mark.parametrize("name", [*STAGES, *(name for name in PEERS if "max-autotune" not in name)])
 def test_loop(benchmark, name):
     if name in STAGES and name not in stages():
         pytest.skip(f"{name} needs a GPU")
-    if name not in STAGES and not find_spec(name.split()[0].replace("-", "_")):
+    if name not in STAGES and not installed(name):
         pytest.skip(f"{name} is not installed")
     loop = build(name, CHAIN)
     error = loop.error()

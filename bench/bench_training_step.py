@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from importlib.util import find_spec
 from typing import NamedTuple
 
 import pytest
@@ -15,12 +14,14 @@ import noise
 import train
 from bench.bench_sampling_loop import LUCIDRAINS, SIDES, awake, count, diffusers_unet
 from bench.measure import CUDA, device, finished
+from bench.packages import installed
 from kernels import group_norm_silu, group_norm_silu_plain
 from unet import CONFIGS, Norm, UNet
 
 OURS = {"eager": {}, "bf16": {"dtype": "bf16"}, "bf16 compiled": {"dtype": "bf16", "compile": True},
         "bf16 compiled kernels": {"dtype": "bf16", "compile": True}}
-PEERS = ("diffusers", "diffusers compiled", LUCIDRAINS)
+PEERS = ("diffusers nchw", "diffusers channels_last", "diffusers compiled", f"{LUCIDRAINS} nchw",
+         f"{LUCIDRAINS} channels_last")                     # compiled: in channels_last
 
 
 class Learner(NamedTuple):
@@ -74,7 +75,8 @@ def peer(name: str, network: str, B: int) -> Learner:
     """The same by others, under autocast to bf16: fused Adam, clipped, averaged as ours."""
     config = CONFIGS[network]
     x0 = 2 * torch.rand(B, config.in_channels, SIDES[network], SIDES[network], device=device()) - 1
-    if name == LUCIDRAINS:
+    layout = torch.contiguous_format if "nchw" in name else torch.channels_last
+    if name.startswith(LUCIDRAINS):
         from denoising_diffusion_pytorch import GaussianDiffusion, Unet
         mults = tuple(w // config.widths[0] for w in config.widths)
         model = awake(Unet(dim=config.widths[0], dim_mults=mults, channels=config.in_channels))
@@ -83,11 +85,11 @@ def peer(name: str, network: str, B: int) -> Learner:
         loss = partial(process, x0)
     else:
         from diffusers import DDPMScheduler
-        model = awake(diffusers_unet(network)).to(memory_format=torch.channels_last)
+        model = awake(diffusers_unet(network))
         if "compiled" in name:
             model.compile(fullgraph=True)
         loss = partial(diffusers_loss, model, DDPMScheduler(), x0, config.classes)
-    return learner(model.requires_grad_(True).train(), loss)
+    return learner(model.to(memory_format=layout).requires_grad_(True).train(), loss)
 
 
 def diffusers_loss(model: nn.Module, scheduler, x0: Tensor, classes: int) -> Tensor:
@@ -135,7 +137,7 @@ TOLERANCE = 0.02                            # of the loss
 def test_update(benchmark, name):
     if "compiled" in name and not CUDA:
         pytest.skip(f"{name} takes minutes to compile on a CPU")
-    if name in PEERS and not find_spec(name.split()[0].replace("-", "_")):
+    if name in PEERS and not installed(name):
         pytest.skip(f"{name} is not installed")
     learner = build(name, *SIZE)
     error = learner.error()

@@ -11,7 +11,7 @@ import subprocess
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import cycle, islice
 from typing import NamedTuple
 
@@ -39,6 +39,16 @@ def device() -> torch.device:
     if CUDA and torch.cuda.current_stream() == torch.cuda.default_stream():
         torch.cuda.set_stream(torch.cuda.Stream())
     return torch.device("cuda" if CUDA else "cpu")
+
+
+def prepare() -> None:
+    """What is the same for every candidate: the stream, and cuDNN's choice of the quickest convolutions."""
+    torch.backends.cudnn.benchmark = device().type == "cuda"
+
+
+def gpu_name() -> str:
+    """The GPU's name as a folder is called, as h100-80gb-hbm3, or cpu."""
+    return torch.cuda.get_device_name().lower().removeprefix("nvidia ").replace(" ", "-") if CUDA else "cpu"
 
 
 def buffers(size: int) -> int:
@@ -160,13 +170,17 @@ def said(*command: str) -> str:
         return "unknown"
 
 
-def stamp() -> dict[str, str]:
-    """Where there is no git, the commit is what the variable COMMIT says."""
-    import triton
+@cache
+def commit() -> str:
+    """What is measured; where there is no git, what the variable COMMIT says."""
     changed = said("git", "status", "--porcelain", "--untracked-files=no") not in ("", "unknown")
-    commit = os.environ.get("COMMIT") or said("git", "rev-parse", "--short", "HEAD")
-    stamp = {"commit": commit + (" with changes" if changed else ""),
-             "torch": torch.__version__, "triton": triton.__version__}
+    return (os.environ.get("COMMIT") or said("git", "rev-parse", "--short", "HEAD")) + " with changes" * changed
+
+
+def stamp() -> dict[str, str]:
+    """GPU, driver, versions, and the GPU's state now."""
+    import triton
+    stamp = {"commit": commit(), "torch": torch.__version__, "triton": triton.__version__}
     if not CUDA:
         return {"gpu": "cpu", **stamp}
     query = "driver_version,clocks.sm,clocks.mem,temperature.gpu,power.draw"
