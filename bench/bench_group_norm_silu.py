@@ -63,7 +63,7 @@ def norm_work(norm: Norm, B: int, dtype: torch.dtype, layout: str, back: bool) -
     case = f"({B}, {norm.C}, {norm.H}, {norm.W}) {str(dtype).removeprefix('torch.')} {layout}"
     return Work(f"GroupNorm+SiLU {'backward' if back else 'forward'} {case}", candidates(groups, layout),
                 calls=lambda function, n: [result(function, each) for each in clones(inputs, n)],
-                error=lambda function: error_of(result(function, inputs)(), true), tolerance=8 * ROUNDING[dtype] + 1e-5,
+                error=lambda function: error_of(result(function, inputs)(), true), tolerance=2 * ROUNDING[dtype] + 1e-5,
                 size=(3 if back else 2) * inputs["x"].numel() * dtype.itemsize)
 
 
@@ -93,7 +93,7 @@ def chain_work(norm: Norm, B: int, dtype: torch.dtype, layout: str) -> Work:
 
     return Work(f"conv, GroupNorm+SiLU, conv ({B}, {C}, {norm.H}, {norm.W}) {layout}", functions, calls,
                 error=lambda function: error_of([torch.no_grad()(function)(x)[:2]], [true]),
-                tolerance=8 * ROUNDING[dtype] + 1e-4, size=0)
+                tolerance=2 * ROUNDING[dtype] + 1e-4, size=0)
 
 
 def shapes(network: str) -> list[Norm]:

@@ -13,7 +13,7 @@ import ddpm
 import noise
 import train
 from bench.bench_sampling_loop import LUCIDRAINS, SIDES, awake, count, diffusers_unet
-from bench.measure import CUDA, device, finished
+from bench.measure import CUDA, device, error_of, finished
 from bench.packages import installed
 from kernels import group_norm_silu, group_norm_silu_plain
 from unet import CONFIGS, Norm, UNet
@@ -26,7 +26,7 @@ PEERS = ("diffusers nchw", "diffusers channels_last", "diffusers compiled", f"{L
 
 class Learner(NamedTuple):
     update: Callable[[], object]
-    error: Callable[[], float]              # of the loss against float64, relative
+    error: Callable[[], float]              # of the loss and the gradient against float64, relative
     parameters: int
 
 
@@ -53,22 +53,31 @@ def ours(name: str, network: str, B: int) -> Learner:
 
     def update() -> object:
         return train.update(run, model, 1, pixels, labels)
-    return Learner(update, partial(loss_error, run, model, data.to_unit(pixels)), count(run.unet))
+    return Learner(update, partial(errors, run, model, data.to_unit(pixels)), count(run.unet))
 
 
-def loss_error(run: train.Run, model: Callable, x0: Tensor) -> float:
-    """Of the loss by this model, beside the plain network's in float64 with the same weights.
+def errors(run: train.Run, model: Callable, x0: Tensor) -> float:
+    """Of the loss and of its gradient by this model, the larger, beside the plain network's in float64.
 
-    With gradients, as in an update, so that the model is compiled once for both.
+    Of eight pictures of the batch, over all t: the others' losses are left out of the sum, so that the model is
+    compiled once, for the batch.
     """
     B = len(x0)
+    few = slice(None, None, max(1, B // 8))
     t = (torch.arange(B, device=device()) * 1000 // B) + 1
     eps = noise.normal(noise.image_seeds(0, torch.arange(B, device=device())), 1, x0.shape[1:], noise.TRAIN)
-    plain = UNet(run.unet.config).to(device()).double().eval().requires_grad_(False)
+    plain = UNet(run.unet.config).to(device()).double().eval()
     plain.load_state_dict(run.unet.state_dict())
-    got, true = (ddpm.loss(run.schedule, denoise, each, t, eps.to(each.dtype)).mean().item() for denoise, each in
-                 ((lambda xt, t: model(xt, t, None), x0), (plain, x0.double())))
-    return abs(got / true - 1)
+    got = ddpm.loss(run.schedule, lambda xt, t: model(xt, t, None), x0, t, eps)[few].mean()
+    true = ddpm.loss(run.schedule, plain, x0[few].double(), t[few], eps[few].double()).mean()
+    return worse(got, list(run.unet.parameters()), true, list(plain.parameters()))
+
+
+def worse(got: Tensor, weights: list[Tensor], true: Tensor, true_weights: list[Tensor]) -> float:
+    """The error of the loss, |difference| / |loss|, or that of the gradient, whichever is larger."""
+    ours, theirs = (torch.cat([g.double().flatten() for g in torch.autograd.grad(loss, list(w)) if g is not None])
+                    for loss, w in ((got, weights), (true, true_weights)))
+    return error_of([got[None], ours], [true[None].double(), theirs])
 
 
 def peer(name: str, network: str, B: int) -> Learner:
@@ -115,13 +124,13 @@ def learner(model: nn.Module, loss: Callable[[], Tensor]) -> Learner:
         torch._foreach_lerp_(ema, [p.detach() for p in parameters], 0.005)
 
     def error() -> float:
-        """Of the loss under autocast, against float32 with the same random numbers: these networks mix in constants."""
+        """Under autocast, against float32 with the same random numbers: these networks mix in constants."""
         losses = []
         for run, stance in ((value, "default"), (loss, "force_eager")):     # only what is timed is compiled
             torch.manual_seed(0)
             with torch.compiler.set_stance(stance):
-                losses.append(run().item())
-        return abs(losses[0] / losses[1] - 1)
+                losses.append(run())
+        return worse(losses[0], parameters, losses[1], parameters)
     return Learner(update, error, sum(p.numel() for p in parameters))
 
 
@@ -130,7 +139,7 @@ def build(name: str, network: str, B: int) -> Learner:
 
 
 SIZE = ("cifar10", 128) if CUDA else ("digits", 16)
-TOLERANCE = 0.02                            # of the loss
+TOLERANCE = 0.03            # of the loss and the gradient; in bf16 on a CPU 1e-3 and 1 to 2 %, a peer at batch 4 2.3 %
 
 
 @pytest.mark.parametrize("name", [*OURS, *PEERS])

@@ -163,6 +163,8 @@ def profile_cases(smoke: bool) -> dict[str, Callable[[], dict]]:
 
 def same_cases(smoke: bool, checkpoint: Path, folder: Path) -> dict[str, Callable[[], dict]]:
     """The same bytes twice; pictures of a trained model, sampled in every way."""
-    chain = loops.Chain("digits", 2, 2, 1.) if smoke else loops.Chain("cifar10", 512, 1000, 1.)
-    return {f"bytes: DDPM-{chain.steps} {chain.network} batch {chain.B}": partial(same.twice, chain),
+    chain, short = (loops.Chain("digits", 2, 2, 1.),) * 2 if smoke else (loops.Chain("cifar10", 512, 1000, 1.),
+                                                                         loops.Chain("cifar10", 512, 50, 0.))
+    return {f"replays: DDIM-{short.steps} {short.network} batch {short.B}": partial(same.replays, short),
+            f"bytes: DDPM-{chain.steps} {chain.network} batch {chain.B}": partial(same.twice, chain),
             f"pictures: {checkpoint}": partial(same.pictures, checkpoint, 10 if smoke else 100, folder)}

@@ -108,7 +108,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     known = {} if config.smoke else read(RESULTS / gpu_name() / "first.jsonl")
     ordered = in_order(config.smoke, path.parent)
     names = chosen(config, [*ordered])
-    os.environ.setdefault("TQDM_DISABLE", "1")                                    # bars would hide the results
     done = finished(known | read(path)).intersection(names)
     print(f"{len(names)} cases, {len(done)} of them done; results go to {path}", flush=True)
     deadline = began + 60 * (min(config.minutes, PART) if config.part else config.minutes)

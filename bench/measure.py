@@ -29,7 +29,7 @@ class Work(NamedTuple):
     group: str                                              # what it is
     candidates: dict[str, Callable]                         # by name; those that can run here
     calls: Callable[[Callable, int], list[Callable]]        # a candidate's calls, one for each of so many buffer sets
-    error: Callable[[Callable], float]                      # against float64, over the largest element
+    error: Callable[[Callable], float]                      # against float64: ||difference|| / ||result||
     tolerance: float                                        # of the error
     size: int                                               # useful bytes of a call, read or written
 
@@ -57,8 +57,8 @@ def buffers(size: int) -> int:
 
 
 def error_of(got: Sequence[Tensor], true: Sequence[Tensor]) -> float:
-    """The largest error over the largest element, of the worst tensor; NaN counts as infinite."""
-    return max(((a.double() - b).abs().max() / b.abs().max()).nan_to_num(torch.inf).item()
+    """||got - true|| / ||true|| of the worst tensor; NaN counts as infinite."""
+    return max(((a.double() - b).norm() / b.norm()).nan_to_num(torch.inf).item()
                for a, b in zip(got, true, strict=True))
 
 
@@ -111,7 +111,7 @@ def in_turn(runs: dict[str, tuple[Callable[[], None], int]], rounds: int = ROUND
 def refused(work: Work, name: str) -> tuple[float, str]:
     """A candidate's error, and why it is not timed, if it is not."""
     error = work.error(work.candidates[name])
-    return error, "" if error <= work.tolerance else f"wrong by {error:.1e} of the largest element"
+    return error, "" if error <= work.tolerance else f"wrong by {error:.2%}"
 
 
 def measure(work: Work, cold: bool) -> dict[str, dict]:

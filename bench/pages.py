@@ -202,6 +202,11 @@ def same_page(lines: dict[str, dict]) -> str:
         if "sha256" in results:
             page += f"\n## {case}\n\n{'The same bytes' if results['ok'] else '**Other bytes**'}.\n\n" + table(
                 ["", "sha256"], [[name, f"`{each}`"] for name, each in results["sha256"].items()])
+        if "replays" in results:
+            rows = [[name, each["error"], each["tolerance"], *("yes" if each[k] else "**no**" for k in
+                    ("same twice", "ok"))] for name, each in results["replays"].items()]
+            page += (f"\n## {case}\n\n||difference|| / ||pictures|| to the plain loop's pictures in float32.\n\n"
+                     + table(["", "error", "tolerance", "the same bytes twice", "right"], rows))
         if "ways" in results:
             rows = [[name, each["largest"], each["mean"], each["tolerance"], "yes" if each["ok"] else "**no**"]
                     for name, each in results["ways"].items()]

@@ -29,11 +29,10 @@ def suite(arguments: list[str], seconds: float = 300.) -> dict:
     """How many tests passed, failed and were skipped; "failed" says so if some did, or if there was no time for all."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "outcomes")
-        command, said = [sys.executable, "-m", "bench.suite", str(path), *arguments], ""
+        command, said, end = [sys.executable, "-m", "bench.suite", str(path), *arguments], "", ""
         try:
-            said = subprocess.run(command, cwd=packages.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                                  timeout=seconds).stdout
-            end = ""
+            said = subprocess.run(command, cwd=packages.ROOT, text=True, timeout=seconds, stdout=subprocess.PIPE,
+                                  stderr=subprocess.STDOUT).stdout
         except subprocess.TimeoutExpired:
             end = f"ended after {seconds:.0f} s"
         seen = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

@@ -98,7 +98,7 @@ def test_a_wrong_candidate_is_not_timed():
         "wrong": lambda *args: right(*args) + 0.01, "nan": lambda *args: right(*args) * torch.nan,
         "broken": lambda *args: 1 / 0, "eager": right}), cold=True)
     assert found["wrong"]["failed"].startswith("wrong by")
-    assert found["nan"]["failed"] == "wrong by inf of the largest element"
+    assert found["nan"]["failed"] == "wrong by inf%"
     assert found["broken"]["failed"].startswith("ZeroDivisionError") and found["eager"]["us"] > 0
     assert not any("us" in found[name] for name in ("wrong", "nan", "broken"))
 
@@ -283,6 +283,37 @@ def test_the_same_pictures(tmp_path, monkeypatch):
     monkeypatch.setattr(loops, "ours", lambda *_: loops.Loop(lambda: torch.ones(1) * next(others, 3.), None, 0., 0))
     made = lines(pictures=same.pictures(report.Path("weights/digits.pt"), 10, tmp_path), bytes=same.twice(None))
     assert "**no**" in pages.same_page(made) and "**Other bytes**" in pages.same_page(made)
+
+
+@pytest.mark.parametrize("fault, wrong", [
+    (lambda x, n: x, []), (lambda x, n: x * 1.01, ["captured float32", "captured bf16"]),
+    (lambda x, n: x + 1e-6 * n, ["captured float32", "captured bf16"])])
+def test_replays_are_compared_with_the_plain_loop(fault, wrong, monkeypatch):
+    """A captured loop that makes other pictures, or others the second time, is seen."""
+    right, calls = loops.ours, iter(range(1000))
+
+    def ours(stage, chain, dtype=None):
+        loop = right("eager" if stage == "graph" else stage, chain, dtype)
+        return loop._replace(sample=lambda: fault(loop.sample(), next(calls))) if stage == "graph" else loop
+    monkeypatch.setattr(loops, "ours", ours)
+    monkeypatch.setattr(same, "CUDA", True)
+    found = same.replays(loops.Chain("digits", 2, 3, 1.))["replays"]
+    assert [name for name, each in found.items() if not each["ok"]] == wrong
+    page = pages.same_page(lines(replays={"replays": found}))
+    assert page.count("**no**") == (0 if not wrong else 2 if found["captured bf16"]["same twice"] else 4)
+
+
+@pytest.mark.parametrize("name", ["eager", "bf16"])
+def test_an_update_whose_gradient_is_wrong_is_not_timed(name):
+    """Though its loss is right."""
+    learner = training.build(name, "digits", 4)
+    right = learner.error.args[1]
+
+    class Wrong(torch.autograd.Function):
+        forward = staticmethod(lambda ctx, x: x.clone())
+        backward = staticmethod(lambda ctx, dy: 1.05 * dy)
+    assert training.errors(learner.error.args[0], lambda *inputs: Wrong.apply(right(*inputs)),
+                           learner.error.args[2]) > training.TOLERANCE
 
 
 def test_a_training_is_compared(tmp_path, monkeypatch):
