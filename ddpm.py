@@ -14,6 +14,7 @@ channels if it also predicts the variance. x may have any shape (B, C, ...).
 [6] Lu et al. 2022, DPM-Solver++
 """
 
+import inspect
 import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -440,7 +441,7 @@ def main() -> None:
     """Prints DDPM, DDIM and DPM-Solver++(2M) as what they are: three tables of the same ten steps."""
     schedule = linear_schedule()
     times = timesteps(schedule_length(schedule), 10)
-    print(step.__doc__.split("\n\n")[1])
+    print(inspect.getsource(step).split("\n\n")[1])                               # python -OO has no docstrings
     for name, choice in {"DDPM": {"eta": 1.}, "DDIM": {}, "DPM-Solver++(2M)": {"sampler": "2m"}}.items():
         print(f"\n{name}\n" + "".join(f"{c:>9}" for c in COLUMNS[:9]))
         for row in sampler_rows(schedule, times, **choice)[:, :9].tolist():

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 import stat
 import zipfile
 from collections.abc import Iterator
@@ -24,7 +25,8 @@ def reading(path: str | Path, mend: str = "use another file") -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(error, ValueError) and str(path) in str(error) or getattr(error, "errno", 0) in NO_DESCRIPTORS:
+        named = isinstance(error, ValueError) and re.search(rf"(?<!\w){re.escape(str(path))}(?!\w)", str(error))
+        if named or getattr(error, "errno", 0) in NO_DESCRIPTORS:
             raise
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ValueError(f"cannot read {path}: {reason}; {mend}") from error
@@ -93,9 +95,9 @@ def writing(path: str | Path, sync: bool = True) -> Iterator[BinaryIO]:
     is removed and `path` stays as it was; a full disk is an OSError that says so, and so is a device or a pipe.
     """
     path, watched = Path(path), None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp")
+    temporary = path.parent / f"{path.name}.tmp"
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         check_replaceable(path)
         temporary.unlink(missing_ok=True)
         with open(temporary, "w+b", opener=new_file) as file:
@@ -114,6 +116,16 @@ def writing(path: str | Path, sync: bool = True) -> Iterator[BinaryIO]:
         raise OSError(f"cannot write {path}: {reason.strerror or reason}; what was there is unchanged") from error
     if sync:
         sync_folder(path.parent)
+
+
+def check_writable(path: str | Path) -> Path:
+    """The path, if `writing` can begin to write there; what is there stays. Raises OSError."""
+    class Enough(Exception):
+        pass
+
+    with contextlib.suppress(Enough), writing(path):
+        raise Enough
+    return Path(path)
 
 
 def check_replaceable(path: Path) -> None:

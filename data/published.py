@@ -107,6 +107,7 @@ def load_table(name: str, how: Callable, source: Source, size, fit: str, files: 
         import datasets
     except ImportError:
         raise ValueError(f"{name} comes through the datasets library; install it with: pip install datasets") from None
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)                    # what it logs as errors it raises, too
     shape = (source.channels, *(size or source.size or ()))
     if len(shape) == 1:
         raise ValueError(f"the pictures of {name} have many sizes; choose one with --size")

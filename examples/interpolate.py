@@ -9,7 +9,6 @@ Meng, Ermon 2021, section 5.3).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ import ddpm
 from examples.common import trained
 from examples.invert import noise_of, picture_of
 from run import pictures
-from run.cli import check_range, make_parent, parse, script
+from run.cli import check_range, parse, script
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> tuple[Tensor, Tensor]:
 
     rows = torch.stack([drawn, mixed], dim=2).permute(1, 2, 0, 3, 4, 5)                   # B, drawn or mixed, S
     heads = [f"{v:.2g}" for v in w.tolist()]
-    pictures.grid(rows.flatten(0, 2), config.stops, heads).save(make_parent(Path(config.out)))
+    pictures.save(pictures.grid(rows.flatten(0, 2), config.stops, heads), config.out)
     print(f"pixels near black or white: {decided(drawn):.0%} of those drawn, {decided(mixed):.0%} of those mixed, "
           f"{decided(ends):.0%} of the digits given; see {config.out}")
     return drawn, ends

@@ -1,5 +1,6 @@
-"""Pictures for people to look at: grids, strips of the reverse chain, and the chain as a film."""
+"""Pictures for people to look at: grids, strips of the reverse chain, the chain as a film, and figures."""
 
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from data import to_pixels
-from data.image_files import to_image
+from data.files import check_writable, writing
+from data.image_files import SUFFIXES, to_image
 
 FRAMES, GREYS = 40, 16              # of a film, at most: 100 digits then take under 2 MB
 
@@ -82,6 +84,16 @@ def film_times(times: Sequence[int]) -> Sequence[int]:
     return times[::math.ceil(len(times) / FRAMES)]
 
 
+def save(image: Image.Image, path: str | Path, sync: bool = True, **options) -> None:
+    """Writes a picture, in the format that its name ends in: whole, or not at all (see `writing`)."""
+    path, content = Path(path), io.BytesIO()
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"{path} is no name of a picture; let it end in {' '.join(SUFFIXES)}")
+    image.save(content, SUFFIXES[path.suffix.lower()], **options)
+    with writing(path, sync) as file:
+        file.write(content.getvalue())
+
+
 def film(samples: Samples, path: Path) -> None:
     """The reverse chain of all samples as a GIF at half the grid's size, its last frame held for two seconds.
 
@@ -91,7 +103,23 @@ def film(samples: Samples, path: Path) -> None:
     for t in sorted(samples.states, reverse=True):
         sheet = grid(samples.states[t], columns(samples)[0], [f"t = {t}"]).convert("RGB").reduce(2)
         frames.append(sheet.quantize(GREYS if samples.x.shape[1] == 1 else 4 * GREYS, dither=Image.Dither.NONE))
-    frames[0].save(path, save_all=True, append_images=frames[1:], loop=0, duration=[150] * (len(frames) - 1) + [2000])
+    save(frames[0], path, save_all=True, append_images=frames[1:], loop=0,
+         duration=[150] * (len(frames) - 1) + [2000])
+
+
+def figure_path(out: str) -> Path:
+    """Where a figure will go: what could not be written is refused now, and a picture already there is left alone."""
+    from matplotlib.figure import Figure
+    Figure().savefig(io.BytesIO(), format=Path(out).suffix[1:] or None)
+    return check_writable(out)
+
+
+def save_figure(figure, path: str | Path, dpi: int) -> None:
+    """Writes a matplotlib figure, in the format that its name ends in: whole, or not at all."""
+    content = io.BytesIO()
+    figure.savefig(content, format=Path(path).suffix[1:] or None, dpi=dpi)
+    with writing(path) as file:
+        file.write(content.getvalue())
 
 
 def channel_statistics(name: str, x: Tensor) -> dict[str, list[float]]:
