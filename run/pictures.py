@@ -4,7 +4,7 @@ import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -13,6 +13,7 @@ from torch import Tensor
 from data import to_pixels
 from data.files import check_writable, writing
 from data.image_files import SUFFIXES, to_image
+from run.cli import parse_integers
 
 FRAMES, GREYS = 40, 16              # of a film, at most: 100 digits then take under 2 MB
 
@@ -79,9 +80,13 @@ def strip(samples: Samples, times: Sequence[int]) -> Image.Image:
     return grid(x, len(times), [f"t = {t}" for t in times])
 
 
-def film_times(times: Sequence[int]) -> Sequence[int]:
-    """The times of a film's frames: evenly spaced among those that the chain visits, x_0 not counted."""
-    return times[::math.ceil(len(times) / FRAMES)]
+def kept_times(snapshots: Sequence[int], gif: bool, times: Sequence[int]) -> set[int]:
+    """Of the times that a chain visits, those whose x_t a strip of the snapshots, or a film, shows.
+
+    A film's frames are evenly spaced, x_0 not counted.
+    """
+    frames = times[::math.ceil(len(times) / FRAMES)] if gif else []
+    return {*frames, *(nearest(t, times) for t in snapshots)}
 
 
 def save(image: Image.Image, path: str | Path, sync: bool = True, **options) -> None:
@@ -105,6 +110,16 @@ def film(samples: Samples, path: Path) -> None:
         frames.append(sheet.quantize(GREYS if samples.x.shape[1] == 1 else 4 * GREYS, dither=Image.Dither.NONE))
     save(frames[0], path, save_all=True, append_images=frames[1:], loop=0,
          duration=[150] * (len(frames) - 1) + [2000])
+
+
+def write(samples: Samples, settings: Any) -> None:
+    """Writes grid.png and, if sample.py's settings ask for them, strip.png and the film reverse.gif."""
+    out, snapshots = Path(settings.out), parse_integers("snapshots", settings.snapshots)
+    save(grid(samples.x, *columns(samples)), out / "grid.png")
+    if snapshots:
+        save(strip(samples, [nearest(t, list(samples.states)) for t in snapshots]), out / "strip.png")
+    if settings.gif:
+        film(samples, out / "reverse.gif")
 
 
 def figure_path(out: str) -> Path:
