@@ -15,6 +15,7 @@ the variance. x may have any shape (B, C, ...).
 [6] Liu et al. 2022, Flow Straight and Fast (rectified flow)
 """
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -334,11 +335,12 @@ def main() -> None:
     """Prints the samplers as what they are: tables of the same ten steps."""
     schedule, columns = linear_schedule(), [*COLUMNS[:8], "cp2", "cz"]
     times = timesteps(schedule_length(schedule), 10)
-    print(step.__doc__.split("\n\n")[1])
+    lines = [inspect.getsource(step).split("\n\n")[1]]                            # python -OO has no docstrings
     for name, choice in SHOWN.items():
-        print(f"\n{name}\n" + "".join(f"{c:>9}" for c in columns))
+        lines += [f"\n{name}", "".join(f"{c:>9}" for c in columns)]
         for row in sampler_rows(schedule, times, **choice).tolist():
-            print("".join(f"{row[COLUMNS.index(c)]:9.4g}" for c in columns))
+            lines.append("".join(f"{row[COLUMNS.index(c)]:9.4g}" for c in columns))
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":
