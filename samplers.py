@@ -328,3 +328,18 @@ def sample(denoise: Callable, rows: Tensor, shape, seeds: Tensor, *,
                       z=z, **{"x0_prev2": x0_prev} if third else {})
         xt, x0_hat, x0_prev = xs, x0, x0_hat
         yield s, xt, x0_hat
+
+
+SHOWN = {"DDPM": {"eta": 1.}, "DDIM": {}, "DPM-Solver++(2M)": {"sampler": "2m"},
+         "SDE-DPM-Solver++(2M)": {"sampler": "2m", "eta": 1.}, "UniPC-2": {"sampler": "unipc"},
+         "Heun with churn": {"sampler": "heun", "churn": 1.}, "Consistency": {"sampler": "consistency"}}
+
+
+def print_tables(schedule) -> None:
+    """Prints the samplers as what they are: tables of the same ten steps."""
+    times, columns = timesteps(len(schedule.alpha_bar) - 1, 10), [*COLUMNS[:8], "cp2", "cz"]
+    print(step.__doc__.split("\n\n")[1])
+    for name, choice in SHOWN.items():
+        print(f"\n{name}\n" + "".join(f"{c:>9}" for c in columns))
+        for row in sampler_rows(schedule, times, **choice).tolist():
+            print("".join(f"{row[COLUMNS.index(c)]:9.4g}" for c in columns))
