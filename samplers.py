@@ -16,6 +16,7 @@ alpha_bar, (T+1,) float64, as ddpm.Schedule.
 [9] Liu et al. 2022, Flow Straight and Fast (rectified flow)
 """
 
+import inspect
 import math
 from collections.abc import Callable, Iterator
 
@@ -328,3 +329,19 @@ def sample(denoise: Callable, rows: Tensor, shape, seeds: Tensor, *,
                       z=z, **{"x0_prev2": x0_prev} if third else {})
         xt, x0_hat, x0_prev = xs, x0, x0_hat
         yield s, xt, x0_hat
+
+
+SHOWN = {"DDPM": {"eta": 1.}, "DDIM": {}, "DPM-Solver++(2M)": {"sampler": "2m"},
+         "SDE-DPM-Solver++(2M)": {"sampler": "2m", "eta": 1.}, "UniPC-2": {"sampler": "unipc"},
+         "Heun with churn": {"sampler": "heun", "churn": 1.}, "Consistency": {"sampler": "consistency"}}
+
+
+def print_tables(schedule) -> None:
+    """Prints the samplers as what they are: tables of the same ten steps."""
+    times, columns = timesteps(len(schedule.alpha_bar) - 1, 10), [*COLUMNS[:8], "cp2", "cz"]
+    lines = [inspect.getsource(step).split("\n\n")[1]]                            # python -OO has no docstrings
+    for name, choice in SHOWN.items():
+        lines += [f"\n{name}", "".join(f"{c:>9}" for c in columns)]
+        for row in sampler_rows(schedule, times, **choice).tolist():
+            lines.append("".join(f"{row[COLUMNS.index(c)]:9.4g}" for c in columns))
+    print("\n".join(lines))

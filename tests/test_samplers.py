@@ -11,8 +11,10 @@ import torch
 from torch.testing import assert_close
 
 import ddpm
+import sample as sample_script
 import samplers
-from ddpm import exact_denoiser, from_betas, linear_schedule, p_mean_log_var, q_sample, simple_loss
+import train
+from ddpm import exact_denoiser, flow_schedule, from_betas, linear_schedule, p_mean_log_var, q_sample, simple_loss
 from noise import image_seeds, normal
 from samplers import COLUMNS, VARIANCES, interpolate_log_var, sample, sampler_rows, step, timesteps
 from tests.helpers import (
@@ -437,11 +439,45 @@ def test_exact_denoiser_lands_on_the_data_in_equal_shares(name, target):
     assert nearest.bincount(minlength=3).min() > count / 3 - 30         # 3.7 standard deviations of a fair share
 
 
+@pytest.mark.parametrize("spacing", ["trailing", "flow"])
+@each_target
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_on_the_straight_path(name, target, spacing):
+    """alpha_bar_T is 0, the first step comes from an infinite sigma, and times may lie between the whole ones."""
+    schedule, data = flow_schedule(100), pictures(3, 2, 4, 4).sign() * 0.8
+    times = samplers.spaced_times(schedule, 30, spacing)
+    if target == "eps":
+        with pytest.raises(ValueError, match="use target v, x0 or flow"):
+            sampler_rows(schedule, times, target=target, **SAMPLERS[name])
+        return
+    rows = sampler_rows(schedule, times, target=target, **SAMPLERS[name])
+    x = last(sample(exact_denoiser(schedule, data, target), rows, (2, 4, 4), seeds_of(60)))
+    distance, nearest = (x[:, None] - data).abs().flatten(2).amax(2).min(1)
+    assert distance.max() < 0.01 and nearest.bincount(minlength=3).min() > 5
+
+
+def test_flow_matching_trains_and_samples(tmp_path):
+    flags = "--schedule flow --target flow --space v --batch 8 --steps 2 --T 50 --device cpu --out"
+    train.main([*flags.split(), str(tmp_path)])
+    checkpoint = ["--checkpoint", str(tmp_path / "last.pt"), "--n", "2", "--out", str(tmp_path / "out")]
+    for sampler in samplers.SAMPLERS:
+        sample_script.main([*checkpoint, "--sampler", sampler, "--steps", "5", "--spacing", "flow", "--shift", "3"])
+    assert (tmp_path / "out" / "grid.png").exists()
+
+
+@pytest.mark.parametrize("flags, says", [
+    ("--schedule flow --target eps", "target is eps and schedule flow"), ("--space odd", "space is 'odd'"),
+    ("--space v --loss l1", "space is v and loss l1; a space weights squared errors, use loss l2"),
+    ("--space v --loss hybrid", "space is v and loss hybrid")])
+def test_trainings_that_cannot_work(flags, says, refused):
+    assert says in refused(train.main, flags.split())
+
+
 def test_the_script_prints_a_table_for_each_sampler(capsys):
     runpy.run_path(ddpm.__file__, run_name="__main__")
     tables = capsys.readouterr().out.split("\n\n")[1:]
-    assert [table.splitlines()[0] for table in tables] == list(ddpm.SHOWN)
-    assert {choice.get("sampler", "ddim") for choice in ddpm.SHOWN.values()} == {*samplers.SAMPLERS} - {"unipc-bh1"}
+    assert [table.splitlines()[0] for table in tables] == list(samplers.SHOWN)
+    assert {choice.get("sampler", "ddim") for choice in samplers.SHOWN.values()} == {*samplers.SAMPLERS} - {"unipc-bh1"}
     for table in tables:
         name, head, *rows = table.strip().splitlines()
         assert head.split() == [*COLUMNS[:8], "cp2", "cz"] and len(rows) == (19 if "Heun" in name else 10)
