@@ -1,39 +1,48 @@
-"""The mathematics of denoising diffusion: schedules, q, p, losses, the bound, samplers.
+"""The mathematics of denoising diffusion: schedules, q, p, losses, the bound; with samplers.py, the samplers.
 
 The letters are those of Ho et al. 2020 [1]. Time t runs 1..T and t = 0 is clean data, so every table has
-T + 1 entries and alpha_bar[0] = 1. Tables are float64; a coefficient is computed in float64 and only then
-cast to x's dtype. `eps` and `z` are standard normal noise; `_hat` marks a prediction. A denoiser is any
-callable (xt, t) -> output with t an int64 tensor (B,). The output predicts eps, x0 or v, and has twice the
-channels if it also predicts the variance. x may have any shape (B, C, ...).
+T + 1 entries and alpha_bar[0] = 1; on a CPU other t raise ValueError. Tables are float64; a coefficient is
+computed in float64 and only then cast to x's dtype. `eps` and `z` are standard normal noise; `_hat` marks a
+prediction. A denoiser is any callable (xt, t) -> output with t an int64 tensor (B,), or float64 if the sampler
+stops between whole times. The output predicts eps, x0, v or flow, and has twice the channels if it also predicts
+the variance. x may have any shape (B, C, ...).
 
 [1] Ho, Jain, Abbeel 2020, Denoising Diffusion Probabilistic Models
 [2] Nichol, Dhariwal 2021, Improved Denoising Diffusion Probabilistic Models
 [3] Song, Meng, Ermon 2021, Denoising Diffusion Implicit Models
 [4] Salimans, Ho 2022, Progressive Distillation (v, and the parametrisations of the output)
 [5] Ho, Salimans 2022, Classifier-Free Diffusion Guidance
-[6] Lu et al. 2022, DPM-Solver++
+[6] Liu et al. 2022, Flow Straight and Fast (rectified flow)
+[7] Li, He 2025, Back to Basics: Let Denoising Generative Models Denoise
+[8] Hang et al. 2023, Efficient Diffusion Training via Min-SNR Weighting Strategy
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.special import ndtr
 
-from noise import normal
-
-TARGETS, VARIANCES = ("eps", "x0", "v"), ("beta_tilde", "beta", "learned")
-SAMPLERS, SPACINGS = ("ddim", "2m"), ("trailing", "leading", "linspace")
-COLUMNS = ("t", "s", "a", "b", "clip", "c0", "ct", "cp", "cz", "log_min", "log_max")
-
-
-def check_choice(name: str, value: str, allowed) -> None:
-    """Raises ValueError unless value is one of the allowed."""
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
-
+from samplers import (  # noqa: F401  the samplers are part of this module's interface: ddpm.step, ddpm.sample, ...
+    COLUMNS,
+    SAMPLERS,
+    SPACINGS,
+    TARGETS,
+    VARIANCES,
+    alpha_bar_at,
+    check_choice,
+    check_output,
+    interpolate_log_var,
+    print_tables,
+    sample,
+    sampler_rows,
+    spaced_times,
+    step,
+    timesteps,
+    x0_coefficients,
+)
 
 # Schedules
 
@@ -86,8 +95,15 @@ def sigmoid_schedule(T: int = 1000, start: float = -3, end: float = 3, tau: floa
     return from_alpha_bar(u[-1] - u)
 
 
-SCHEDULES = {"linear": linear_schedule, "cosine": cosine_schedule,
-             "quadratic": quadratic_schedule, "sigmoid": sigmoid_schedule}
+def flow_schedule(T: int = 1000) -> Schedule:
+    """Rectified flow's straight path (1 - u) x0 + u eps, u = t/T, scaled to unit variance; alpha_bar_T = 0 [6]."""
+    u = torch.linspace(0, 1, T + 1, dtype=torch.float64)
+    alpha_bar = (1 - u)**2 / ((1 - u)**2 + u**2)
+    return from_betas(1 - alpha_bar[1:] / alpha_bar[:-1])
+
+
+SCHEDULES = {"linear": linear_schedule, "cosine": cosine_schedule, "quadratic": quadratic_schedule,
+             "sigmoid": sigmoid_schedule, "flow": flow_schedule}
 
 
 def schedule_length(schedule: Schedule) -> int:
@@ -101,10 +117,21 @@ def schedule_check(schedule: Schedule) -> float:
     Sampling starts from N(0, I) all the same, so this is what every chain loses at once: 3e-5 for the linear
     schedule of [1], 0.036 if its betas are crossed in 300 steps.
     """
-    return -math.log2(1 - schedule.alpha_bar[-1].item()) / 2
+    return math.log2(1 / (1 - schedule.alpha_bar[-1].item())) / 2
 
 
 # The forward process q
+
+def check_times(schedule: Schedule, t: Tensor, first: int = 1) -> None:
+    """Raises ValueError for t outside first..T, where looking is free: on a CPU, and not while torch.compile traces.
+
+    Nothing else would: a table's entry -1 is its last.
+    """
+    if t.device.type == "cpu" and t.numel() and not torch.compiler.is_compiling():
+        least, most = (bound.item() for bound in t.aminmax())
+        if least < first or most > schedule_length(schedule):
+            raise ValueError(f"t goes from {least} to {most}; it must lie in {first}..{schedule_length(schedule)}")
+
 
 def broadcast_to(x: Tensor, *coefficients: Tensor) -> list[Tensor]:
     """Float64 coefficients (B,) in x's dtype, shaped to multiply x (B, ...)."""
@@ -113,13 +140,16 @@ def broadcast_to(x: Tensor, *coefficients: Tensor) -> list[Tensor]:
 
 def q_step(schedule: Schedule, x_prev: Tensor, t: Tensor, eps: Tensor) -> Tensor:
     """x_t from x_{t-1} ([1] eq. 2)."""
+    check_times(schedule, t)
     a, b = broadcast_to(x_prev, schedule.alpha[t].sqrt(), schedule.beta[t].sqrt())
     return a * x_prev + b * eps
 
 
 def q_sample(schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-    """x_t from x0 in one jump ([1] eq. 4)."""
-    a, b = broadcast_to(x0, schedule.alpha_bar[t].sqrt(), (1 - schedule.alpha_bar[t]).sqrt())
+    """x_t from x0 in one jump ([1] eq. 4); t = 0 is x0 itself."""
+    check_times(schedule, t, first=0)
+    alpha_bar = alpha_bar_at(schedule, t)
+    a, b = broadcast_to(x0, alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
     return a * x0 + b * eps
 
 
@@ -128,6 +158,7 @@ def q_posterior(schedule: Schedule, x0: Tensor, xt: Tensor, t: Tensor) -> tuple[
 
     The log is clipped at t = 1, where the variance is zero, to that of t = 2, so T must be 2 or more ([2] 3.1).
     """
+    check_times(schedule, t)
     beta, alpha, alpha_bar, beta_tilde = schedule
     c0 = alpha_bar[t - 1].sqrt() * beta[t] / (1 - alpha_bar[t])
     ct = alpha[t].sqrt() * (1 - alpha_bar[t - 1]) / (1 - alpha_bar[t])
@@ -137,34 +168,26 @@ def q_posterior(schedule: Schedule, x0: Tensor, xt: Tensor, t: Tensor) -> tuple[
 
 # The parametrisations of the network's output
 
-def x0_coefficients(alpha_bar: Tensor, target: str) -> tuple[Tensor, Tensor]:
-    """a, b such that x0_hat = a xt + b output; float64, the shape of alpha_bar ([1] eq. 15, [4] appendix D)."""
-    check_choice("target", target, TARGETS)
-    if target == "eps":
-        return 1 / alpha_bar.sqrt(), -(1 / alpha_bar - 1).sqrt()
-    if target == "x0":
-        return torch.zeros_like(alpha_bar), torch.ones_like(alpha_bar)
-    return alpha_bar.sqrt(), -(1 - alpha_bar).sqrt()
-
-
 def predict(schedule: Schedule, output: Tensor, xt: Tensor, t: Tensor, target: str) -> tuple[Tensor, Tensor]:
     """x0_hat and eps_hat from the network's output, which has xt's shape."""
-    a, b = broadcast_to(xt, *x0_coefficients(schedule.alpha_bar[t], target))
+    check_times(schedule, t)
+    a, b = broadcast_to(xt, *x0_coefficients(alpha_bar_at(schedule, t), target))
     x0_hat = a * xt + b * output
     return x0_hat, eps_from_x0(schedule, x0_hat, xt, t)
 
 
 def eps_from_x0(schedule: Schedule, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
     """The eps that makes x_t of x0 ([1] eq. 4, solved for eps)."""
-    a, b = broadcast_to(xt, schedule.alpha_bar[t].sqrt(), (1 - schedule.alpha_bar[t]).sqrt())
+    alpha_bar = alpha_bar_at(schedule, t)
+    a, b = broadcast_to(xt, alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
     return (xt - a * x0) / b
 
 
 def training_target(schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor, target: str) -> Tensor:
-    """The regression target: eps, x0, or v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0."""
-    if target in ("eps", "x0"):
-        return {"eps": eps, "x0": x0}[target]
-    a, b = broadcast_to(x0, *x0_coefficients(schedule.alpha_bar[t], target))      # x0 = a xt + b v, so v = a eps + b x0
+    """The regression target: eps, x0, v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0, or flow = eps - x0."""
+    if target in ("eps", "x0", "flow"):
+        return {"eps": eps, "x0": x0, "flow": eps - x0}[target]
+    a, b = broadcast_to(x0, *x0_coefficients(alpha_bar_at(schedule, t), target))  # x0 = a xt + b v, so v = a eps + b x0
     return a * eps + b * x0
 
 
@@ -176,7 +199,7 @@ def exact_denoiser(schedule: Schedule, data: Tensor, target: str = "eps") -> Cal
     points = data.flatten(1).double()                                   # N D
 
     def denoise(xt: Tensor, t: Tensor) -> Tensor:
-        alpha_bar = schedule.alpha_bar[t][:, None]
+        alpha_bar = alpha_bar_at(schedule, t)[:, None]
         near = alpha_bar.sqrt() * (xt.flatten(1).double() @ points.T) - alpha_bar * points.square().sum(1) / 2
         x0 = ((near / (1 - alpha_bar)).softmax(1) @ points).view(xt.shape).to(xt.dtype)
         return training_target(schedule, x0, t, eps_from_x0(schedule, x0, xt, t), target)
@@ -205,11 +228,35 @@ def guided(model: Callable, labels: Tensor, null: int, w: float) -> Callable:
 
 # Training
 
+SPACES = (*TARGETS, "min-snr")
+
+
 def loss(schedule: Schedule, denoise: Callable, x0: Tensor, t: Tensor, eps: Tensor, *,
-         target: str = "eps", kind: str = "l2") -> Tensor:
-    """The simple loss of each image (B,): mean |target - output|^2, or its first power for "l1" ([1] algorithm 1)."""
+         target: str = "eps", kind: str = "l2", space: str = "") -> Tensor:
+    """The simple loss of each image (B,): mean |target - output|^2, or its first power for "l1" ([1] algorithm 1).
+
+    space: whose squared error it is, if not the target's; see `space_weight`.
+    """
+    check_times(schedule, t)
     output = denoise(q_sample(schedule, x0, t, eps), t)
-    return simple_loss(training_target(schedule, x0, t, eps, target), output, kind)
+    error = simple_loss(training_target(schedule, x0, t, eps, target), output, kind)
+    if not space:
+        return error
+    if kind != "l2":
+        raise ValueError(f"space is {space!r} and the loss {kind}; a space weights squared errors, use l2")
+    return error * space_weight(alpha_bar_at(schedule, t), target, space).to(error.dtype)
+
+
+def space_weight(alpha_bar: Tensor, target: str, space: str) -> Tensor:
+    """What makes the squared error of the target's prediction that of x0, eps, v or flow from the same prediction [7].
+
+    "min-snr": that of x0, times the signal-to-noise ratio or 5, whichever is less [8].
+    """
+    check_choice("space", space, SPACES)
+    _, b = x0_coefficients(alpha_bar, target)                                     # b times the output's error is x0's
+    if space == "min-snr":
+        return b**2 * (alpha_bar / (1 - alpha_bar)).clamp(max=5)
+    return (b / x0_coefficients(alpha_bar, space)[1])**2
 
 
 def simple_loss(target: Tensor, output: Tensor, kind: str = "l2") -> Tensor:
@@ -267,19 +314,6 @@ def p_mean_log_var(schedule: Schedule, output: Tensor, xt: Tensor, t: Tensor, *,
     return mean, interpolate_log_var(output[:, C:], log_min, log_max)
 
 
-def check_output(output: Tensor, shape: tuple, learned: bool) -> None:
-    """Raises ValueError unless the output has x_t's shape (B, C, ...), or 2C channels, as a learned variance needs."""
-    B, C, *rest = shape
-    if output.shape != (B, 2 * C, *rest) and (learned or output.shape != (B, C, *rest)):
-        raise ValueError(f"the network's output is {tuple(output.shape)} for x_t {tuple(shape)}; a learned variance "
-                         f"needs {2 * C} channels, a fixed one {C} or {2 * C}, and the rest must be equal")
-
-
-def interpolate_log_var(v: Tensor, log_min: Tensor, log_max: Tensor) -> Tensor:
-    """The learned log variance: log_min at v = -1, log_max at v = 1, and straight on beyond ([2] eq. 15)."""
-    return log_min + (v + 1) / 2 * (log_max - log_min)
-
-
 def normal_kl(mean1: Tensor, log_var1: Tensor, mean2: Tensor, log_var2: Tensor) -> Tensor:
     """KL(N1 || N2) of every element, in nats."""
     return (log_var2 - log_var1 + (log_var1 - log_var2).exp() + (mean1 - mean2)**2 * (-log_var2).exp() - 1) / 2
@@ -317,135 +351,5 @@ def prior_bits(schedule: Schedule, x0: Tensor) -> Tensor:
     return kl.flatten(1).mean(1) / math.log(2)
 
 
-# The samplers: one row per step
-
-def timesteps(T: int, steps: int, spacing: str = "trailing") -> Tensor:
-    """`steps` times, decreasing, of 1..T: "trailing" begins at T, "leading" ends at 1, "linspace" does both."""
-    check_choice("spacing", spacing, SPACINGS)
-    if steps not in range(1, T + 1):
-        raise ValueError(f"steps is {steps}; a chain of T = {T} takes 1 to {T} steps")
-    if spacing == "trailing":
-        return (T - torch.arange(steps, dtype=torch.float64) * T / steps).round().long()
-    if spacing == "leading":
-        return (torch.arange(steps) * (T // steps) + 1).flip(0)
-    return torch.linspace(T - 1, 0, steps, dtype=torch.float64).round().long() + 1   # halves rounded as published
-
-
-def sampler_rows(schedule: Schedule, times, *, sampler: str = "ddim", target: str = "eps",
-                 variance: str = "beta_tilde", eta: float = 0., clip: bool = True) -> Tensor:
-    """The sampler as a table (S, 11), float64, one row per step t -> s; `step` explains the columns.
-
-    times: decreasing integers in 1..T; the last step goes to 0. sampler: "ddim" ([3] eq. 12), which is
-    ancestral sampling ([1] algorithm 2) at eta = 1, or "2m", DPM-Solver++ of second order ([6] algorithm 2),
-    which wants even steps: trailing times, not linspace. The chain is that of the listed times alone, so betas
-    and variances are the shortened chain's. The variance is the noise's; the mean's is always eta^2 beta_tilde.
-    """
-    t = torch.as_tensor(times, device=schedule.beta.device)
-    T = schedule_length(schedule)
-    check_chain(t, T, sampler, variance, eta)
-    s = torch.cat([t[1:], t.new_zeros(1)])
-    bar_t, bar_s = schedule.alpha_bar[t], schedule.alpha_bar[s]
-    if target == "eps" and bar_t[0] == 0:
-        raise ValueError("alpha_bar is 0 at the first step: x_T holds no signal, and eps cannot say what x0 is; "
-                         "use target v or x0, or a schedule with beta_T < 1")
-    beta = 1 - bar_t / bar_s
-    beta_tilde = beta * (1 - bar_s) / (1 - bar_t)
-
-    a, b = x0_coefficients(bar_t, target)
-    ct = ((1 - bar_s - eta**2 * beta_tilde).clamp(min=0) / (1 - bar_t)).sqrt()   # eps_hat is (xt - sqrt(bar_t) x0_hat)
-    c0 = bar_s.sqrt() - ct * bar_t.sqrt()                                         # / sqrt(1 - bar_t), hence both
-    cp = torch.zeros_like(c0)
-    if sampler == "2m":
-        half_log_snr = torch.cat([bar_t, bar_s[-1:]]).logit() / 2
-        h = half_log_snr.diff()
-        cp[1:-1] = -c0[1:-1] * h[1:-1] / (2 * h[:-2])                             # 1/2r of the last step's x0_hat
-        c0 = c0 - cp
-
-    log_min = log_max = torch.zeros_like(c0)
-    cz = {"beta_tilde": beta_tilde, "beta": beta, "learned": torch.ones_like(beta)}[variance].sqrt() * eta * (s > 0)
-    if variance == "learned":
-        floor = beta_tilde[-2] if len(t) > 1 else beta[-1]                        # log beta_tilde_1 would be -inf
-        log_min, log_max = torch.where(s > 0, beta_tilde, floor).log(), beta.log()
-    limit = torch.full_like(c0, 1 if clip else math.inf)
-    return torch.stack([t, s, a, b, limit, c0, ct, cp, cz, log_min, log_max], dim=1)
-
-
-def check_chain(t: Tensor, T: int, sampler: str, variance: str, eta: float) -> None:
-    """Raises ValueError unless these make a sampler."""
-    check_choice("sampler", sampler, SAMPLERS)
-    check_choice("variance", variance, VARIANCES)
-    if t.ndim != 1 or len(t) and (t.is_floating_point() or t.dtype == torch.bool):
-        raise ValueError(f"times are {t.dtype}, shape {tuple(t.shape)}; they must be whole numbers, (S,)")
-    if not len(t) or t[0] > T or t[-1] < 1 or (t.diff() >= 0).any():
-        raise ValueError(f"times are {t.tolist()}; they must decrease and lie in 1..{T}")
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta is {eta:g}; it must be between 0 (DDIM) and 1 (DDPM)")
-    if sampler == "2m" and eta:
-        raise ValueError(f"eta is {eta:g}; the 2m sampler adds no noise, leave eta at 0")
-
-
-def step(rows: Tensor, i: Tensor, xt: Tensor, output: Tensor, x0_prev: Tensor | None = None,
-         seeds: Tensor | None = None, *, z: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """One reverse step, x_t -> x_s by row i: returns x_s and x0_hat.
-
-        x0_hat = clamp(a xt + b output, -clip, clip)
-        xs     = c0 x0_hat + ct xt + cp x0_prev + cz sigma z
-
-    i: int64 (1,). output: (B, C, ...), or (B, 2C, ...) whose second half is v in
-    sigma = exp(log_var / 2), log_var = log_min + (v + 1)/2 (log_max - log_min). x0_prev: the last step's
-    x0_hat, for 2m. z defaults to the noise of the images' seeds; without either no noise is added.
-    """
-    row = rows.index_select(0, i)[0]                                              # no .item(): stays on the device
-    _, _, a, b, clip, c0, ct, cp, cz, log_min, log_max = row.to(xt.dtype)
-    C = xt.shape[1]
-    output = output.to(xt.dtype)
-    x0_hat = (a * xt + b * output[:, :C]).clamp(-clip, clip)
-    xs = c0 * x0_hat + ct * xt
-    if x0_prev is not None:
-        xs = xs + cp * x0_prev
-    if z is None and seeds is not None:
-        z = normal(seeds, row[1].long(), xt.shape[1:])                            # s, not cast on the way
-    if z is not None:
-        sigma = (interpolate_log_var(output[:, C:], log_min, log_max) / 2).exp() if output.shape[1] > C else 1
-        xs = xs + cz * sigma * z
-    return xs, x0_hat
-
-
-@torch.no_grad()
-def sample(denoise: Callable, rows: Tensor, shape, seeds: Tensor, *,
-           step: Callable = step, ahead: int = 1) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Runs the chain from noise to data, yielding (s, x_s, x0_hat) after every step ([1] algorithm 2).
-
-    shape: one image's, (C, H, W). seeds: int64 (B,), one per image (`noise.image_seeds`), on rows' device.
-    step: `step` or its fused twin. ahead: number of steps whose noise is computed together, which is faster
-    for small images and changes no bit. Raises ValueError if the output's channels do not fit.
-    """
-    steps = torch.arange(len(rows), device=rows.device).split(1)
-    times = rows[:, :1].long().expand(-1, len(seeds)).unbind()
-    noisy, second_order, learned = (rows[:, COLUMNS.index(c)].any().item() for c in ("cz", "cp", "log_max"))
-    xt, x0_hat, z = normal(seeds, times[0], shape), None, None
-    for k, s in enumerate(rows[:, 1].long().tolist()):
-        if noisy and ahead > 1:
-            if k % ahead == 0:
-                block = normal(seeds, rows[k:k + ahead, 1:2].long(), shape).unbind()
-            z = block[k % ahead]
-        output = denoise(xt, times[k])
-        check_output(output, xt.shape, learned)
-        xt, x0_hat = step(rows, steps[k], xt, output, x0_hat if second_order else None,
-                          seeds if noisy and z is None else None, z=z)
-        yield s, xt, x0_hat
-
-
-def main() -> None:
-    """Prints DDPM, DDIM and DPM-Solver++(2M) as what they are: three tables of the same ten steps."""
-    schedule = linear_schedule()
-    times = timesteps(schedule_length(schedule), 10)
-    print(step.__doc__.split("\n\n")[1])
-    for name, choice in {"DDPM": {"eta": 1.}, "DDIM": {}, "DPM-Solver++(2M)": {"sampler": "2m"}}.items():
-        print(f"\n{name}\n" + "".join(f"{c:>9}" for c in COLUMNS[:9]))
-        for row in sampler_rows(schedule, times, **choice)[:, :9].tolist():
-            print("".join(f"{c:9.4g}" for c in row))
-
-
 if __name__ == "__main__":
-    main()
+    print_tables(linear_schedule())

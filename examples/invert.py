@@ -9,7 +9,6 @@ that falls with the number of steps.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,7 +17,7 @@ import data
 import ddpm
 from examples.common import run, trained
 from run import pictures
-from run.cli import check_range, make_parent, parse, script
+from run.cli import check_range, parse, script
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Config:
 
 
 def upward_rows(schedule: ddpm.Schedule, times: Sequence[int], target: str) -> Tensor:
-    """DDIM's rows from the lowest of the decreasing times to the highest, (S-1, 11) float64 as `ddpm.sampler_rows`."""
+    """DDIM's rows from the lowest of the decreasing times to the highest, (S-1, 12) float64 as `ddpm.sampler_rows`."""
     times = torch.as_tensor(times, device=schedule.beta.device).flip(0)
     t, s = times[:-1], times[1:]
     bar_t, bar_s = schedule.alpha_bar[t], schedule.alpha_bar[s]
@@ -39,7 +38,7 @@ def upward_rows(schedule: ddpm.Schedule, times: Sequence[int], target: str) -> T
     ct = ((1 - bar_s) / (1 - bar_t)).sqrt()
     c0 = bar_s.sqrt() - ct * bar_t.sqrt()
     nothing = torch.zeros_like(a)
-    return torch.stack([t, s, a, b, torch.full_like(a, torch.inf), c0, ct, *[nothing] * 4], dim=1)
+    return torch.stack([t, s, a, b, torch.full_like(a, torch.inf), c0, ct, *[nothing] * 5], dim=1)
 
 
 def noise_of(schedule: ddpm.Schedule, denoise: Callable, x0: Tensor, times: Sequence[int], target: str) -> Tensor:
@@ -67,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> list[float]:
         print(f"{steps:5} steps up and down: error {errors[-1]:.4f}; the noise has mean {xT.mean():+.3f}, "
               f"standard deviation {xT.std():.3f}")
         shown, heads = [*shown, xT / 3, again], [*heads, f"{steps} up", f"{steps} down"]
-    pictures.grid(torch.stack(shown, dim=1).flatten(0, 1), len(shown), heads).save(make_parent(Path(config.out)))
+    pictures.save(pictures.grid(torch.stack(shown, dim=1).flatten(0, 1), len(shown), heads), config.out)
     print(f"see {config.out}")
     return errors
 

@@ -1,4 +1,4 @@
-"""Compiled kernels, each equal to the plain lines of unet.py or ddpm.py; compile.py applies them from outside."""
+"""Compiled kernels, each equal to the plain lines of unet.py or samplers.py; compile.py applies them from outside."""
 
 from kernels.group_norm_silu import group_norm_silu, group_norm_silu_plain
 from kernels.sampling_step import sampling_step

@@ -5,6 +5,8 @@ bits are fewer than the tolerances of float32 allow. The workspace is what cuBLA
 """
 
 import os
+import resource
+import signal
 
 import pytest
 import torch
@@ -26,6 +28,16 @@ def poison():
     yield
     torch.use_deterministic_algorithms(before[0])
     torch.utils.deterministic.fill_uninitialized_memory = before[1]
+
+
+@pytest.fixture
+def small_files():
+    """No file may grow beyond 4 KiB: what a full disk does, done by the kernel."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture

@@ -177,7 +177,7 @@ def test_any_flags(name, tmp_path_factory, monkeypatch):
     ("neighbours", "--among=-1", "among is -1"),
     ("neighbours", "--among=1", "of 1 pictures"), ("nll", "--n=-1", "n is -1"), ("fid", "--n=-1", "n is -1"),
     ("fid", "--batch=0", "batch is 0"), ("classifier", "--steps=0", "steps is 0"),
-    ("classifier", "--out=", "directory"), ("classifier", "--out=" + "x" * 300, "too long"),
+    ("classifier", "--out=", "a folder"), ("classifier", "--out=" + "x" * 300, "too long"),
     ("interpolate", "--pairs=0", "pairs is 0"), ("interpolate", "--pairs=299", "pairs is 299"),
     ("interpolate", "--stops=-1", "stops is -1"), ("invert", "--n=0", "n is 0"), ("invert", "--n=-1", "n is -1"),
     ("memorise", "--n=0", "n is 0"), ("memorise", "--n=-1", "n is -1"), ("inpaint", "--n=598", "n is 598"),

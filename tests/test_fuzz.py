@@ -71,7 +71,7 @@ IMAGES = {(suffix, mode, *options): image_bytes(suffix, mode, **options) for suf
 
 
 def test_every_suffix_is_here():
-    assert {kind[0] for kind in IMAGES} == image_files.SUFFIXES
+    assert {kind[0] for kind in IMAGES} == {*image_files.SUFFIXES}
 
 
 @bounded
@@ -296,7 +296,7 @@ def test_a_large_photograph_is_read(tmp_path):
 
 
 CHILD = """
-import resource, sys, data, sources
+import resource, sys, data
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for name in sys.argv[1:]:
     try:
