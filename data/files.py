@@ -4,13 +4,11 @@ import contextlib
 import errno
 import os
 import re
+import shutil
 import stat
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import torch
+from typing import BinaryIO
 
 NO_DESCRIPTORS = errno.EMFILE, errno.ENFILE             # no fault of the file that is being opened
 
@@ -49,50 +47,15 @@ class Watched:
         return getattr(self.file, name)
 
 
-def load_tensors(path: Path, mmap: bool = False) -> Any:
-    """What `torch.save` wrote: plain values and tensors, on the CPU; never executes code from the file.
-
-    Every tensor is dense, and no larger than its part of the file. mmap: leave the tensors in the file. Raises
-    ValueError for a file that is damaged, packed, or contains anything else.
-    """
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as file:         # torch looks at neither the checksums nor the packing
-                if any(entry.compress_type for entry in file.infolist()) or file.testzip():
-                    raise zipfile.BadZipFile
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-        check_dense(content)
-        return content
-    except Exception as error:
-        raise ValueError(f"{path} is damaged or contains more than tensors; use another file") from error
-
-
-def check_dense(content: Any) -> None:
-    """Raises ValueError for tensors, within dicts and lists, that are not plain numbers side by side in memory."""
-    waiting, seen = [content], set()
-    while waiting:
-        value = waiting.pop()
-        if id(value) in seen:                           # a few nested lists can contain each other endlessly
-            continue
-        seen.add(id(value))
-        if isinstance(value, torch.Tensor):
-            plain = type(value) in (torch.Tensor, torch.nn.Parameter) and value.layout is torch.strided
-            if not plain or value.device.type != "cpu" or value.is_quantized or (
-                    value.numel() * value.element_size() > value.untyped_storage().nbytes()):
-                raise ValueError(f"a tensor is {type(value).__name__} {tuple(value.shape)} {value.device}")
-        elif isinstance(value, dict):
-            waiting += [*value.keys(), *value.values()]
-        elif isinstance(value, (list, tuple, set)):
-            waiting += value
-
-
 @contextlib.contextmanager
-def writing(path: str | Path, sync: bool = True) -> Iterator[BinaryIO]:
+def writing(path: str | Path, previous: Path | None = None, sync: bool = True) -> Iterator[BinaryIO]:
     """A new binary file that takes the place of `path` when the block ends: whole, or not at all.
 
     It is written as NAME.tmp in the same folder, which is made if need be; a symbolic link of that name is removed,
     not followed. With `sync`, file and folder reach the disk before the block returns. If anything is raised, NAME.tmp
     is removed and `path` stays as it was; a full disk is an OSError that says so, and so is a device or a pipe.
+    previous: the name that what `path` was gets, in the same folder; at every moment there is a whole file of the name
+    `path`.
     """
     path, watched = Path(path), None
     temporary = path.parent / f"{path.name}.tmp"
@@ -106,6 +69,8 @@ def writing(path: str | Path, sync: bool = True) -> Iterator[BinaryIO]:
             file.flush()
             if sync:
                 os.fsync(file.fileno())
+        if previous and path.exists():
+            add_name(path, previous)
         os.replace(temporary, path)
     except BaseException as error:
         if watched:
@@ -134,6 +99,20 @@ def check_replaceable(path: Path) -> None:
         mode = path.lstat().st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):
             raise OSError("there is a folder" if stat.S_ISDIR(mode) else "there is no file but a device or a pipe")
+
+
+def add_name(path: Path, second: Path) -> None:
+    """Gives the file a second name, taken from whatever had it; a copy where the file system knows no hard links."""
+    temporary = second.with_name(f"{second.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(path, temporary)
+    except OSError:
+        with path.open("rb") as file, writing(second) as copy:
+            shutil.copyfileobj(file, copy)
+        return
+    os.replace(temporary, second)
+    temporary.unlink(missing_ok=True)                   # still there if both names were this file's already
 
 
 def new_file(path: str, flags: int) -> int:

@@ -95,7 +95,7 @@ def save(image: Image.Image, path: str | Path, sync: bool = True, **options) -> 
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{path} is no name of a picture; let it end in {' '.join(SUFFIXES)}")
     image.save(content, SUFFIXES[path.suffix.lower()], **options)
-    with writing(path, sync) as file:
+    with writing(path, sync=sync) as file:
         file.write(content.getvalue())
 
 
