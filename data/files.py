@@ -3,7 +3,7 @@
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -41,13 +41,15 @@ class Watched:
 
 
 @contextlib.contextmanager
-def writing(path: str | Path, previous: Path | None = None) -> Iterator[BinaryIO]:
+def writing(path: str | Path, previous: Path | None = None,
+            check: Callable[[], None] = lambda: None) -> Iterator[BinaryIO]:
     """A new binary file that takes the place of `path` when the block ends: whole, or not at all.
 
     It is written as NAME.tmp in the same folder, which is made if need be; a symbolic link of that name is removed,
     not followed. File and folder reach the disk before the block returns. If anything is raised, NAME.tmp is removed
     and `path` stays as it was; a full disk is an OSError that says so. previous: the name that what `path` was gets,
-    in the same folder; at every moment there is a whole file of the name `path`.
+    in the same folder; at every moment there is a whole file of the name `path`. check: called when all is written;
+    what it raises leaves `path` as it was.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,6 +62,7 @@ def writing(path: str | Path, previous: Path | None = None) -> Iterator[BinaryIO
             yield watched
             file.flush()
             os.fsync(file.fileno())
+        check()
         if previous and path.exists():
             add_name(path, previous)
         os.replace(temporary, path)

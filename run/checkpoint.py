@@ -56,10 +56,14 @@ class Checkpoint(NamedTuple):
         return self.settings.get("clip_x0", True)
 
 
-def save(path: Path, checkpoint: Checkpoint, previous: Path | None = None) -> None:
-    """Writes the file whole or not at all. previous: the name that the file that was there gets."""
+def save(path: Path, checkpoint: Checkpoint, previous: Path | None = None,
+         check: Callable[[], None] = lambda: None) -> None:
+    """Writes the file whole or not at all.
+
+    previous: the name that the file that was there gets. check: called before the new one takes its place.
+    """
     content = checkpoint._replace(network=asdict(checkpoint.network))._asdict()
-    with writing(path, previous) as file:
+    with writing(path, previous, check) as file:
         torch.save({"format": FORMAT, **content}, file)
 
 
