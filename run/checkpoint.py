@@ -117,6 +117,8 @@ def check(last: Checkpoint, size: int) -> UNetConfig:
     checks.check_facts(last.data, network)
     checks.check_settings(last.settings, network)
     checks.check_weights(network, last.data["shape"], last.weights, last.ema)
+    if not isinstance(last.beta, Tensor):
+        raise ValueError("its schedule is no tensor")
     from_betas(last.beta)
     if type(last.step) is not int or not 0 <= last.step < 2**31:
         raise ValueError(f"step is {last.step}")
