@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -48,14 +48,15 @@ class Watched:
 
 
 @contextlib.contextmanager
-def writing(path: str | Path, previous: Path | None = None, sync: bool = True) -> Iterator[BinaryIO]:
+def writing(path: str | Path, previous: Path | None = None, check: Callable[[], None] = lambda: None,
+            sync: bool = True) -> Iterator[BinaryIO]:
     """A new binary file that takes the place of `path` when the block ends: whole, or not at all.
 
     It is written as NAME.tmp in the same folder, which is made if need be; a symbolic link of that name is removed,
     not followed. With `sync`, file and folder reach the disk before the block returns. If anything is raised, NAME.tmp
-    is removed and `path` stays as it was; a full disk is an OSError that says so, and so is a device or a pipe.
-    previous: the name that what `path` was gets, in the same folder; at every moment there is a whole file of the name
-    `path`.
+    is removed and `path` stays as it was; a full disk is an OSError that says so, and so is a folder, a device or a
+    pipe under the name. previous: the name that what `path` was gets, in the same folder; at every moment there is a
+    whole file of the name `path`. check: called when all is written; what it raises leaves `path` as it was.
     """
     path, watched = Path(path), None
     temporary = path.parent / f"{path.name}.tmp"
@@ -69,6 +70,7 @@ def writing(path: str | Path, previous: Path | None = None, sync: bool = True) -
             file.flush()
             if sync:
                 os.fsync(file.fileno())
+        check()
         if previous and path.exists():
             add_name(path, previous)
         os.replace(temporary, path)

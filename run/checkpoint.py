@@ -54,10 +54,14 @@ class Checkpoint(NamedTuple):
         return self.settings.get("clip_x0", True)
 
 
-def save(path: Path, checkpoint: Checkpoint, previous: Path | None = None) -> None:
-    """Writes the file whole or not at all. previous: the name that the file that was there gets."""
+def save(path: Path, checkpoint: Checkpoint, previous: Path | None = None,
+         check: Callable[[], None] = lambda: None) -> None:
+    """Writes the file whole or not at all.
+
+    previous: the name that the file that was there gets. check: called before the new one takes its place.
+    """
     content = checkpoint._replace(network=asdict(checkpoint.network))._asdict()
-    with writing(path, previous) as file:
+    with writing(path, previous, check) as file:
         torch.save({"format": FORMAT, **content}, file)
 
 
@@ -105,6 +109,8 @@ def check(last: Checkpoint, size: int) -> UNetConfig:
     checks.check_facts(last.data, network)
     checks.check_settings(last.settings, network)
     checks.check_weights(network, last.data["shape"], last.weights, last.ema)
+    if not isinstance(last.beta, Tensor):
+        raise ValueError("its schedule is no tensor")
     from_betas(last.beta)
     if type(last.step) is not int or not 0 <= last.step < 2**31:
         raise ValueError(f"step is {last.step}")

@@ -39,6 +39,35 @@ def test_a_full_disk_is_one_sentence(tmp_path, small_files):
     assert path.read_bytes() == b"old" and [*tmp_path.iterdir()] == [path]
 
 
+def test_what_was_there_can_keep_another_name(tmp_path, monkeypatch):
+    """By a second name for one file, or by a copy where there are none; the first name is never free."""
+    path, previous = tmp_path / "last", tmp_path / "previous"
+    for k, content in enumerate((b"one", b"two", b"three", b"four")):
+        if k == 3:
+            monkeypatch.setattr(os, "link", lambda *names: os.unlink(os.devnull + "/none"))
+        with writing(path, previous) as file:
+            file.write(content)
+    assert (previous.read_bytes(), path.read_bytes()) == (b"three", b"four")
+    os.unlink(previous)
+    monkeypatch.undo()
+    os.link(path, previous)                             # as when a process dies between the two renames
+    with writing(path, previous) as file:
+        file.write(b"five")
+    assert (previous.read_bytes(), path.read_bytes()) == (b"four", b"five") and len([*tmp_path.iterdir()]) == 2
+
+
+def test_a_check_that_fails_leaves_what_was_there(tmp_path):
+    def check():
+        assert path.with_name("x.pt.tmp").read_bytes() == b"new"
+        raise ValueError("not now")
+
+    path = tmp_path / "x.pt"
+    path.write_bytes(b"old")
+    with pytest.raises(ValueError, match="not now"), writing(path, tmp_path / "previous", check) as file:
+        file.write(b"new")
+    assert path.read_bytes() == b"old" and [*tmp_path.iterdir()] == [path]
+
+
 def test_symbolic_links_are_not_followed(tmp_path):
     other, path = tmp_path / "other", tmp_path / "x.pt"
     other.write_bytes(b"precious")
