@@ -26,7 +26,7 @@ import triton
 from torch import Tensor, nn
 from torch._inductor import compile_fx
 from torch._inductor.graph import GraphLowering
-from torch._subclasses import FakeTensorMode
+from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_map
 from torch.utils.cpp_extension import TORCH_LIB_PATH, include_paths
 from triton.backends.compiler import GPUTarget
@@ -47,7 +47,7 @@ H200 = SimpleNamespace(
     L2_cache_size=60 * 2**20, shared_memory_per_block=49152, shared_memory_per_block_optin=232448,
     shared_memory_per_multiprocessor=233472, gcnArchName="", uuid="", is_integrated=0, is_multi_gpu_board=0)
 KINDS = {                                       # of a call in the code that Inductor writes, the first that fits
-    "Inductor's": r"\.run\(", "convolutions": r"convolution", "norms": r"group_norm_silu",
+    "Inductor's": r"\.run\(", "norms": r"ops\.minimal_diffusion\.group_norm", "convolutions": r"convolution",
     "products": r"extern_kernels\.\w*(mm|dot)\w*\(", "attention": r"attention", "other": r""}
 
 
@@ -109,8 +109,9 @@ def pretended_gpu() -> Iterator[None]:
 
 def moved(value):
     """A fake tensor, or a device, on the pretended GPU; anything else as it is."""
-    if isinstance(value, Tensor):
-        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=GPU)
+    if isinstance(value, FakeTensor):
+        with value.fake_mode:
+            return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=GPU)
     return GPU if isinstance(value, torch.device) else value
 
 
@@ -138,8 +139,8 @@ def backend(written: list[str], **options) -> Callable:
 
 def calls(code: str) -> Counter[str]:
     """How many calls of each kind the code of one graph makes when it runs."""
-    lines = [line for line in code[code.index("def call("):].splitlines()
-             if re.search(r"\.run\(|extern_kernels\.|torch\.ops\.|aten\.", line) and "assert_" not in line]
+    lines = [line for line in code[code.index("def call("):code.index("\ndef benchmark")].splitlines()
+             if re.search(r"^[^#]*(\.run\(|extern_kernels\.|torch\.ops\.|aten\.)", line) and "assert_" not in line]
     return Counter(next(kind for kind, pattern in KINDS.items() if re.search(pattern, line)) for line in lines)
 
 
