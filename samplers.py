@@ -85,7 +85,7 @@ def alpha_bar_at(schedule, t: Tensor) -> Tensor:
 
 
 def time_at(schedule, level: Tensor) -> Tensor:
-    """The t in 1..T at which log sigma is this level, the inverse of `alpha_bar_at`; float64, to 1e-10 of a step.
+    """The t in 1..T at which log sigma is this level, the inverse of `alpha_bar_at`; float64, to 1e-11 of a step.
 
     Where alpha_bar_T = 0, log sigma is infinite at T, and nothing lies between T - 1 and T.
     """
@@ -94,7 +94,7 @@ def time_at(schedule, level: Tensor) -> Tensor:
     below = (torch.searchsorted(table, level) - 1).clamp(1, max(T - 1, 1))
     above = (below + 1).clamp(max=T)
     t = below + ((level - table[below]) / (table[above] - table[below])).clamp(0, 1)
-    return torch.where(level >= table[T], T, t.round(decimals=10))                # so that whole times are whole
+    return torch.where(level >= table[T], T, t.round(decimals=11))                # so that whole times are whole
 
 
 def timesteps(T: int, steps: int, spacing: str = "trailing") -> Tensor:
