@@ -601,7 +601,7 @@ def plan(shape: tuple[int, ...], G: int, itemsize: int, last: bool, sizes: Sizes
            and (last and groups * CPG * itemsize < SECTOR or groups * CPG * whole < 1024)):
         groups *= 2
     width, vector = groups * CPG, min(16 // itemsize, lanes) if last else 16 // itemsize
-    if CPG > lanes and CPG // lanes * (vector if last else 1) > sizes.channels:
+    if lanes < CPG and CPG // lanes * (vector if last else 1) > sizes.channels:
         return split(shape, G, itemsize, last, sizes)
     if width * whole <= sizes.resident:
         most = warps(triton.next_power_of_2(width) * whole, 32)
