@@ -199,7 +199,7 @@ def test_an_npz_is_resumed_after_a_stop(tmp_path, monkeypatch, capsys, torn):
         assert (ours == theirs).all() and len(ours) == 45
     assert (np.array(Image.open(tmp_path / "parts" / "grid.png"))
             == np.array(Image.open(tmp_path / "whole" / "grid.png"))).all()
-    assert sorted(p.name for p in (tmp_path / "parts").iterdir()) == [".lock", "grid.png", "pictures.npz"]
+    assert sorted(p.name for p in (tmp_path / "parts").iterdir()) == ["grid.png", "pictures.npz"]
 
 
 def test_an_npz_of_other_pictures_is_not_resumed():
