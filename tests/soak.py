@@ -2,8 +2,8 @@
 
     python -m tests.soak --steps 15000
 
-Beside the disturbed run trains an undisturbed one; both must end at the same bits, though a worker loads the pictures of
-the disturbed one. Sampling is killed, too. Printed at the end: how often what happened, and the most memory and open
+Beside the disturbed run trains an undisturbed one; both must end at the same bits, though a worker loads the pictures
+of the disturbed one. Sampling is killed, too. Printed at the end: how often what happened, and the most memory and open
 files that each kind of process was seen to have.
 """
 
