@@ -1,6 +1,6 @@
 """Attacks every script with hostile files, flags, streams and disks, each case in a process of its own.
 
-    python -m tests.attack                          # all cases, about ten minutes of two cores
+    python -m tests.attack                          # all cases: about half an hour of two cores
     python -m tests.attack --only images --seed 3   # other cases of one kind
 
 The cases are in tests/hostile.py. A case ends well if the script works ("ok"), or prints one sentence and exits with
