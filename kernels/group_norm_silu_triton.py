@@ -460,7 +460,8 @@ def backward_kernel(
         for j in tl.static_range(PARTS):
             apart += (tl.where(ok, read(x_ptr, at + j * PART, ok) - line[j][0][None, :], 0.),)
             g += (slope(apart[j], read(dy_ptr, at + j * PART, ok), line[j], SILU),)
-            found += (tl.sum(g[j], axis=0), tl.sum(g[j] * apart[j], axis=0) * rstd, tl.sum(apart[j], axis=0) * rstd)
+            dw = tl.sum(g[j] * apart[j], axis=0) * rstd
+            found += (tl.sum(g[j], axis=0), dw, tl.sum(apart[j], axis=0) * rstd)
     else:
         found = sums(x_ptr, dy_ptr, rstd, line, c, 0, HW, C, HW, LAST, PART, PIXELS, SILU,
                      dadd_ptr is not None)
@@ -554,7 +555,6 @@ def backward_apply_kernel(
 # Which way, and with which tile
 
 SECTOR = 64                 # bytes that must lie together for a read to waste nothing
-PARTS = 9                   # of a group, at most: more would fill the registers
 
 
 class Sizes(NamedTuple):
@@ -562,11 +562,12 @@ class Sizes(NamedTuple):
     loop: int               # elements of a tile otherwise
     a_thread: int           # of them a thread's
     share: int              # elements of a program for each thread, or sums over threads cost more than the elements
+    channels: int           # a thread may have of a group in parts, or registers spill
     slab: int = 96 * 1024   # bytes a program may read twice: the second read then comes from a cache
     programs: int = 264     # two a multiprocessor fill a large GPU
 
 
-FORWARD, BACKWARD = Sizes(8192, 8192, 16, 64), Sizes(4096, 4096, 8, 128)
+FORWARD, BACKWARD = Sizes(8192, 8192, 16, 64, 24), Sizes(4096, 4096, 8, 128, 12)
 
 
 class Plan(NamedTuple):
@@ -600,7 +601,7 @@ def plan(shape: tuple[int, ...], G: int, itemsize: int, last: bool, sizes: Sizes
            and (last and groups * CPG * itemsize < SECTOR or groups * CPG * whole < 1024)):
         groups *= 2
     width, vector = groups * CPG, min(16 // itemsize, lanes) if last else 16 // itemsize
-    if CPG // lanes > PARTS:
+    if lanes < CPG and CPG // lanes * (vector if last else 1) > sizes.channels:
         return split(shape, G, itemsize, last, sizes)
     if width * whole <= sizes.resident:
         most = warps(triton.next_power_of_2(width) * whole, 32)
