@@ -129,8 +129,9 @@ def start(*args, **kwargs) -> None:
     raise Started
 
 
+# work that is long for any flags
 LONG = ((swiss_roll, "train"), (swiss_roll_variants, "learn"), (heartbeat, "train"), (denoise_1d, "denoised"),
-        (low_dimension, "sampled"), (work_precision, "digits"), (kernels.__main__, "report"), (bench.report, "run"))     # work that is long for any flags
+        (low_dimension, "sampled"), (work_precision, "digits"), (kernels.__main__, "report"), (bench.report, "run"))
 
 
 @pytest.fixture(autouse=True)
