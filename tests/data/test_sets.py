@@ -10,6 +10,7 @@ from torch.testing import assert_close
 
 import data
 from data import image_files
+from data.workers import ignore_stops
 from run import pictures
 
 
@@ -219,6 +220,17 @@ def test_workers_leave_signals_and_handlers_alone():
         worker.kill()
     with pytest.raises(ValueError, match="the 2 processes that load images failed: .*--workers 0"):
         list(loader)
+
+
+def test_workers_ignore_the_signals_that_stop_a_run():
+    """However they were started: a worker that is forked also inherits that its parent holds the signals back."""
+    pid = os.fork()
+    if not pid:
+        ignore_stops(0)
+        for stop in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            os.kill(os.getpid(), stop)
+        os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
 
 
 def test_flip_mirrors_about_half():
