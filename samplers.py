@@ -16,6 +16,7 @@ alpha_bar, (T+1,) float64, as ddpm.Schedule.
 [9] Liu et al. 2022, Flow Straight and Fast (rectified flow)
 """
 
+import inspect
 import math
 from collections.abc import Callable, Iterator
 
@@ -338,8 +339,9 @@ SHOWN = {"DDPM": {"eta": 1.}, "DDIM": {}, "DPM-Solver++(2M)": {"sampler": "2m"},
 def print_tables(schedule) -> None:
     """Prints the samplers as what they are: tables of the same ten steps."""
     times, columns = timesteps(len(schedule.alpha_bar) - 1, 10), [*COLUMNS[:8], "cp2", "cz"]
-    print(step.__doc__.split("\n\n")[1])
+    lines = [inspect.getsource(step).split("\n\n")[1]]                            # python -OO has no docstrings
     for name, choice in SHOWN.items():
-        print(f"\n{name}\n" + "".join(f"{c:>9}" for c in columns))
+        lines += [f"\n{name}", "".join(f"{c:>9}" for c in columns)]
         for row in sampler_rows(schedule, times, **choice).tolist():
-            print("".join(f"{row[COLUMNS.index(c)]:9.4g}" for c in columns))
+            lines.append("".join(f"{row[COLUMNS.index(c)]:9.4g}" for c in columns))
+    print("\n".join(lines))

@@ -7,8 +7,6 @@ No code in a file is ever executed, and nothing in it is used before it has been
 
 import copy
 import platform
-import warnings
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -56,10 +54,14 @@ class Checkpoint(NamedTuple):
         return self.settings.get("clip_x0", True)
 
 
-def save(path: Path, checkpoint: Checkpoint, previous: Path | None = None) -> None:
-    """Writes the file whole or not at all. previous: the name that the file that was there gets."""
+def save(path: Path, checkpoint: Checkpoint, previous: Path | None = None,
+         check: Callable[[], None] = lambda: None) -> None:
+    """Writes the file whole or not at all.
+
+    previous: the name that the file that was there gets. check: called before the new one takes its place.
+    """
     content = checkpoint._replace(network=asdict(checkpoint.network))._asdict()
-    with writing(path, previous) as file:
+    with writing(path, previous, check) as file:
         torch.save({"format": FORMAT, **content}, file)
 
 
@@ -87,13 +89,7 @@ def load(path: Path, parts: Sequence[str] = PARTS) -> Checkpoint:
 def unpack(path: Path, mend: str) -> dict[str, Any]:
     """The content of a file that `save` wrote, its tensors mapped. Raises ValueError for any other."""
     try:
-        with zipfile.ZipFile(path) as file, warnings.catch_warnings():
-            entries = file.infolist()                               # torch.load does not look at the checksums
-            claimed = sum(entry.file_size for entry in entries)
-            if any(e.compress_type for e in entries) or claimed > 2 * path.stat().st_size or file.testzip():
-                raise zipfile.BadZipFile
-            warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = checks.load(path, mmap=True)
     except PermissionError:
         raise
     except Exception as error:                                      # torch and zipfile raise many kinds
@@ -113,6 +109,8 @@ def check(last: Checkpoint, size: int) -> UNetConfig:
     checks.check_facts(last.data, network)
     checks.check_settings(last.settings, network)
     checks.check_weights(network, last.data["shape"], last.weights, last.ema)
+    if not isinstance(last.beta, Tensor):
+        raise ValueError("its schedule is no tensor")
     from_betas(last.beta)
     if type(last.step) is not int or not 0 <= last.step < 2**31:
         raise ValueError(f"step is {last.step}")

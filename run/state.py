@@ -105,14 +105,13 @@ def write(run: Run, stop: bool) -> None:
 def save(run: Run) -> None:
     """Writes the last complete step to last.pt, keeps what that was as previous.pt, and plots the curves."""
     progress, path = run.progress, Path(run.config.out, "last.pt")
-    run.check_folder()
     progress.saved = progress.step
     facts = {"name": run.dataset.name, "shape": run.dataset.shape, "classes": run.dataset.classes, "digest": run.digest}
     weights = {name: w.detach() for name, w in run.weights.items()}
     checkpoint.save(path, checkpoint.Checkpoint(
         run.unet.config, weights, run.ema, progress.step, run.schedule.beta[1:], asdict(run.config), facts,
         run.optimizer.state_dict(), progress.records, checkpoint.versions(), run.history),
-        path.with_name("previous.pt") if progress.sound else None)
+        path.with_name("previous.pt") if progress.sound else None, run.check_folder)
     progress.sound = True
     folder.plot_log(Path(run.config.out))
 

@@ -1,23 +1,12 @@
 """data/files.py: files replaced whole or not at all, and one sentence for files that cannot be read."""
 
+import errno
 import os
-import resource
-import signal
 
 import pytest
 import torch
 
 from data.files import reading, writing
-
-
-@pytest.fixture
-def small_files():
-    """No file may grow beyond 4 KiB: what a full disk does, done by the kernel."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_file_is_replaced_when_the_block_ends(tmp_path):
@@ -50,6 +39,35 @@ def test_a_full_disk_is_one_sentence(tmp_path, small_files):
     assert path.read_bytes() == b"old" and [*tmp_path.iterdir()] == [path]
 
 
+def test_what_was_there_can_keep_another_name(tmp_path, monkeypatch):
+    """By a second name for one file, or by a copy where there are none; the first name is never free."""
+    path, previous = tmp_path / "last", tmp_path / "previous"
+    for k, content in enumerate((b"one", b"two", b"three", b"four")):
+        if k == 3:
+            monkeypatch.setattr(os, "link", lambda *names: os.unlink(os.devnull + "/none"))
+        with writing(path, previous) as file:
+            file.write(content)
+    assert (previous.read_bytes(), path.read_bytes()) == (b"three", b"four")
+    os.unlink(previous)
+    monkeypatch.undo()
+    os.link(path, previous)                             # as when a process dies between the two renames
+    with writing(path, previous) as file:
+        file.write(b"five")
+    assert (previous.read_bytes(), path.read_bytes()) == (b"four", b"five") and len([*tmp_path.iterdir()]) == 2
+
+
+def test_a_check_that_fails_leaves_what_was_there(tmp_path):
+    def check():
+        assert path.with_name("x.pt.tmp").read_bytes() == b"new"
+        raise ValueError("not now")
+
+    path = tmp_path / "x.pt"
+    path.write_bytes(b"old")
+    with pytest.raises(ValueError, match="not now"), writing(path, tmp_path / "previous", check) as file:
+        file.write(b"new")
+    assert path.read_bytes() == b"old" and [*tmp_path.iterdir()] == [path]
+
+
 def test_symbolic_links_are_not_followed(tmp_path):
     other, path = tmp_path / "other", tmp_path / "x.pt"
     other.write_bytes(b"precious")
@@ -68,3 +86,18 @@ def test_whatever_a_reader_raises_becomes_a_sentence():
         raise IndexError
     with pytest.raises(ValueError, match="^x.pt is too large$"), reading("x.pt"):
         raise ValueError("x.pt is too large")
+
+
+@pytest.mark.parametrize("name", ["folder", "pipe"])
+def test_folders_pipes_and_devices_are_not_replaced(tmp_path, name):
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    what = {"folder": "a folder", "pipe": "no file but a device or a pipe"}[name]
+    with pytest.raises(OSError, match=f"cannot write .*: there is {what}; what was there"), writing(tmp_path / name):
+        raise AssertionError("the block was entered")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "pipe"]
+
+
+def test_a_lack_of_descriptors_is_no_fault_of_the_file():
+    with pytest.raises(OSError, match="Too many"), reading("x.pt"):
+        raise OSError(errno.EMFILE, "Too many open files", "x.pt")

@@ -12,9 +12,9 @@ from torch.testing import assert_close
 
 import ddpm
 import samplers
-from kernels import group_norm_silu, sampling_step
+from kernels import compile, group_norm_silu, sampling_step
 from kernels.compile import SubpixelUp, capture, check_compiler, compile_denoiser, compile_loop, time_table
-from noise import image_seeds
+from noise import image_seeds, normal
 from unet import CONFIGS, UNet, UNetConfig, Up
 
 CONFIG = UNetConfig(2, 2, D=8, widths=(8, 16), blocks=1, heads=(0, 2, 2), classes=3, groups=4)
@@ -34,6 +34,37 @@ def test_subpixel_upsampling_is_exact(H, W):
     up = Up(6, CONFIG).double()
     x = torch.randn(2, 6, H, W, dtype=torch.float64)
     assert_close(SubpixelUp(up)(x, None), up(x, None), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("channels, width", [(3, 16), (16, 3), (3, 6), (8, 8)])
+def test_padded_convolution_is_exact(channels, width):
+    conv = torch.nn.Conv2d(channels, width, 3, padding=1).double()
+    padded = compile.PaddedConv(conv)
+    assert padded.in_channels % 8 == padded.out_channels % 8 == 0
+    x = torch.randn(2, channels, 5, 6, dtype=torch.float64)
+    assert_close(padded(x), conv(x), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_rewritten_network_is_the_plain_one(dtype):
+    plain, fast = awake(replace(CONFIG, classes=0)), awake(replace(CONFIG, classes=0))
+    compile.rewrite(fast, pad=True)
+    assert fast.first.in_channels == fast.last.out_channels == 8
+    xt, t = torch.randn(2, 2, 8, 8), torch.tensor([3, 900])
+    tolerance = {torch.float32: 1e-6, torch.bfloat16: 0.02}[dtype]
+    output = fast.to(dtype)(xt, t).float()
+    assert (output - plain(xt, t)).norm() <= tolerance * plain(xt, t).norm() and output.shape == xt.shape
+
+
+@pytest.mark.parametrize("step", [samplers.step, sampling_step], ids=["plain", "fused"])
+@pytest.mark.parametrize("times", [[100, 50], [99.5, 50.25]], ids=str)
+def test_the_first_noise_is_that_of_the_plain_loop(step, times):
+    rows = samplers.sampler_rows(ddpm.cosine_schedule(100), times, eta=1.)
+    seeds, zeros = image_seeds(3, torch.arange(5)), torch.zeros(5, 2, 3, 3)
+    for table in (rows, rows.float()):
+        x, _ = step(compile.first_row(table), torch.tensor([0]), zeros, zeros, None, seeds)
+        plain = normal(seeds, table[0, 0], (2, 3, 3))
+        assert torch.equal(x, plain) if step is samplers.step else torch.allclose(x, plain, rtol=0, atol=2e-6)
 
 
 def test_subpixel_weights_are_summed_in_float32():
@@ -144,6 +175,12 @@ def test_captured_loop_samples_the_plain_pictures_twice(name, batch):
     for xs, again, (_, xs_plain, _) in zip(first, second, ours, strict=True):
         assert_close(xs, again, rtol=0, atol=0)
         assert_close(xs, xs_plain, rtol=1e-3, atol=1e-3)
+
+
+def test_a_loop_is_captured_with_the_quickest_convolutions(monkeypatch):
+    monkeypatch.setattr(compile, "capture", lambda *_: torch.backends.cudnn.benchmark)
+    rows = SimpleNamespace(device=torch.device("cuda"))
+    assert compile.compile_loop(None, rows, (), None) is True and torch.backends.cudnn.benchmark is False
 
 
 def test_a_missing_compiler_is_one_sentence(monkeypatch):
