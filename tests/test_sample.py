@@ -131,7 +131,7 @@ def test_snapshots_are_the_nearest_times_visited():
     (["--eta", "-0.5"], "eta is -0.5"), (["--eta", "nan"], "eta is nan"), (["--eta", "1.5"], "eta is 1.5"),
     (["--labels", "11"], "labels has '11'"), (["--sampler", "euler"], "sampler is 'euler'"),
     (["--sampler", "unipc", "--eta", "1"], "eta is 1; only the samplers ddim and 2m"), (["--churn", "1"], "churn is 1"),
-    (["--shift", "3"], "shift is 3"), (["--steps", "9,5", "--spacing", "karras"], "spacing karras and shift 1 would do"),
+    (["--shift", "3"], "shift is 3"), (["--steps", "9,5", "--spacing", "karras"], "spacing karras and shift 1"),
     (["--spacing", "karras", "--steps", "0"], "steps is 0"),
     (["--spacing", "odd"], "spacing is 'odd'"), (["--variance", "learned"], "learned none"),
     (["--variance", "big"], "variance is 'big'"), (["--weights", "best"], "weights is 'best'"),
