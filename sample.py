@@ -79,6 +79,9 @@ def sampler_table(last: Checkpoint, config: Config) -> Tensor:
     """The sampler's rows (S, 12), on the CPU."""
     steps = parse_integers("steps", config.steps)
     schedule = ddpm.from_betas(last.beta)
+    if len(steps) > 1 and (config.spacing, config.shift) != ("trailing", 1):
+        raise ValueError(f"steps lists the timesteps, so spacing {config.spacing} and shift {config.shift:g} would do "
+                         f"nothing; leave them out, or give the number of steps")
     times = samplers.spaced_times(schedule, steps[0], config.spacing, config.shift) if len(steps) == 1 else steps
     if config.variance == "learned" and not last.network.learns_variance:
         raise ValueError(f"variance is learned, but {config.checkpoint} learned none; use beta_tilde or beta")
