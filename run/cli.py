@@ -86,14 +86,17 @@ def sentence(error: Exception) -> str | None:
 
 
 class Patient:
-    """A text stream whose other end may be gone: what is written after that is dropped."""
+    """A text stream whose other end may be gone, or know few characters: the text is then dropped, or spelled out."""
 
     def __init__(self, stream: TextIO, may_fail: bool):
         self.stream, self.may_fail = stream, may_fail
 
     def write(self, text: str) -> int:
         with self.dropping():
-            self.stream.write(text)
+            try:
+                self.stream.write(text)
+            except UnicodeEncodeError:                  # as of a file's name that is no UTF-8
+                self.stream.write(text.encode("ascii", "backslashreplace").decode())
         return len(text)
 
     def flush(self) -> None:

@@ -1,4 +1,4 @@
-"""Launches are counted on a CPU: Inductor writes its code for a pretended GPU, in a process that can use no real one."""
+"""Launches are counted on a CPU: Inductor writes its code for a pretended GPU, in a process of its own."""
 
 import os
 import subprocess
@@ -45,4 +45,4 @@ def test_what_would_be_launched():
     assert counts["sampling"]["convolutions"] == 25 and counts["sampling"]["products"] == 0       # no time path
     for half in ("forward", "backward"):
         assert counts[f"training, combined, {half}"]["in all"] < 0.8 * counts[f"training, {half}"]["in all"]
-    assert counts["training, backward"]["atomic adds"] <= 1                         # the class table's, not nearest-up's
+    assert counts["training, backward"]["atomic adds"] <= 1  # the class table's, not nearest-up's

@@ -1,3 +1,4 @@
+import io
 import os
 import re
 import subprocess
@@ -120,6 +121,16 @@ def test_output_that_cannot_be_kept_is_a_sentence(tmp_path):
 def test_without_docstrings(tmp_path, line):
     done = command(line, tmp_path)
     assert done.returncode == 0 and not done.stderr and ("xs     = c0" in done.stdout or "--npz" in done.stdout)
+
+
+@pytest.mark.parametrize("encoding, text, written", [
+    ("ascii", "ü", b"\\xfc\n"), ("utf-8", "\udcff", b"\\udcff\n"), ("utf-8", "ü", "ü\n".encode())])
+def test_names_that_cannot_be_printed_are_spelled_out(monkeypatch, encoding, text, written):
+    """Linux's names are any bytes, and a stream of another encoding lacks many characters, too."""
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", stream)
+    script(lambda argv: print(text))([])
+    assert stream.buffer.getvalue() == written
 
 
 def test_too_few_file_descriptors_are_a_sentence(tmp_path):

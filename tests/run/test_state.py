@@ -118,7 +118,7 @@ def test_a_picture_that_cannot_be_read_is_one_sentence(tmp_path, monkeypatch, re
 def test_a_small_shared_memory_does_not_hang(tmp_path, size, works):
     """As a container's: batches do not go through it; where not even a semaphore fits, --workers 0 is named."""
     command = (f"mount -t tmpfs -o size={size} tmpfs /dev/shm && exec {sys.executable} train.py {' '.join(FLAGS)} "
-               f"--steps 3 --batch 64 --workers 2 --out {tmp_path}")
+               f"--steps 3 --batch 1024 --workers 2 --out {tmp_path}")
     result = subprocess.run(["unshare", "-rm", "sh", "-c", command], cwd=ROOT, text=True, capture_output=True,
                             timeout=120)
     assert result.returncode == (0 if works else 2), result.stderr
