@@ -236,8 +236,8 @@ def make_batch(run: Run, step: int, t: Tensor, weight: Tensor, pixels: Tensor, l
 
 
 def to_device(part: Tensor | None, device: torch.device) -> Tensor | None:
-    """A CPU tensor on the device; from pinned memory, or the copy would wait for all that a GPU has yet to compute."""
-    if part is None or device.type != "cuda":
+    """The tensor on the device; from pinned memory, or the copy would wait for all that a GPU has yet to compute."""
+    if part is None or part.device.type == device.type:
         return part
     return part.pin_memory().to(device, non_blocking=True)
 
