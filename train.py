@@ -171,14 +171,14 @@ def learning_rate(config: Config, step: int) -> float:
 
 
 def update_average(ema: dict[str, Tensor], weights: dict[str, Tensor], decay: float, k: int,
-                   finite: Tensor = torch.tensor(True)) -> None:
+                   finite: Tensor | bool = True) -> None:
     """ema <- d ema + (1 - d) weights, in place; d rises with the step k, so the first weights are soon forgotten.
 
     finite: if it is false, nothing is changed. On a GPU nobody waits to know: the change is multiplied by 0.
     """
     d = min(decay, (1 + k) / (10 + k))
     ema, weights = list(ema.values()), [weights[name].detach() for name in ema]
-    if not finite.is_cpu:
+    if isinstance(finite, Tensor) and not finite.is_cpu:
         move(ema, weights, (1 - d) * finite)
     elif finite:
         torch._foreach_lerp_(ema, weights, 1 - d)
@@ -236,8 +236,8 @@ def make_batch(run: Run, step: int, t: Tensor, weight: Tensor, pixels: Tensor, l
 
 
 def to_device(part: Tensor | None, device: torch.device) -> Tensor | None:
-    """A CPU tensor on the device; from pinned memory, or the copy would wait for all that a GPU has yet to compute."""
-    if part is None or device.type != "cuda":
+    """The tensor on the device; from pinned memory, or the copy would wait for all that a GPU has yet to compute."""
+    if part is None or part.device.type == device.type:
         return part
     return part.pin_memory().to(device, non_blocking=True)
 

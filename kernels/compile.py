@@ -163,6 +163,20 @@ def first_row(rows: Tensor) -> Tensor:
     return row
 
 
+def record(warm_up: Callable[[], None], step: Callable[[], None]) -> torch.cuda.CUDAGraph:
+    """`step` as a CUDA graph, after a warm-up on another stream, which compiles and lets libraries choose."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        warm_up()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    graph.reads = step                                                            # tables that it must not outlive
+    return graph
+
+
 @torch.no_grad()
 def capture(denoise: Callable, rows: Tensor, shape, seeds: Tensor) -> Callable:
     """One step of the chain, [network, sampling step, index + 1], as a CUDA graph that is replayed S times."""
@@ -190,20 +204,14 @@ def capture(denoise: Callable, rows: Tensor, shape, seeds: Tensor) -> Callable:
         i.zero_()
         xt.copy_(sampling_step(first, i, zeros, zeros, None, seeds, keep_x0=False)[0])
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):                                                 # compiles, and lets libraries choose
+    def warm_up() -> None:
         begin(seeds)
         samplers.check_output(denoise(xt, times[:1].expand(len(seeds))), xt.shape, learned)
         for _ in range(3):
-            i.zero_()
             step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    i.zero_()
-    with torch.cuda.graph(graph):
-        step()
-    graph.reads = step                                                            # tables that it must not outlive
+            i.zero_()
+
+    graph = record(warm_up, step)
 
     def run(seeds: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
         begin(seeds)

@@ -17,6 +17,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import bench.half_hour
+import bench.launches
 import bench.memory
 import bench.report
 import bench.tables
@@ -101,6 +103,8 @@ SCRIPTS = {
     "swiss_roll_variants": Script(swiss_roll_variants.main, swiss_roll_variants.Config, "--steps 1", "", "steps"),
     "kernels": Script(kernels.__main__.main, kernels.__main__.Config, ""),
     "report": Script(bench.report.main, bench.report.Config, "", "", "", "kernels"),
+    "first": Script(bench.half_hour.main, bench.half_hour.Config, ""),
+    "launches": Script(bench.launches.main, bench.launches.Config, ""),
     "memory": Script(bench.memory.main, bench.memory.Config, "--networks digits --out new.md"),
     "tables": Script(bench.tables.main, bench.tables.Config, ""),
 }
@@ -131,7 +135,8 @@ def start(*args, **kwargs) -> None:
 
 # work that is long for any flags
 LONG = ((swiss_roll, "train"), (swiss_roll_variants, "learn"), (heartbeat, "train"), (denoise_1d, "denoised"),
-        (low_dimension, "sampled"), (work_precision, "digits"), (kernels.__main__, "report"), (bench.report, "run"))
+        (low_dimension, "sampled"), (work_precision, "digits"), (kernels.__main__, "report"), (bench.report, "run"),
+        (bench.half_hour, "run"), (bench.launches, "load_guard"))
 
 
 @pytest.fixture(autouse=True)
