@@ -1,10 +1,10 @@
 """The mathematics of denoising diffusion: schedules, q, p, losses, the bound; with samplers.py, the samplers.
 
 The letters are those of Ho et al. 2020 [1]. Time t runs 1..T and t = 0 is clean data, so every table has
-T + 1 entries and alpha_bar[0] = 1. Tables are float64; a coefficient is computed in float64 and only then
-cast to x's dtype. `eps` and `z` are standard normal noise; `_hat` marks a prediction. A denoiser is any
-callable (xt, t) -> output with t an int64 tensor (B,). The output predicts eps, x0 or v, and has twice the
-channels if it also predicts the variance. x may have any shape (B, C, ...).
+T + 1 entries and alpha_bar[0] = 1; on a CPU other t raise ValueError. Tables are float64; a coefficient is
+computed in float64 and only then cast to x's dtype. `eps` and `z` are standard normal noise; `_hat` marks a
+prediction. A denoiser is any callable (xt, t) -> output with t an int64 tensor (B,). The output predicts eps, x0
+or v, and has twice the channels if it also predicts the variance. x may have any shape (B, C, ...).
 
 [1] Ho, Jain, Abbeel 2020, Denoising Diffusion Probabilistic Models
 [2] Nichol, Dhariwal 2021, Improved Denoising Diffusion Probabilistic Models
@@ -108,6 +108,17 @@ def schedule_check(schedule: Schedule) -> float:
 
 # The forward process q
 
+def check_times(schedule: Schedule, t: Tensor, first: int = 1) -> None:
+    """Raises ValueError for t outside first..T, where looking is free: on a CPU, and not while torch.compile traces.
+
+    Nothing else would: a table's entry -1 is its last.
+    """
+    if t.device.type == "cpu" and t.numel() and not torch.compiler.is_compiling():
+        least, most = (bound.item() for bound in t.aminmax())
+        if least < first or most > schedule_length(schedule):
+            raise ValueError(f"t goes from {least} to {most}; it must lie in {first}..{schedule_length(schedule)}")
+
+
 def broadcast_to(x: Tensor, *coefficients: Tensor) -> list[Tensor]:
     """Float64 coefficients (B,) in x's dtype, shaped to multiply x (B, ...)."""
     return [c.to(x.dtype).view(-1, *[1] * (x.ndim - 1)) for c in coefficients]
@@ -115,12 +126,14 @@ def broadcast_to(x: Tensor, *coefficients: Tensor) -> list[Tensor]:
 
 def q_step(schedule: Schedule, x_prev: Tensor, t: Tensor, eps: Tensor) -> Tensor:
     """x_t from x_{t-1} ([1] eq. 2)."""
+    check_times(schedule, t)
     a, b = broadcast_to(x_prev, schedule.alpha[t].sqrt(), schedule.beta[t].sqrt())
     return a * x_prev + b * eps
 
 
 def q_sample(schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-    """x_t from x0 in one jump ([1] eq. 4)."""
+    """x_t from x0 in one jump ([1] eq. 4); t = 0 is x0 itself."""
+    check_times(schedule, t, first=0)
     a, b = broadcast_to(x0, schedule.alpha_bar[t].sqrt(), (1 - schedule.alpha_bar[t]).sqrt())
     return a * x0 + b * eps
 
@@ -130,6 +143,7 @@ def q_posterior(schedule: Schedule, x0: Tensor, xt: Tensor, t: Tensor) -> tuple[
 
     The log is clipped at t = 1, where the variance is zero, to that of t = 2, so T must be 2 or more ([2] 3.1).
     """
+    check_times(schedule, t)
     beta, alpha, alpha_bar, beta_tilde = schedule
     c0 = alpha_bar[t - 1].sqrt() * beta[t] / (1 - alpha_bar[t])
     ct = alpha[t].sqrt() * (1 - alpha_bar[t - 1]) / (1 - alpha_bar[t])
@@ -141,6 +155,7 @@ def q_posterior(schedule: Schedule, x0: Tensor, xt: Tensor, t: Tensor) -> tuple[
 
 def predict(schedule: Schedule, output: Tensor, xt: Tensor, t: Tensor, target: str) -> tuple[Tensor, Tensor]:
     """x0_hat and eps_hat from the network's output, which has xt's shape."""
+    check_times(schedule, t)
     a, b = broadcast_to(xt, *x0_coefficients(schedule.alpha_bar[t], target))
     x0_hat = a * xt + b * output
     return x0_hat, eps_from_x0(schedule, x0_hat, xt, t)
@@ -200,6 +215,7 @@ def guided(model: Callable, labels: Tensor, null: int, w: float) -> Callable:
 def loss(schedule: Schedule, denoise: Callable, x0: Tensor, t: Tensor, eps: Tensor, *,
          target: str = "eps", kind: str = "l2") -> Tensor:
     """The simple loss of each image (B,): mean |target - output|^2, or its first power for "l1" ([1] algorithm 1)."""
+    check_times(schedule, t)
     output = denoise(q_sample(schedule, x0, t, eps), t)
     return simple_loss(training_target(schedule, x0, t, eps, target), output, kind)
 

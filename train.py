@@ -5,9 +5,9 @@
     python train.py --preset cars64                     # a published recipe; other flags change it
     torchrun --nproc-per-node=4 train.py                # the same batch, shared by 4 processes (run/processes.py)
 
-A run is a folder: last.pt, log.jsonl, loss.png, samples/*.png. Repeat the command to resume it. Every random number is
-a function of (seed, step), so on the same kind of CPU, thread count and versions a resumed run is bitwise the unbroken
-one; another thread count changes the weights by about 2e-7.
+A run is a folder: last.pt and the checkpoint before it, previous.pt, log.jsonl, loss.png, samples/*.png. Repeat the
+command to resume it. Every random number is a function of (seed, step), so on the same kind of CPU, thread count and
+versions a resumed run is bitwise the unbroken one; another thread count changes the weights by about 2e-7.
 """
 
 import contextlib
@@ -28,16 +28,16 @@ import data
 import ddpm
 import noise
 from kernels.compile import fast_unet
-from run import checkpoint, folder, presets, processes
+from run import folder, presets, processes
 from run.cli import DTYPES, check_range, choose_device, limit_threads, parse, script
 from run.importance import empty_history, importance, update_history
 from run.memory import Cast, recompute
-from run.state import Run, describe, resume, save, save_samples
+from run.resume import latest, resume
+from run.state import Progress, Run, describe, log, saved_on_error, write
 from unet import CONFIGS, UNet, UNetConfig, check_size
 
 LOSSES, LEARNED = ("l2", "l1", "hybrid", "bound"), ("hybrid", "bound")
 SAMPLINGS = ("stratified", "importance")
-PATIENCE = 5                                    # consecutive updates that may fail before the run stops
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,13 @@ class Config:
     log_every: int = 50                         # updates between lines of the log
     sample_every: int = 1000                    # updates between grids of samples
     save_every: int = 500                       # updates between checkpoints
+    accept_changes: bool = False                # resume although the data set has changed
     out: str = "runs/digits"                    # folder of the run
 
 
 PRESETS = {name: replace(Config(), **changes, out=f"runs/{name}") for name, changes in presets.PRESETS.items()}
 FREE = {"steps", "recompute", "compile", "deterministic", "device", "workers",  # may differ when a run is resumed
-        "log_every", "sample_every", "save_every", "out"}
+        "log_every", "sample_every", "save_every", "accept_changes", "out"}
 
 
 def check(config: Config) -> None:
@@ -131,7 +132,7 @@ def start(config: Config, dataset: data.Data) -> Run:
     optimizer = torch.optim.Adam(weights.values(), betas=(0.9, 0.99), fused=True)
     schedule = ddpm.Schedule(*(table.to(device) for table in ddpm.SCHEDULES[config.schedule](config.T)))
     history = empty_history(config.T) if config.sampling == "importance" else None
-    return Run(config, dataset, schedule, unet, weights, ema, optimizer, history)
+    return Run(config, dataset, schedule, unet, weights, ema, optimizer, history, Progress())
 
 
 # Algorithm 1
@@ -224,7 +225,7 @@ def backward(run: Run, model: Callable, batch: Batch) -> Tensor:
 def update(run: Run, model: Callable, step: int, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """One update of the weights (Ho et al. 2020, algorithm 1); returns the step's record and the gradient's norm.
 
-    pixels, labels: this process's share of the batch. If the norm is not finite, nothing is changed.
+    pixels, labels: this process's share of the batch. If the norm is not finite, nothing but the progress is changed.
     """
     config = run.config
     p = None if run.history is None else importance(run.history)
@@ -235,86 +236,65 @@ def update(run: Run, model: Callable, step: int, pixels: Tensor, labels: Tensor)
     run.optimizer.zero_grad()
     losses = backward(run, model, batch)
     norm = torch.nn.utils.clip_grad_norm_(run.weights.values(), config.clip)
-    if norm.isfinite():
+    record, finite = folder.loss_record(config.T, t, weight, losses), bool(norm.isfinite())
+    if finite:
+        run.progress.step = None                                                  # what ends here cannot be saved
         for group in run.optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
         run.optimizer.step()
         update_average(run.ema, run.weights, config.ema, step)
         if run.history is not None:
             update_history(run.history, t, losses[0])
-    return folder.loss_record(config.T, t, weight, losses), norm
+    run.progress.complete(step, record, finite)
+    return record, norm
 
 
 # The loop
 
-def train(run: Run, first: int, records: list[Tensor]) -> None:
-    """All updates after step `first`, with a log, a checkpoint and a grid of samples at intervals.
-
-    records: of the steps up to `first` that the log does not have yet.
-    """
-    config, out, model, writes = run.config, Path(run.config.out), trained_model(run), processes.rank() == 0
+def train(run: Run) -> None:
+    """All updates that are left, with a log, grids of samples and checkpoints at intervals."""
+    config, model, first, writes = run.config, trained_model(run), run.progress.step, processes.rank() == 0
     loader = data.batches(run.dataset, config.batch, config.seed, range(first + 1, config.steps + 1), config.flip,
                           config.workers, processes.local_slice(config.batch))
-    failures, stop, began = 0, False, time.perf_counter()
-    with (folder.lock(out), processes.interruptible() as interrupted,
+    stop, began = False, time.perf_counter()
+    with (processes.interruptible() as interrupted, saved_on_error(run),
           tqdm(total=config.steps, initial=first, unit=" steps", disable=not writes) as bar):
-        if writes:
-            folder.truncate_log(out, first)
         for step, (pixels, labels) in enumerate(loader, first + 1):
             record, norm = update(run, model, step, pixels, labels)
             stop = processes.any_process(interrupted.is_set())
-            failures = 0 if norm.isfinite() else failures + 1
-            check_failures(failures, step, record)
-            records = records if failures else [*records, record]
+            run.progress.check_failures(record)
             bar.update()
-            if due(config, config.log_every, step) and records:
-                rate = (step - first) * config.batch / (time.perf_counter() - began)
-                line = {"step": step, **folder.mean_losses(records), "norm": norm.item(),
-                        "lr": learning_rate(config, step), "images_per_second": rate}
+            rate = (step - first) * config.batch / (time.perf_counter() - began)
+            if line := log(run, norm=norm.item(), lr=learning_rate(config, step), images_per_second=rate):
                 bar.set_postfix(loss=f"{line['loss']:.4f}", images=f"{rate:.0f}/s")
-                if writes:
-                    folder.append_log(out, line)
-                records = []
-            if writes and due(config, config.sample_every, step):
-                folder.append_log(out, {"step": step, **save_samples(run, out / "samples" / f"{step:06d}.png")})
-            if writes and (due(config, config.save_every, step) or stop):
-                save(run, step, records)
+            write(run, stop)
             if stop:
                 break
     if writes:
-        print(f"stopped at step {step}; repeat the command to resume" if stop else f"{out}: last.pt, log.jsonl, "
-              f"loss.png, samples/; sample from it with: python sample.py --checkpoint {out}/last.pt")
+        print(f"stopped at step {step}; repeat the command to resume" if stop else f"{config.out}: last.pt, log.jsonl, "
+              f"loss.png, samples/; sample from it with: python sample.py --checkpoint {Path(config.out, 'last.pt')}")
 
 
-def due(config: Config, every: int, step: int) -> bool:
-    return step % every == 0 or step == config.steps
-
-
-def check_failures(failures: int, step: int, record: Tensor) -> None:
-    """Raises ValueError if this is the last of too many consecutive updates that failed."""
-    if failures == PATIENCE:
-        loss = folder.mean_losses([record])["loss"]
-        raise ValueError(f"loss {loss:g} or its gradient was not finite {PATIENCE} steps in a row, up to step {step}; "
-                         f"lower --lr or look at the data. A checkpoint, if there is one, is from before")
-
-
-def prepare(config: Config) -> tuple[Run, int, list[Tensor]]:
-    """The run, resumed if it has a checkpoint; its step; and its records that are not yet in the log."""
-    path = Path(config.out, "last.pt")
-    last = checkpoint.load(path) if path.exists() else None
+def prepare(config: Config, check_folder: Callable[[], None]) -> Run:
+    """The run, resumed if its folder has a checkpoint. check_folder: raises ValueError if it is another job's now."""
+    out = Path(config.out)
+    path, last = latest(out) or (None, None)
     step = last.step if last else 0
     if step != processes.broadcast_first(step):
         raise ValueError(f"{path} is at step {step} for one process and not for another; --out must be a folder that "
                          f"all of them share")
     if config.seed == -1:
-        seed = last.settings["seed"] if last else processes.broadcast_first(random.randrange(2**31))
+        seed = last.settings.get("seed", 0) if last else processes.broadcast_first(random.randrange(2**31))
         config = replace(config, seed=seed)
-    run = start(config, data.load(config.data, config.size, config.fit))
+    dataset = data.load(config.data, config.size, config.fit)
+    run = start(config, dataset)._replace(digest=data.digest(dataset), check_folder=check_folder)
     if processes.rank() == 0:
         describe(run)
     if last:
-        resume(run, last, FREE)
-    return run, step, last.losses if last else []
+        resume(run, path, last, FREE)
+    if processes.rank() == 0:
+        folder.truncate_log(out, step)
+    return run
 
 
 @script
@@ -326,7 +306,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         torch.use_deterministic_algorithms(True)
     with processes.group(config.device):
         check_share(config)
-        train(*prepare(config))
+        with folder.lock(Path(config.out)) as check_folder:
+            train(prepare(config, check_folder))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from data.sets import (
     Data,
     batch_indices,
     batches,
+    digest,
     digits,
     evenly_spaced,
     first,
@@ -20,8 +21,8 @@ from data.sets import (
     to_unit,
 )
 
-__all__ = ["ENDLESS", "Batches", "Data", "batch_indices", "batches", "digits", "evenly_spaced", "first", "load",
-           "parse_size", "read_folder", "read_npz", "resize", "to_pixels", "to_unit"]
+__all__ = ["ENDLESS", "Batches", "Data", "batch_indices", "batches", "digest", "digits", "evenly_spaced", "first",
+           "load", "parse_size", "read_folder", "read_npz", "resize", "to_pixels", "to_unit"]
 
 
 def load(name: str, size: str = "", fit: str = "crop") -> Data:

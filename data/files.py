@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -40,12 +41,13 @@ class Watched:
 
 
 @contextlib.contextmanager
-def writing(path: str | Path) -> Iterator[BinaryIO]:
+def writing(path: str | Path, previous: Path | None = None) -> Iterator[BinaryIO]:
     """A new binary file that takes the place of `path` when the block ends: whole, or not at all.
 
     It is written as NAME.tmp in the same folder, which is made if need be; a symbolic link of that name is removed,
     not followed. File and folder reach the disk before the block returns. If anything is raised, NAME.tmp is removed
-    and `path` stays as it was; a full disk is an OSError that says so.
+    and `path` stays as it was; a full disk is an OSError that says so. previous: the name that what `path` was gets,
+    in the same folder; at every moment there is a whole file of the name `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,14 +60,30 @@ def writing(path: str | Path) -> Iterator[BinaryIO]:
             yield watched
             file.flush()
             os.fsync(file.fileno())
+        if previous and path.exists():
+            add_name(path, previous)
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         reason = getattr(watched, "error", None) or error
         if not isinstance(reason, OSError):
             raise
-        raise OSError(f"cannot write {path}: {reason.strerror}; what was there is unchanged") from error
+        raise OSError(f"cannot write {path}: {reason.strerror or reason}; what was there is unchanged") from error
     sync_folder(path.parent)
+
+
+def add_name(path: Path, second: Path) -> None:
+    """Gives the file a second name, taken from whatever had it; a copy where the file system knows no hard links."""
+    temporary = second.with_name(f"{second.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(path, temporary)
+    except OSError:
+        with path.open("rb") as file, writing(second) as copy:
+            shutil.copyfileobj(file, copy)
+        return
+    os.replace(temporary, second)
+    temporary.unlink(missing_ok=True)                   # still there if both names were this file's already
 
 
 def new_file(path: str, flags: int) -> int:

@@ -1,23 +1,28 @@
 """One file that knows everything: weights, their average, the optimizer, the step, the settings, the data's facts.
 
-    python checkpoint.py --source runs/digits/last.pt --to weights/digits.pt      # to give away
+    python -m run.checkpoint --source runs/digits/last.pt --to weights/digits.pt      # to give away
+
+No code in a file is ever executed, and nothing in it is used before it has been checked (run/checks.py).
 """
 
 import copy
-import os
-import pickle
 import platform
+import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy
+import PIL
 import torch
 from torch import Tensor
 
-from ddpm import TARGETS, check_choice, from_betas
-from run.cli import DTYPES, choose_device, limit_threads, make_parent, parse, script
+from data.files import writing
+from ddpm import from_betas
+from run import checks
+from run.cli import DTYPES, choose_device, limit_threads, parse, script
 from run.memory import cast
 from unet import UNet, UNetConfig, group_norm_silu_plain
 
@@ -34,11 +39,11 @@ class Checkpoint(NamedTuple):
     step: int
     beta: Tensor                    # the schedule, beta_1..beta_T
     settings: dict[str, Any]        # train.py's, every field
-    data: dict[str, Any]            # name, shape, classes
+    data: dict[str, Any]            # name, shape, classes, and since they are kept the digest of its pictures
     optimizer: dict[str, Any]       # empty if given away
     losses: list[Tensor]            # records of the steps since the last line of the log
-    versions: dict[str, str]
-    history: Tensor | None = None   # the last losses of each t, where they choose the next t's
+    versions: dict[str, str]        # of what wrote the file
+    history: Tensor | None = None   # the latest losses of each t, for importance sampling
 
     @property
     def variance(self) -> str:
@@ -51,16 +56,11 @@ class Checkpoint(NamedTuple):
         return self.settings.get("clip_x0", True)
 
 
-def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Writes the file whole or not at all: to a temporary name, to the disk, then renamed over the old one."""
-    path = make_parent(Path(path))
-    temporary = path.with_name(f"{path.name}.tmp")
+def save(path: Path, checkpoint: Checkpoint, previous: Path | None = None) -> None:
+    """Writes the file whole or not at all. previous: the name that the file that was there gets."""
     content = checkpoint._replace(network=asdict(checkpoint.network))._asdict()
-    with open(temporary, "wb") as file:
+    with writing(path, previous) as file:
         torch.save({"format": FORMAT, **content}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def load(path: Path, parts: Sequence[str] = PARTS) -> Checkpoint:
@@ -71,62 +71,60 @@ def load(path: Path, parts: Sequence[str] = PARTS) -> Checkpoint:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"no checkpoint {path}; train one with: python train.py")
+    previous = path.with_name("previous.pt")
+    mend = f"use {previous}" if path.name == "last.pt" and previous.is_file() else "use another file"
+    content = unpack(path, mend)
     try:
-        with zipfile.ZipFile(path) as file:                         # torch.load does not look at the checksums
-            if any(entry.compress_type for entry in file.infolist()) or file.testzip():
-                raise zipfile.BadZipFile
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile,
-            NotImplementedError) as error:
-        raise ValueError(f"{path} is damaged or no checkpoint of train.py; use another file") from error
-    fields = {*Checkpoint._fields}
-    if not isinstance(content, dict) or content.pop("format", None) != FORMAT or not (
-            fields - {*Checkpoint._field_defaults} <= {*content} <= fields):
-        raise ValueError(f"{path} is no checkpoint of train.py; use one that train.py or checkpoint.py wrote")
-    try:
-        last = checked(Checkpoint(**content)._replace(network=UNetConfig(**content["network"])))
+        last = Checkpoint(**content)
         left_out = {name: {} for name in PARTS if name not in parts}
-        return copy.deepcopy(last._replace(**left_out))             # out of the map, which may change under us
+        last = last._replace(network=check(last, path.stat().st_size), **left_out)
+        return copy.deepcopy(last)                                  # out of the map, which may change under us
     except Exception as error:                                      # what does not fit together fails in many ways
-        raise ValueError(f"{path} does not fit its own network or settings: {' '.join(str(error).split())}; use "
-                         f"another file") from None
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ValueError(f"{path} does not fit its own network or settings: {reason}; {mend}") from error
 
 
-def checked(last: Checkpoint) -> Checkpoint:
-    """The checkpoint, whose weights are its network's, which takes its pictures; raises something for any other."""
-    classes, shape = last.data["classes"], tuple(last.data["shape"])
-    if last.network.blocks > len(last.weights):                     # else a wrong number would be endless work
-        raise ValueError(f"blocks is {last.network.blocks}")
-    with torch.device("meta"):                                      # no memory, whatever the widths
-        unet = UNet(last.network)
-        unet(torch.ones(1, *shape), torch.ones(1).long(), torch.ones(1).long() if unet.classes else None)
-        for weights in (last.weights, last.ema):
-            unet.load_state_dict(weights, assign=True)
-    from_betas(last.beta)
-    check_choice("target", last.settings["target"], TARGETS)
-    rows = 0, len(classes), len(classes) + 1                        # no classes asked for, all, and a null class
-    if not all(isinstance(name, str) for name in classes) or last.network.classes not in rows:
-        raise ValueError(f"there are {last.network.classes} rows for the classes {classes}")
-    if not isinstance(last.step, int) or last.step < 0 or not isinstance(last.data["name"], str):
-        raise ValueError(f"step is {last.step} and the data {last.data['name']}")
-    return last
+def unpack(path: Path, mend: str) -> dict[str, Any]:
+    """The content of a file that `save` wrote, its tensors mapped. Raises ValueError for any other."""
+    try:
+        with zipfile.ZipFile(path) as file, warnings.catch_warnings():
+            entries = file.infolist()                               # torch.load does not look at the checksums
+            claimed = sum(entry.file_size for entry in entries)
+            if any(e.compress_type for e in entries) or claimed > 2 * path.stat().st_size or file.testzip():
+                raise zipfile.BadZipFile
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except PermissionError:
+        raise
+    except Exception as error:                                      # torch and zipfile raise many kinds
+        raise ValueError(f"{path} is damaged or no checkpoint of train.py; {mend}") from error
+    fields = {*Checkpoint._fields}
+    if type(content) is not dict or content.pop("format", None) != FORMAT or not (
+            fields - {*Checkpoint._field_defaults} <= {*content} <= fields):
+        raise ValueError(f"{path} is no checkpoint of train.py; use one that train.py or run.checkpoint wrote")
+    return content
 
 
-def check_same_run(path: Path, last: Checkpoint, settings: dict[str, Any], free: set[str], shape: tuple,
-                   classes: tuple[str, ...]) -> None:
-    """Raises ValueError unless the checkpoint at path is of a run with these settings, but for the free ones, and data.
+def check(last: Checkpoint, size: int) -> UNetConfig:
+    """The network, still a dict, of what a file of `size` bytes held. Raises an error unless all of it fits together.
     """
-    changed = [name for name, value in last.settings.items() if name not in free and settings.get(name) != value]
-    if changed or tuple(last.data["shape"]) != shape or tuple(last.data["classes"]) != classes:
-        was = " ".join(f"--{name} {last.settings[name]}" for name in changed) or f"other data, {last.data}"
-        raise ValueError(f"{path} was trained with {was}; repeat that, or choose another --out")
-    if not last.optimizer:
-        raise ValueError(f"{path} was given away without its optimizer; choose another --out")
+    checks.check_tensors(list(checks.plain_tensors(last._asdict())), size)
+    network = checks.sound_network(last.network)
+    checks.check_facts(last.data, network)
+    checks.check_settings(last.settings, network)
+    checks.check_weights(network, last.data["shape"], last.weights, last.ema)
+    from_betas(last.beta)
+    if type(last.step) is not int or not 0 <= last.step < 2**31:
+        raise ValueError(f"step is {last.step}")
+    if not all(type(version) is str for version in last.versions.values()):
+        raise ValueError("a version is no text")
+    return network
 
 
 def versions() -> dict[str, str]:
-    """What wrote the file."""
-    return {"python": platform.python_version(), "torch": str(torch.__version__)}
+    """Of what computes here."""
+    return {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": numpy.__version__,
+            "pillow": PIL.__version__}
 
 
 def load_unet(last: Checkpoint, weights: str = "ema", dtype: str = "float32", device: str = "auto",

@@ -7,8 +7,9 @@ there, and their weighted losses, P of them: the loss, or the loss and the two p
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, BinaryIO
 
 try:
     import fcntl
@@ -18,6 +19,7 @@ except ImportError:                 # Windows
 import torch
 from torch import Tensor
 
+from data.files import reading, writing
 from run import processes
 from run.cli import make_parent
 
@@ -25,21 +27,60 @@ PARTS = ("loss", "simple", "bound")
 
 
 @contextlib.contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """For the first process of a job: no other job that asks for the folder has it meanwhile.
+def lock(folder: Path) -> Iterator[Callable[[], None]]:
+    """Keeps the folder for this job while the block runs, and yields a check that it is still this job's.
 
-    Raises ValueError if one has. The end of the process, whatever it is, gives the folder back.
+    The job's first process holds the lock; the others wait here until it does. Raises ValueError if another job has the
+    folder; so does the check, if the folder or its .lock was removed or replaced. The end of the process, whatever ends
+    it, frees the folder.
     """
     if processes.rank() > 0:
-        yield
+        processes.broadcast_first(None)
+        yield lambda: None
         return
-    with make_parent(folder / ".lock").open("w") as file:
+    path = make_parent(folder / ".lock")
+    with open_locked(path) as file:
+        def check() -> None:
+            if not is_open_file(path, file):
+                raise ValueError(f"{folder} is no longer this job's: its .lock was removed or replaced; what is there "
+                                 f"now is left alone, choose another --out")
+
+        processes.broadcast_first(None)
         try:
-            if fcntl:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            raise ValueError(f"another process writes into {folder}; wait for it, or choose another --out") from None
-        yield
+            yield check
+        finally:
+            if is_open_file(path, file):
+                with contextlib.suppress(OSError):              # Windows removes no open files
+                    path.unlink()
+
+
+@contextlib.contextmanager
+def open_locked(path: Path) -> Iterator[BinaryIO]:
+    """The file, made if need be, its content left alone, locked. Raises ValueError if another process has locked it."""
+    while True:
+        with open(path, "a+b", opener=no_link) as file:
+            try:
+                if fcntl:
+                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                raise ValueError(f"another process writes into {path.parent}; wait for it, or choose another --out"
+                                 ) from None
+            if is_open_file(path, file):                        # else its owner removed it before it was locked here
+                yield file
+                return
+
+
+def is_open_file(path: Path, file: BinaryIO) -> bool:
+    """Whether the path still leads to this open file."""
+    try:
+        return os.path.samestat(os.lstat(path), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+def no_link(path: str, flags: int) -> int:
+    """An `opener` for `open` that refuses symbolic links, and does not wait for whoever opens a pipe's other end."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
 
 
 def loss_record(T: int, t: Tensor, weights: Tensor, losses: Tensor) -> Tensor:
@@ -58,24 +99,63 @@ def mean_losses(records: list[Tensor]) -> dict:
 
 
 def read_log(out: Path) -> list[dict]:
-    """The log's lines; none before there is a log. One that a killed process left unended is none."""
+    """The log's lines; none before there is a log. One that a killed process left unended is none.
+
+    Lines that are no lines of a log are skipped, with one warning.
+    """
     path = out / "log.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    if not os.path.lexists(path):
+        return []
+    with reading(path, "remove it"):
+        if not path.is_file():
+            raise ValueError("it is no file")
+        texts = path.read_text(errors="replace").split("\n")[:-1]
+    lines = [line for text in texts if (line := parse_line(text))]
+    if skipped := len(texts) - len(lines):
+        print(f"warning: lines of {path} that are no lines of a log were skipped: {skipped}")
+    return lines
+
+
+def parse_line(text: str) -> dict | None:
+    """A line of the log; None if it is no JSON object with a step, and numbers where `plot_log` needs them."""
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(line, dict) or type(line.get("step")) is not int or not 0 <= line["step"] < 2**31:
+        return None
+    quarters = line.get("quarters", [None] * 4)
+    if not isinstance(quarters, list) or len(quarters) != 4 or "loss" in line and "quarters" not in line:
+        return None
+    numbers = [*(line[name] for name in PARTS if name in line), *(q for q in quarters if q is not None)]
+    return line if all(map(is_number, numbers)) else None
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of JSON is a number that a float can hold."""
+    return type(value) is float or type(value) is int and abs(value) < 2**63
 
 
 def append_log(out: Path, line: dict) -> None:
-    """Adds a line to the log."""
-    with make_parent(out / "log.jsonl").open("a") as file:
-        file.write(json.dumps(line) + "\n")
+    """Adds a line to the log: whole, or, on a full disk, not at all, which is an OSError."""
+    path, rest = make_parent(out / "log.jsonl"), (json.dumps(line) + "\n").encode()
+    with open(path, "ab", buffering=0, opener=no_link) as file:
+        before = file.tell()
+        try:
+            while rest:
+                rest = rest[file.write(rest):]
+        except OSError as error:
+            file.truncate(before)
+            raise OSError(f"cannot write {path}: {error.strerror}; what was there is unchanged") from error
 
 
 def truncate_log(out: Path, step: int) -> None:
     """Drops the log's lines after the step at which the run resumes, atomically."""
-    path, temporary = out / "log.jsonl", out / "log.jsonl.tmp"
-    if path.exists():
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in read_log(out) if line["step"] <= step))
-        os.replace(temporary, path)
+    path = out / "log.jsonl"
+    if os.path.lexists(path):
+        lines = [line for line in read_log(out) if line["step"] <= step]
+        with writing(path) as file:
+            file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
 def plot_log(out: Path, path: Path | None = None) -> None:
@@ -88,7 +168,7 @@ def plot_log(out: Path, path: Path | None = None) -> None:
     whole, quarters = figure.subplots(1, 2)
     steps = [line["step"] for line in lines]
     for name in (name for name in PARTS if name in lines[0]):
-        whole.plot(steps, [line[name] for line in lines], label=name)
+        whole.plot(steps, [line.get(name, torch.nan) for line in lines], label=name)
     for q, name in enumerate(("t in 1..T/4, least noise", "T/4..T/2", "T/2..3T/4", "3T/4..T, most noise")):
         loss = torch.tensor([line["quarters"][q] or torch.nan for line in lines])
         quarters.plot(steps, loss, label=name, color=f"C{q}")
@@ -96,4 +176,6 @@ def plot_log(out: Path, path: Path | None = None) -> None:
         axes.set(xlabel="step", yscale="log", title=title)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
-    figure.savefig(path or out / "loss.png", dpi=120)
+    path = path or out / "loss.png"
+    with writing(path) as file:
+        figure.savefig(file, format=path.suffix[1:], dpi=120)

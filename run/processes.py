@@ -22,10 +22,11 @@ import torch.distributed.nn  # noqa: F401  (imported later, as by DDP, its defau
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from data.sets import STOPS
 from run.cli import choose_device
 
 T = TypeVar("T")
-TIMEOUT = timedelta(minutes=30)     # the longest that one waits for another, as they do while the first draws and saves
+TIMEOUT = timedelta(minutes=30)     # the longest wait for another process, as for the first while it samples and saves
 
 
 @contextlib.contextmanager
@@ -106,11 +107,16 @@ def average_gradients(model: nn.Module) -> nn.Module:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or SIGTERM sets, instead of ending the process."""
+    """An event that Ctrl-C, SIGTERM or SIGHUP sets, instead of ending the process.
+
+    A signal that is ignored stays so, as SIGHUP for a process that nohup started.
+    """
     interrupted = threading.Event()
-    before = {s: signal.signal(s, lambda *_: interrupted.set()) for s in (signal.SIGINT, signal.SIGTERM)}
+    before = {stop: signal.getsignal(stop) for stop in STOPS if signal.getsignal(stop) not in (signal.SIG_IGN, None)}
+    for stop in before:
+        signal.signal(stop, lambda *_: interrupted.set())
     try:
         yield interrupted
     finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)
+        for stop, handler in before.items():
+            signal.signal(stop, handler)

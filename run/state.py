@@ -1,6 +1,8 @@
-"""A training run as a value: what it is made of, how it is described, saved, resumed and sampled from."""
+"""A training run as a value: what it is made of, how far it is, how it is described, sampled from and saved."""
 
-from dataclasses import asdict
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,9 +13,35 @@ from torch.func import functional_call
 import data
 import ddpm
 import noise
+from data.files import writing
 from run import checkpoint, folder, pictures, processes
-from run.cli import make_parent
 from unet import UNet
+
+PATIENCE = 5                        # consecutive updates that may fail before the run stops
+
+
+@dataclass
+class Progress:
+    """How far a run is."""
+    step: int | None = 0            # of the last complete update; None while one changes the run, which cannot be saved
+    records: list[Tensor] = field(default_factory=list)             # of the steps that the log does not have yet
+    failures: int = 0               # consecutive updates that failed, up to this step
+    saved: int = 0                  # the step of the newest checkpoint, or of the latest attempt to write one
+    sound: bool = False             # whether last.pt is this run's and sound, and so worth keeping as previous.pt
+
+    def complete(self, step: int, record: Tensor, finite: bool) -> None:
+        """The update of this step is done, and all of the run is that step's; not finite: it changed nothing."""
+        self.step, self.failures = step, 0 if finite else self.failures + 1
+        if finite:
+            self.records.append(record)
+
+    def check_failures(self, record: Tensor) -> None:
+        """Raises ValueError if too many updates in a row failed. record: of the latest."""
+        if self.failures == PATIENCE:
+            loss = folder.mean_losses([record])["loss"]
+            raise ValueError(f"loss {loss:g} or its gradient was not finite {PATIENCE} steps in a row, up to step "
+                             f"{self.step}; lower --lr or look at the data. A checkpoint, if there is one, is from "
+                             f"before")
 
 
 class Run(NamedTuple):
@@ -26,6 +54,9 @@ class Run(NamedTuple):
     ema: dict[str, Tensor]
     optimizer: torch.optim.Optimizer
     history: Tensor | None          # (T, 10), with importance sampling
+    progress: Progress
+    digest: str = ""                # of the data set
+    check_folder: Callable[[], None] = lambda: None                 # raises ValueError if it is no longer this job's
 
 
 def describe(run: Run) -> None:
@@ -41,32 +72,69 @@ def describe(run: Run) -> None:
         print("warning: sampling starts without them; a larger T or another --schedule leaves less")
 
 
-def save(run: Run, step: int, records: list[Tensor]) -> None:
-    """Writes the whole run to last.pt, with the records that are not yet in its log, and plots its curves."""
-    facts = {"name": run.dataset.name, "shape": run.dataset.shape, "classes": run.dataset.classes}
+def due(run: Run, every: int) -> bool:
+    """Whether what is done every so many steps, and at the last, is to be done now."""
+    return run.progress.step % every == 0 or run.progress.step == run.config.steps
+
+
+def log(run: Run, **facts: float) -> dict | None:
+    """Adds a line to the log if one is due: the mean losses since the last one, and the facts; returns it."""
+    progress = run.progress
+    if not due(run, run.config.log_every) or not progress.records:
+        return None
+    line = {"step": progress.step, **folder.mean_losses(progress.records), **facts}
+    if processes.rank() == 0:
+        run.check_folder()
+        folder.append_log(Path(run.config.out), line)
+    progress.records = []
+    return line
+
+
+def write(run: Run, stop: bool) -> None:
+    """Writes a grid of samples and a checkpoint if they are due, the checkpoint also if the run stops here."""
+    if processes.rank() > 0:
+        return
+    config, step, out = run.config, run.progress.step, Path(run.config.out)
+    run.check_folder()
+    if due(run, config.sample_every):
+        folder.append_log(out, {"step": step, **save_samples(run, out / "samples" / f"{step:06d}.png")})
+    if due(run, config.save_every) or stop:
+        save(run)
+
+
+def save(run: Run) -> None:
+    """Writes the last complete step to last.pt, keeps what that was as previous.pt, and plots the curves."""
+    progress, path = run.progress, Path(run.config.out, "last.pt")
+    run.check_folder()
+    progress.saved = progress.step
+    facts = {"name": run.dataset.name, "shape": run.dataset.shape, "classes": run.dataset.classes, "digest": run.digest}
     weights = {name: w.detach() for name, w in run.weights.items()}
-    checkpoint.save(Path(run.config.out, "last.pt"), checkpoint.Checkpoint(
-        run.unet.config, weights, run.ema, step, run.schedule.beta[1:], asdict(run.config), facts,
-        run.optimizer.state_dict(), records, checkpoint.versions(), run.history))
+    checkpoint.save(path, checkpoint.Checkpoint(
+        run.unet.config, weights, run.ema, progress.step, run.schedule.beta[1:], asdict(run.config), facts,
+        run.optimizer.state_dict(), progress.records, checkpoint.versions(), run.history),
+        path.with_name("previous.pt") if progress.sound else None)
+    progress.sound = True
     folder.plot_log(Path(run.config.out))
 
 
-def resume(run: Run, last: checkpoint.Checkpoint, free: set[str]) -> None:
-    """Puts the run where the checkpoint is.
+@contextlib.contextmanager
+def saved_on_error(run: Run) -> Iterator[None]:
+    """Whatever error ends the block, the last complete step is saved before it is raised, where that can be done.
 
-    free: the settings that may differ. Raises ValueError for a checkpoint of another run.
+    It cannot be done in the middle of an update, which changes weights, moments and average one after the other. It is
+    not done after too many failed updates: a run that is started again and again would reach its end with them.
     """
-    path = Path(run.config.out, "last.pt")
-    checkpoint.check_same_run(path, last, asdict(run.config), free, run.dataset.shape, run.dataset.classes)
-    with torch.no_grad():
-        for ours, saved in ((run.weights, last.weights), (run.ema, last.ema)):
-            for name, w in ours.items():
-                w.copy_(saved[name])
-    if run.history is not None:
-        run.history.copy_(last.history)
-    run.optimizer.load_state_dict(last.optimizer)
-    if processes.rank() == 0:
-        print(f"resuming {path} at step {last.step}")
+    try:
+        yield
+    except Exception:
+        step = run.progress.step or 0
+        if processes.rank() == 0 and step > run.progress.saved and run.progress.failures < PATIENCE:
+            try:
+                save(run)
+                print(f"an error ended the run; step {step} is saved, repeat the command to resume")
+            except Exception as error:
+                print(f"an error ended the run, and step {step} could not be saved: {error}")
+        raise
 
 
 @torch.no_grad()
@@ -82,6 +150,7 @@ def save_samples(run: Run, path: Path) -> dict[str, list[float]]:
                                  rows, run.dataset.shape, seeds)
     run.unet.train()
     columns, heads = (len(classes), classes) if run.unet.classes else (4, ())
-    pictures.grid(x0, columns, heads).save(make_parent(path))
+    with writing(path) as file:
+        pictures.grid(x0, columns, heads).save(file, format="png")
     real = data.to_unit(data.evenly_spaced(run.dataset, 512))
     return {**pictures.channel_statistics("samples", x0), **pictures.channel_statistics("data", real)}

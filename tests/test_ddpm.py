@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+import ddpm
 from ddpm import (
     SCHEDULES,
     TARGETS,
@@ -150,6 +151,34 @@ def test_q_steps_compose_to_q_sample(name):
         variance = q_step(schedule, variance.sqrt(), t, 0 * one)**2 + q_step(schedule, 0 * x, t, one)**2
         assert_close(q_sample(schedule, one.double(), t, 0 * one), x)
         assert_close(q_sample(schedule, 0 * x, t, one)**2, variance)
+
+
+@pytest.mark.parametrize("t", [-1, 0, 11, 10**9])
+@pytest.mark.parametrize("name", ["q_step", "q_sample", "q_posterior", "predict", "loss", "hybrid_loss", "bound_terms"])
+def test_times_outside_the_chain_are_refused(name, t):
+    """Of a table, -1 is the last entry; t = 0 is clean, which q_sample alone can make."""
+    schedule, t = ddpm.linear_schedule(10), torch.tensor([1, t])
+    x, eps = torch.zeros(2, 1, 2, 2), torch.ones(2, 1, 2, 2)
+    bound = {"target": "eps", "variance": "learned", "clip": False}
+    calls = {
+        "q_step": lambda: ddpm.q_step(schedule, x, t, eps), "q_sample": lambda: ddpm.q_sample(schedule, x, t, eps),
+        "q_posterior": lambda: ddpm.q_posterior(schedule, x, x, t),
+        "predict": lambda: ddpm.predict(schedule, eps, x, t, "v"),
+        "loss": lambda: ddpm.loss(schedule, lambda xt, t: xt, x, t, eps),
+        "hybrid_loss": lambda: ddpm.hybrid_loss(schedule, lambda xt, t: torch.cat([xt, xt], 1), x, t, eps),
+        "bound_terms": lambda: ddpm.bound_terms(schedule, lambda xt, t: torch.cat([xt, xt], 1), x, t, eps, **bound)}
+    if name == "q_sample" and t[1] == 0:
+        assert_close(calls[name]()[1], x[1])
+        return
+    with pytest.raises(ValueError, match=r"t goes from .*; it must lie in [01]\.\.10"):
+        calls[name]()
+
+
+def test_times_are_not_looked_at_while_compiling():
+    """One graph, without a break for the look."""
+    schedule, x, t = ddpm.linear_schedule(10), torch.randn(2, 1, 2, 2), torch.tensor([1, 10])
+    compiled = torch.compile(lambda x, t: ddpm.q_sample(schedule, x, t, x), fullgraph=True, backend="eager")
+    assert_close(compiled(x, t), ddpm.q_sample(schedule, x, t, x))
 
 
 def test_q_steps_reach_the_distribution_of_q_sample():

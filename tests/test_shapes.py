@@ -90,14 +90,12 @@ def test_times_of_another_kind(times):
         ddpm.sampler_rows(ddpm.linear_schedule(10), times)
 
 
-@pytest.mark.parametrize("t", [torch.tensor([11, 1]), torch.tensor([1., 2.]), torch.tensor([True, False]),
-                               torch.tensor([1, 2, 3])])
-def test_t_that_is_none_is_refused_by_torch(t):
-    """Looking at its values here would make a GPU wait."""
+@pytest.mark.parametrize("t", [torch.tensor([1., 2.]), torch.tensor([True, False]), torch.tensor([1, 2, 3])])
+def test_t_of_another_dtype_or_shape_is_refused(t):
     x = numbers((2, 1, 2, 2))
     for function in (lambda: ddpm.q_sample(ddpm.linear_schedule(10), x, t, x),
                      lambda: ddpm.predict(ddpm.linear_schedule(10), x, x, t, "eps")):
-        with pytest.raises((IndexError, RuntimeError)):
+        with pytest.raises((ValueError, IndexError, RuntimeError)):
             function()
 
 
