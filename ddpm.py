@@ -3,14 +3,16 @@
 The letters are those of Ho et al. 2020 [1]. Time t runs 1..T and t = 0 is clean data, so every table has
 T + 1 entries and alpha_bar[0] = 1; on a CPU other t raise ValueError. Tables are float64; a coefficient is
 computed in float64 and only then cast to x's dtype. `eps` and `z` are standard normal noise; `_hat` marks a
-prediction. A denoiser is any callable (xt, t) -> output with t an int64 tensor (B,). The output predicts eps, x0
-or v, and has twice the channels if it also predicts the variance. x may have any shape (B, C, ...).
+prediction. A denoiser is any callable (xt, t) -> output with t an int64 tensor (B,), or float64 if the sampler
+stops between whole times. The output predicts eps, x0, v or flow, and has twice the channels if it also predicts
+the variance. x may have any shape (B, C, ...).
 
 [1] Ho, Jain, Abbeel 2020, Denoising Diffusion Probabilistic Models
 [2] Nichol, Dhariwal 2021, Improved Denoising Diffusion Probabilistic Models
 [3] Song, Meng, Ermon 2021, Denoising Diffusion Implicit Models
 [4] Salimans, Ho 2022, Progressive Distillation (v, and the parametrisations of the output)
 [5] Ho, Salimans 2022, Classifier-Free Diffusion Guidance
+[6] Liu et al. 2022, Flow Straight and Fast (rectified flow)
 """
 
 import math
@@ -27,11 +29,13 @@ from samplers import (  # noqa: F401  the samplers are part of this module's int
     SPACINGS,
     TARGETS,
     VARIANCES,
+    alpha_bar_at,
     check_choice,
     check_output,
     interpolate_log_var,
     sample,
     sampler_rows,
+    spaced_times,
     step,
     timesteps,
     x0_coefficients,
@@ -88,8 +92,15 @@ def sigmoid_schedule(T: int = 1000, start: float = -3, end: float = 3, tau: floa
     return from_alpha_bar(u[-1] - u)
 
 
-SCHEDULES = {"linear": linear_schedule, "cosine": cosine_schedule,
-             "quadratic": quadratic_schedule, "sigmoid": sigmoid_schedule}
+def flow_schedule(T: int = 1000) -> Schedule:
+    """Rectified flow's straight path (1 - u) x0 + u eps, u = t/T, scaled to unit variance; alpha_bar_T = 0 [6]."""
+    u = torch.linspace(0, 1, T + 1, dtype=torch.float64)
+    alpha_bar = (1 - u)**2 / ((1 - u)**2 + u**2)
+    return from_betas(1 - alpha_bar[1:] / alpha_bar[:-1])
+
+
+SCHEDULES = {"linear": linear_schedule, "cosine": cosine_schedule, "quadratic": quadratic_schedule,
+             "sigmoid": sigmoid_schedule, "flow": flow_schedule}
 
 
 def schedule_length(schedule: Schedule) -> int:
@@ -103,7 +114,7 @@ def schedule_check(schedule: Schedule) -> float:
     Sampling starts from N(0, I) all the same, so this is what every chain loses at once: 3e-5 for the linear
     schedule of [1], 0.036 if its betas are crossed in 300 steps.
     """
-    return -math.log2(1 - schedule.alpha_bar[-1].item()) / 2
+    return math.log2(1 / (1 - schedule.alpha_bar[-1].item())) / 2
 
 
 # The forward process q
@@ -134,7 +145,8 @@ def q_step(schedule: Schedule, x_prev: Tensor, t: Tensor, eps: Tensor) -> Tensor
 def q_sample(schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
     """x_t from x0 in one jump ([1] eq. 4); t = 0 is x0 itself."""
     check_times(schedule, t, first=0)
-    a, b = broadcast_to(x0, schedule.alpha_bar[t].sqrt(), (1 - schedule.alpha_bar[t]).sqrt())
+    alpha_bar = alpha_bar_at(schedule, t)
+    a, b = broadcast_to(x0, alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
     return a * x0 + b * eps
 
 
@@ -156,22 +168,23 @@ def q_posterior(schedule: Schedule, x0: Tensor, xt: Tensor, t: Tensor) -> tuple[
 def predict(schedule: Schedule, output: Tensor, xt: Tensor, t: Tensor, target: str) -> tuple[Tensor, Tensor]:
     """x0_hat and eps_hat from the network's output, which has xt's shape."""
     check_times(schedule, t)
-    a, b = broadcast_to(xt, *x0_coefficients(schedule.alpha_bar[t], target))
+    a, b = broadcast_to(xt, *x0_coefficients(alpha_bar_at(schedule, t), target))
     x0_hat = a * xt + b * output
     return x0_hat, eps_from_x0(schedule, x0_hat, xt, t)
 
 
 def eps_from_x0(schedule: Schedule, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
     """The eps that makes x_t of x0 ([1] eq. 4, solved for eps)."""
-    a, b = broadcast_to(xt, schedule.alpha_bar[t].sqrt(), (1 - schedule.alpha_bar[t]).sqrt())
+    alpha_bar = alpha_bar_at(schedule, t)
+    a, b = broadcast_to(xt, alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
     return (xt - a * x0) / b
 
 
 def training_target(schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor, target: str) -> Tensor:
-    """The regression target: eps, x0, or v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0."""
-    if target in ("eps", "x0"):
-        return {"eps": eps, "x0": x0}[target]
-    a, b = broadcast_to(x0, *x0_coefficients(schedule.alpha_bar[t], target))      # x0 = a xt + b v, so v = a eps + b x0
+    """The regression target: eps, x0, v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0, or flow = eps - x0."""
+    if target in ("eps", "x0", "flow"):
+        return {"eps": eps, "x0": x0, "flow": eps - x0}[target]
+    a, b = broadcast_to(x0, *x0_coefficients(alpha_bar_at(schedule, t), target))  # x0 = a xt + b v, so v = a eps + b x0
     return a * eps + b * x0
 
 
@@ -183,7 +196,7 @@ def exact_denoiser(schedule: Schedule, data: Tensor, target: str = "eps") -> Cal
     points = data.flatten(1).double()                                   # N D
 
     def denoise(xt: Tensor, t: Tensor) -> Tensor:
-        alpha_bar = schedule.alpha_bar[t][:, None]
+        alpha_bar = alpha_bar_at(schedule, t)[:, None]
         near = alpha_bar.sqrt() * (xt.flatten(1).double() @ points.T) - alpha_bar * points.square().sum(1) / 2
         x0 = ((near / (1 - alpha_bar)).softmax(1) @ points).view(xt.shape).to(xt.dtype)
         return training_target(schedule, x0, t, eps_from_x0(schedule, x0, xt, t), target)
@@ -312,15 +325,20 @@ def prior_bits(schedule: Schedule, x0: Tensor) -> Tensor:
     return kl.flatten(1).mean(1) / math.log(2)
 
 
+SHOWN = {"DDPM": {"eta": 1.}, "DDIM": {}, "DPM-Solver++(2M)": {"sampler": "2m"},
+         "SDE-DPM-Solver++(2M)": {"sampler": "2m", "eta": 1.}, "UniPC-2": {"sampler": "unipc"},
+         "Heun with churn": {"sampler": "heun", "churn": 1.}, "Consistency": {"sampler": "consistency"}}
+
+
 def main() -> None:
-    """Prints DDPM, DDIM and DPM-Solver++(2M) as what they are: three tables of the same ten steps."""
-    schedule = linear_schedule()
+    """Prints the samplers as what they are: tables of the same ten steps."""
+    schedule, columns = linear_schedule(), [*COLUMNS[:8], "cp2", "cz"]
     times = timesteps(schedule_length(schedule), 10)
     print(step.__doc__.split("\n\n")[1])
-    for name, choice in {"DDPM": {"eta": 1.}, "DDIM": {}, "DPM-Solver++(2M)": {"sampler": "2m"}}.items():
-        print(f"\n{name}\n" + "".join(f"{c:>9}" for c in COLUMNS[:9]))
-        for row in sampler_rows(schedule, times, **choice)[:, :9].tolist():
-            print("".join(f"{c:9.4g}" for c in row))
+    for name, choice in SHOWN.items():
+        print(f"\n{name}\n" + "".join(f"{c:>9}" for c in columns))
+        for row in sampler_rows(schedule, times, **choice).tolist():
+            print("".join(f"{row[COLUMNS.index(c)]:9.4g}" for c in columns))
 
 
 if __name__ == "__main__":

@@ -29,15 +29,20 @@ def philox(key, counter):
     return c0, c1, c2, c3
 
 
-def words(seeds: Tensor, s: int | Tensor, n: int, stream: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The counter blocks that hold n elements of (seed, step, stream): four words, each (..., ceil(n/4))."""
+def words(seeds: Tensor, s: float | Tensor, n: int, stream: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The counter blocks that hold n elements of (seed, step, stream): four words, each (..., ceil(n/4)).
+
+    The fraction of a step that is not whole, as float32 has it, is the counter's last word.
+    """
     s = torch.as_tensor(s, device=seeds.device)
-    if seeds.is_floating_point() or s.is_floating_point():
-        raise ValueError(f"seeds are {seeds.dtype} and the step {s.dtype}; they must be whole numbers")
+    if seeds.is_floating_point():
+        raise ValueError(f"seeds are {seeds.dtype}; they must be whole numbers")
     seeds, s = torch.broadcast_tensors(seeds, s)
-    seeds, s = seeds[..., None], s[..., None].long()
+    seeds, s = seeds[..., None], s[..., None]
+    s = s.float() if s.is_floating_point() else s
+    whole, fraction = s.long(), (s % 1 * 2**32).long()
     block = torch.arange(math.ceil(n / 4), device=seeds.device)
-    return philox((seeds & MASK, seeds >> 32 & MASK), (block, s, stream, 0))
+    return philox((seeds & MASK, seeds >> 32 & MASK), (block, whole, stream, fraction))
 
 
 def unit(word: Tensor) -> Tensor:
@@ -51,11 +56,12 @@ def box_muller(u1: Tensor, u2: Tensor) -> tuple[Tensor, Tensor]:
     return r * theta.cos(), r * theta.sin()
 
 
-def normal(seeds: Tensor, s: int | Tensor, shape, stream: int = SAMPLE) -> Tensor:
+def normal(seeds: Tensor, s: float | Tensor, shape, stream: int = SAMPLE) -> Tensor:
     """The noise that lands on x_s: standard normals, float32, of shape (*seeds.shape, *shape).
 
-    seeds: int64, one per image (`image_seeds`). s: the step landed on, an int or an integer tensor that
-    broadcasts with seeds (so s[:, None] gives many steps together). shape: one image's, e.g. (C, H, W).
+    seeds: int64, one per image (`image_seeds`). s: the step landed on, a number or a tensor that broadcasts
+    with seeds (so s[:, None] gives many steps together); whole, or real to float32's precision, which a whole
+    one below 2^24 survives. shape: one image's, e.g. (C, H, W).
     Element e, in C, H, W order, is word e % 4 of counter block e // 4.
     """
     n = math.prod(shape)

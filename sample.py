@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 import ddpm
 import published
+import samplers
 from kernels.compile import compile_denoiser, compile_loop, fast_norm
 from noise import image_seeds, normal
 from run import arrays, checkpoint, folder, pictures, processes
@@ -43,10 +44,12 @@ class Config:
     batch: int = 100                            # largest batch of a process; changes pictures by rounding only
     seed: int = 0                               # picture i is a function of the weights, the seed and i
     labels: str = ""                            # as 7 or cat,dog, repeated; empty is all in turn, none is no label
-    sampler: str = "ddim"                       # ddim, or 2m: DPM-Solver++ of second order
+    sampler: str = "ddim"                       # ddim, 2m (DPM-Solver++), heun, unipc, unipc-bh1 or consistency
     steps: str = "50"                           # number of steps, or the timesteps themselves, as 1000,600,200
-    spacing: str = "trailing"                   # of the timesteps: trailing, leading or linspace
-    eta: float = 0.                             # noise of each step: 0 is DDIM, 1 DDPM
+    spacing: str = "trailing"                   # of the timesteps: trailing, leading, linspace, karras, logsnr or flow
+    shift: float = 1.                           # above 1, the steps of flow spacing move to more noise
+    eta: float = 0.                             # noise of each step of ddim or 2m: 0 is DDIM, 1 DDPM
+    churn: float = 0.                           # noise of heun's steps: S_churn of EDM
     variance: str = ""                          # beta_tilde, beta or learned; empty is the model's own
     clip: bool = True                           # clip the predicted x0 to [-1, 1]
     guidance: float = 0.                        # w of (1 + w) eps(label) - w eps(no label)
@@ -73,14 +76,15 @@ def check(config: Config) -> None:
 # The chain
 
 def sampler_table(last: Checkpoint, config: Config) -> Tensor:
-    """The sampler's rows (S, 11), on the CPU."""
+    """The sampler's rows (S, 12), on the CPU."""
     steps = parse_integers("steps", config.steps)
-    times = ddpm.timesteps(len(last.beta), steps[0], config.spacing) if len(steps) == 1 else steps
+    schedule = ddpm.from_betas(last.beta)
+    times = samplers.spaced_times(schedule, steps[0], config.spacing, config.shift) if len(steps) == 1 else steps
     if config.variance == "learned" and not last.network.learns_variance:
         raise ValueError(f"variance is learned, but {config.checkpoint} learned none; use beta_tilde or beta")
-    return ddpm.sampler_rows(ddpm.from_betas(last.beta), times, sampler=config.sampler, eta=config.eta,
-                             target=last.settings["target"], clip=config.clip and last.clip,
-                             variance=config.variance or last.variance)
+    return samplers.sampler_rows(schedule, times, sampler=config.sampler, eta=config.eta, churn=config.churn,
+                                 target=last.settings["target"], clip=config.clip and last.clip,
+                                 variance=config.variance or last.variance)
 
 
 def choose_labels(last: Checkpoint, config: Config) -> Tensor | None:
@@ -108,7 +112,7 @@ def make_chain(config: Config, unet: UNet, rows: Tensor, shape, seeds: Tensor, y
 
     if config.compile:
         began = time.perf_counter()
-        chain = compile_loop(denoiser(compile_denoiser(unet, rows[:, 0].long())), rows, shape, seeds)
+        chain = compile_loop(denoiser(compile_denoiser(unet, samplers.network_times(rows))), rows, shape, seeds)
         print(f"compiled in {time.perf_counter() - began:.0f} s")
         return chain
     elements = len(seeds) * math.prod(shape)
@@ -149,7 +153,7 @@ def generate_batches(config: Config, last: Checkpoint, keep: Keep = lambda times
     norm = fast_norm(device) if config.compile else group_norm_silu_plain
     unet = checkpoint.load_unet(last, config.weights, config.dtype, config.device, norm, weights)
     rows, choices = sampler_table(last, config).to(device), choose_labels(last, config)
-    times, shape, classes = rows[:, 0].int().tolist(), tuple(last.data["shape"]), tuple(last.data["classes"])
+    times, shape, classes = samplers.numbers(rows[:, 0]), tuple(last.data["shape"]), tuple(last.data["classes"])
     kept, world = {0, *keep([*times, 0])}, processes.world_size()
 
     rounds = math.ceil(config.n / (config.batch * world))

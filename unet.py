@@ -208,7 +208,7 @@ class UNet(nn.Module):
         initialise(self)
 
     def forward(self, xt: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        """xt: (B, C, H, W). t: int64 (B,), 1..T. labels: int64 (B,), if there are classes. Raises ValueError."""
+        """xt: (B, C, H, W). t: (B,), in 1..T. labels: int64 (B,), if there are classes. Raises ValueError."""
         check_size(self.config, *xt.shape[1:])
         return self.trunk(xt, self.embed(t, labels))
 
@@ -217,7 +217,7 @@ class UNet(nn.Module):
         if (labels is None) != (self.classes is None):
             raise ValueError(f"the network has {self.config.classes} classes, but labels are "
                              f"{'missing' if labels is None else 'given'}; pass labels to networks with classes only")
-        t = (t - 1) * self.config.time_scale                                      # published networks count from 0
+        t = ((t - 1) * self.config.time_scale).float()                            # published networks count from 0
         h = sinusoid(t, self.config.D, self.config.freq_shift)                    # B D
         h = self.time_out(F.silu(self.time_in(h.to(self.time_in.weight.dtype))))  # B 4D
         if labels is not None:

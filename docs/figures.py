@@ -112,7 +112,7 @@ def schedules(path: Path) -> None:
     signal.set(title="signal left, alpha_bar", xlabel="t")
     ratio.set(title="log10 of signal over noise", xlabel="t")
     added.set(title="noise added per step, beta", xlabel="t", yscale="log")
-    top.legend(*signal.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    top.legend(*signal.get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=7, frameon=False)
     for axes in (signal, ratio, added):
         axes.grid(alpha=0.3)
     x0, times = one_digit(), torch.linspace(0, 1000, 11).long()

@@ -31,7 +31,7 @@ class Config:
 
 
 def upward_rows(schedule: ddpm.Schedule, times: Sequence[int], target: str) -> Tensor:
-    """DDIM's rows from the lowest of the decreasing times to the highest, (S-1, 11) float64 as `ddpm.sampler_rows`."""
+    """DDIM's rows from the lowest of the decreasing times to the highest, (S-1, 12) float64 as `ddpm.sampler_rows`."""
     times = torch.as_tensor(times, device=schedule.beta.device).flip(0)
     t, s = times[:-1], times[1:]
     bar_t, bar_s = schedule.alpha_bar[t], schedule.alpha_bar[s]
@@ -39,7 +39,7 @@ def upward_rows(schedule: ddpm.Schedule, times: Sequence[int], target: str) -> T
     ct = ((1 - bar_s) / (1 - bar_t)).sqrt()
     c0 = bar_s.sqrt() - ct * bar_t.sqrt()
     nothing = torch.zeros_like(a)
-    return torch.stack([t, s, a, b, torch.full_like(a, torch.inf), c0, ct, *[nothing] * 4], dim=1)
+    return torch.stack([t, s, a, b, torch.full_like(a, torch.inf), c0, ct, *[nothing] * 5], dim=1)
 
 
 def noise_of(schedule: ddpm.Schedule, denoise: Callable, x0: Tensor, times: Sequence[int], target: str) -> Tensor:

@@ -46,7 +46,8 @@ def fast_unet(config: UNetConfig, device: torch.device) -> UNet:
 def compile_denoiser(unet: UNet, times: Tensor) -> Callable:
     """(xt, t, labels) -> output for sampling: the network, rewritten and compiled for the times of one chain.
 
-    times: int64 (S,), those that the chain visits. Changes the network in place; its weights must not change after.
+    times: (S,), those that the chain visits (`samplers.network_times`). Changes the network in place; its weights must
+    not change after.
     """
     device = next(unet.parameters()).device
     embed = time_table(unet, times)
@@ -67,13 +68,13 @@ def time_table(unet: UNet, times: Tensor) -> Callable:
     classes, device = unet.config.classes, times.device
     if 4 * len(times) * max(classes, 1) * unet.time.out_features > 2**30:
         return torch.compile(unet.embed, fullgraph=True)
-    step = torch.zeros(int(times.max()) + 1, dtype=torch.int64, device=device)
-    step[times] = torch.arange(len(times), device=device)
+    times = times.unique()                                                        # increasing, for searchsorted
     if not classes:
         rows = unet.embed(times)                                                  # S width
-        return lambda t, labels: rows[step[t]]
-    rows = torch.stack([unet.embed(times, torch.full_like(times, k)) for k in range(classes)], dim=1)
-    return lambda t, labels: rows[step[t], labels]                                # of S classes width
+        return lambda t, labels: rows[torch.searchsorted(times, t.contiguous())]
+    each = (torch.full(times.shape, k, device=device) for k in range(classes))
+    rows = torch.stack([unet.embed(times, k) for k in each], dim=1)
+    return lambda t, labels: rows[torch.searchsorted(times, t.contiguous()), labels]  # of S classes width
 
 
 class SubpixelUp(nn.ConvTranspose2d):
@@ -105,7 +106,7 @@ def compile_loop(denoise: Callable, rows: Tensor, shape, seeds: Tensor) -> Calla
     if rows.device.type == "cuda":
         return capture(denoise, rows, shape, seeds)
     run = partial(samplers.sample, denoise, rows, shape, step=torch.compile(samplers.step, fullgraph=True))
-    for _ in islice(run(seeds), 2):                                               # the second step of 2m has x0_prev
+    for _ in islice(run(seeds), 3):                                               # the third step of unipc has x0_prev2
         pass
     return run
 
@@ -113,18 +114,20 @@ def compile_loop(denoise: Callable, rows: Tensor, shape, seeds: Tensor) -> Calla
 @torch.no_grad()
 def capture(denoise: Callable, rows: Tensor, shape, seeds: Tensor) -> Callable:
     """One step of the chain, [network, sampling step, index + 1], as a CUDA graph that is replayed S times."""
-    seeds, times = seeds.clone(), rows[:, 0].long()
-    steps, narrow = rows[:, 1].long().tolist(), rows.float()                      # as the kernel would cast each
-    second_order = bool(rows[:, samplers.COLUMNS.index("cp")].any())
-    noisy = bool(rows[:, samplers.COLUMNS.index("cz")].any())
+    seeds, times = seeds.clone(), samplers.network_times(rows)
+    steps, narrow = samplers.numbers(rows[:, 1]), rows.float()                    # as the kernel would cast each
+    noisy, second, third, learned = samplers.needs(rows)
     i = torch.zeros(1, dtype=torch.int64, device=rows.device)
     xt = normal(seeds, times[0], shape)
-    x0_hat = torch.zeros_like(xt)
+    x0_hat, x0_prev = torch.zeros_like(xt), torch.zeros_like(xt) if third else None
 
     def step() -> None:
         output = denoise(xt, times.index_select(0, i).expand(len(seeds)))
-        xs, x0 = sampling_step(narrow, i, xt, output, x0_hat if second_order else None, seeds if noisy else None)
+        xs, x0 = sampling_step(narrow, i, xt, output, x0_hat if second else None, seeds if noisy else None,
+                               x0_prev2=x0_prev)
         xt.copy_(xs)
+        if third:
+            x0_prev.copy_(x0_hat)
         x0_hat.copy_(x0)
         i.add_(1)
 
@@ -138,7 +141,7 @@ def capture(denoise: Callable, rows: Tensor, shape, seeds: Tensor) -> Callable:
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):                                                 # compiles, and lets libraries choose
-        samplers.check_output(denoise(xt, times[:1].expand(len(seeds))), xt.shape, bool(rows[:, -1].any()))
+        samplers.check_output(denoise(xt, times[:1].expand(len(seeds))), xt.shape, learned)
         for _ in range(3):
             i.zero_()
             step()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import ddpm
 import noise
+import samplers
 from kernels import group_norm_silu, group_norm_silu_plain, sampling_step
 from kernels.group_norm_silu import DTYPES, INTERPRET, backward_op, forward_op
 from unet import CONFIGS, UNet
@@ -156,8 +157,10 @@ def times(run: Callable, size: int) -> dict[str, float]:
 # The sampling step
 
 SAMPLERS = {"ancestral": {"eta": 1.}, "beta": {"eta": 1., "variance": "beta"}, "ddim": {}, "eta 0.5": {"eta": 0.5},
-            "2m": {"sampler": "2m"}, "learned": {"eta": 1., "variance": "learned"}}
-ONLY_NOISE = [[7, 5, 0, 0, 1, 0, 0, 0, 1, 0, 0]]                                  # a row whose x_s is the noise
+            "2m": {"sampler": "2m"}, "2m sde": {"sampler": "2m", "eta": 1.}, "unipc": {"sampler": "unipc"},
+            "heun churn": {"sampler": "heun", "churn": 1.}, "consistency": {"sampler": "consistency"},
+            "learned": {"eta": 1., "variance": "learned"}}
+ONLY_NOISE = [[7, 5, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0]]                               # a row whose x_s is the noise
 
 
 def step_cases(device: torch.device) -> Iterator[dict]:
@@ -167,9 +170,9 @@ def step_cases(device: torch.device) -> Iterator[dict]:
     """
     shape = (128, 3, 32, 32) if device.type == "cuda" else (2, 3, 8, 6)
     outputs = list(product(DTYPES, LAYOUTS))
-    for n, (sampler, target, clip) in enumerate(product(SAMPLERS, ddpm.TARGETS, (True, False))):
+    for n, (sampler, target, clip) in enumerate(product(SAMPLERS, samplers.TARGETS, (True, False))):
         choice = SAMPLERS[sampler] | {"target": target, "clip": clip}
-        rows = ddpm.sampler_rows(ddpm.linear_schedule(), ddpm.timesteps(1000, 5), **choice).to(device)
+        rows = samplers.sampler_rows(ddpm.linear_schedule(), samplers.timesteps(1000, 5), **choice).to(device)
         for dtype, layout in outputs if device.type == "cuda" else [outputs[n % len(outputs)]]:
             yield {"kernel": "sampling_step", "case": f"{sampler} {target}{' clip' if clip else ''}",
                    "dtype": name_of(dtype), "layout": layout, **step_case(rows, shape, dtype, layout)}
@@ -178,26 +181,26 @@ def step_cases(device: torch.device) -> Iterator[dict]:
 
 
 def step_arguments(rows: Tensor, shape, dtype: torch.dtype, layout: str) -> tuple:
-    """xt, output (twice the channels for a learned variance), x0_prev where the rows read it, and seeds."""
+    """xt, output (twice the channels for a learned variance), and what the rows read of seeds, x0_prev, x0_prev2."""
     g = torch.Generator().manual_seed(0)
     B, C, *pixels = shape
-    learned, second_order = rows[:, ddpm.COLUMNS.index("log_max")].any(), rows[:, ddpm.COLUMNS.index("cp")].any()
-    xt, x0_prev = torch.randn(2, *shape, generator=g).to(rows.device)
+    noisy, second, third, learned = samplers.needs(rows)
+    xt, x0_prev, x0_prev2 = torch.randn(3, *shape, generator=g).to(rows.device)
     output = torch.randn(B, 2 * C if learned else C, *pixels, generator=g).to(rows.device, dtype)
     seeds = noise.image_seeds(1, torch.arange(B, device=rows.device))
-    return xt, output.to(memory_format=LAYOUTS[layout]), x0_prev if second_order else None, seeds
+    return (xt, output.to(memory_format=LAYOUTS[layout]), seeds if noisy else None, x0_prev if second else None,
+            x0_prev2 if third else None)
 
 
 def step_case(rows: Tensor, shape, dtype: torch.dtype, layout: str) -> dict:
-    xt, output, x0_prev, seeds = step_arguments(rows, shape, dtype, layout)
-    seeds = seeds if rows[:, ddpm.COLUMNS.index("cz")].any() else None
-    doubles = [None if each is None else each.double() for each in (xt, output, x0_prev)]
+    xt, output, seeds, *past = step_arguments(rows, shape, dtype, layout)
+    given = xt, output, *past
+    doubles = [None if each is None else each.double() for each in given]
     found, repeats = {}, True
     for k in (0, len(rows) // 2, len(rows) - 1):
         i = torch.tensor([k], device=rows.device)
-        results = (step(rows, i, *given, seeds) for step, given in
-                   ((sampling_step, (xt, output, x0_prev)), (sampling_step, (xt, output, x0_prev)),
-                    (ddpm.step, (xt, output, x0_prev)), (ddpm.step, doubles)))
+        results = (step(rows, i, x, out, prev, seeds, x0_prev2=prev2) for step, (x, out, prev, prev2) in
+                   ((sampling_step, given), (sampling_step, given), (samplers.step, given), (samplers.step, doubles)))
         got, again, plain, true = (dict(zip(("xs", "x0_hat"), each, strict=True)) for each in results)
         found |= {f"{name} at s = {rows[k, 1]:.0f}": e for name, e in errors(got, plain, true).items()}
         repeats &= all(torch.equal(got[name], again[name]) for name in got)
@@ -205,8 +208,9 @@ def step_case(rows: Tensor, shape, dtype: torch.dtype, layout: str) -> dict:
     if not rows.is_cuda:
         return report
     i = torch.tensor([len(rows) // 2], device=rows.device)
-    size = xt.numel() * (8 + output.element_size() * output.shape[1] // xt.shape[1] + (4 if x0_prev is not None else 0))
-    return report | times(lambda: sampling_step(rows, i, xt, output, x0_prev, seeds, keep_x0=False), size)
+    size = xt.numel() * (8 + output.element_size() * output.shape[1] // xt.shape[1] + 4 * (2 - past.count(None)))
+    return report | times(lambda: sampling_step(rows, i, xt, output, past[0], seeds, x0_prev2=past[1], keep_x0=False),
+                          size)
 
 
 def noise_case(shape, device: torch.device) -> dict:

@@ -74,7 +74,7 @@ def strip(samples: Samples, times: Sequence[int]) -> Image.Image:
     """The first samples, one per row, at these times of the reverse chain."""
     rows = min(len(samples.x), max(1, len(samples.classes)))
     x = torch.stack([samples.states[t][:rows] for t in times], dim=1).flatten(0, 1)
-    return grid(x, len(times), [f"t = {t}" for t in times])
+    return grid(x, len(times), [f"t = {t:.6g}" for t in times])
 
 
 def film_times(times: Sequence[int]) -> Sequence[int]:
@@ -89,7 +89,7 @@ def film(samples: Samples, path: Path) -> None:
     """
     frames = []
     for t in sorted(samples.states, reverse=True):
-        sheet = grid(samples.states[t], columns(samples)[0], [f"t = {t}"]).convert("RGB").reduce(2)
+        sheet = grid(samples.states[t], columns(samples)[0], [f"t = {t:.6g}"]).convert("RGB").reduce(2)
         frames.append(sheet.quantize(GREYS if samples.x.shape[1] == 1 else 4 * GREYS, dither=Image.Dither.NONE))
     frames[0].save(path, save_all=True, append_images=frames[1:], loop=0, duration=[150] * (len(frames) - 1) + [2000])
 

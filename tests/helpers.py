@@ -1,4 +1,4 @@
-"""What test_ddpm.py and test_samplers.py share: golden numbers, and a denoiser that is exact."""
+"""What test_ddpm.py and test_samplers.py share: golden numbers, and exact denoisers of a Gaussian."""
 
 import functools
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from ddpm import TARGETS, cosine_schedule, linear_schedule, predict, training_target
+from ddpm import TARGETS, alpha_bar_at, cosine_schedule, linear_schedule, predict, training_target
 
 GOLDEN_SCHEDULES = {"linear1000": linear_schedule(), "linear100": linear_schedule(100, 1e-3, 0.2),
                     "cosine1000": cosine_schedule(), "cosine50": cosine_schedule(50)}
@@ -49,17 +49,25 @@ def pictures(count, *shape, seed=1):
 
 
 def gaussian_denoiser(schedule, mean, var, target):
-    """The exact output for x0 ~ N(mean, var), and v such that the learned variance is exact too."""
+    """The exact output for x0 ~ N(mean, var), at whole times and between them."""
+    def denoise(xt, t):
+        alpha_bar = alpha_bar_at(schedule, t).view(-1, 1, 1, 1).to(xt.dtype)
+        gain = alpha_bar.sqrt() * var / (alpha_bar * var + 1 - alpha_bar)
+        x0_hat = mean + gain * (xt - alpha_bar.sqrt() * mean)
+        _, eps_hat = predict(schedule, x0_hat, xt, t, "x0")
+        return training_target(schedule, x0_hat, t, eps_hat, target)
+    return denoise
+
+
+def gaussian_with_variance(schedule, mean, var, target):
+    """Its output and, in the second half, the v that makes a learned variance exact."""
     def denoise(xt, t):
         alpha_bar, beta, beta_tilde = (table[t].view(-1, 1, 1, 1).to(xt.dtype) for table in
                                        (schedule.alpha_bar, schedule.beta, schedule.beta_tilde))
-        gain = alpha_bar.sqrt() * var / (alpha_bar * var + 1 - alpha_bar)
-        x0_hat = mean + gain * (xt - alpha_bar.sqrt() * mean)
-        x0_var = var * (1 - gain * alpha_bar.sqrt())
+        x0_var = var * (1 - alpha_bar) / (alpha_bar * var + 1 - alpha_bar)
         before = schedule.alpha_bar[t - 1].view(-1, 1, 1, 1)
         log_var = (beta_tilde + x0_var * before * (beta / (1 - alpha_bar))**2).log()
         log_min = schedule.beta_tilde[t.clamp(min=2)].view(-1, 1, 1, 1).log()
         v = 2 * (log_var - log_min) / (beta.log() - log_min) - 1
-        _, eps_hat = predict(schedule, x0_hat, xt, t, "x0")
-        return torch.cat([training_target(schedule, x0_hat, t, eps_hat, target), v.expand_as(xt).to(xt.dtype)], dim=1)
+        return torch.cat([gaussian_denoiser(schedule, mean, var, target)(xt, t), v.expand_as(xt).to(xt.dtype)], dim=1)
     return denoise

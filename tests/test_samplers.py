@@ -23,6 +23,7 @@ from tests.helpers import (
     each_schedule,
     each_target,
     gaussian_denoiser,
+    gaussian_with_variance,
     golden,
     guided_diffusion,
     output_of,
@@ -31,7 +32,9 @@ from tests.helpers import (
 )
 
 SAMPLERS = {"ddpm": {"eta": 1.}, "ddpm beta": {"eta": 1., "variance": "beta"}, "ddim": {}, "ddim 0.5": {"eta": 0.5},
-            "2m": {"sampler": "2m"}}
+            "2m": {"sampler": "2m"}, "2m sde": {"sampler": "2m", "eta": 1.}, "2m 0.5": {"sampler": "2m", "eta": 0.5},
+            "heun": {"sampler": "heun"}, "heun churn": {"sampler": "heun", "churn": 10.}, "unipc": {"sampler": "unipc"},
+            "unipc-bh1": {"sampler": "unipc-bh1"}, "consistency": {"sampler": "consistency"}}
 
 
 def each_row(rows, index, xt, output, z=None):
@@ -200,7 +203,12 @@ def test_rows_of_a_subsequence_are_those_of_the_shortened_schedule(sampler, targ
     ({"times": []}, r"times are \[\]"), ({"times": [5, 5, 1]}, r"\[5, 5, 1\]"), ({"times": [1, 5]}, "decrease"),
     ({"times": [11, 5]}, r"1\.\.10"), ({"times": [5, 0]}, r"1\.\.10"),
     ({"sampler": "euler"}, "'euler'"), ({"variance": "fixed_small"}, "'fixed_small'"), ({"target": "score"}, "'score'"),
-    ({"sampler": "2m", "eta": 0.5}, "2m"),
+    ({"sampler": "heun", "eta": 0.5}, "only the samplers ddim and 2m take it, leave it at 0 for heun"),
+    ({"sampler": "unipc", "eta": 1.}, "eta is 1"), ({"sampler": "consistency", "eta": 1.}, "eta is 1"),
+    ({"churn": 1.}, "churn is 1; it must be 0 or more, and 0 for every sampler but heun"),
+    ({"sampler": "heun", "churn": -1.}, "churn is -1"), ({"sampler": "heun", "churn": math.inf}, "churn is inf"),
+    ({"times": [5., 1.5, 1.5]}, "decrease"), ({"times": [5, 0.5]}, r"1\.\.10"),
+    ({"times": [5 + 1e-9, 5.], "eta": 1.}, "equal in float32"),
 ])
 def test_sampler_rows_errors(choice, message):
     with pytest.raises(ValueError, match=message):
@@ -208,7 +216,7 @@ def test_sampler_rows_errors(choice, message):
 
 
 @pytest.mark.parametrize("target", ["x0", "v"])
-@pytest.mark.parametrize("sampler", [{"eta": 0.}, {"eta": 1.}, {"sampler": "2m"}])
+@pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
 def test_a_last_beta_of_one(sampler, target):
     schedule, data = from_betas([*torch.linspace(0.001, 0.4, 9).tolist(), 1]), pictures(2, 1, 4, 4).sign() / 2
     with pytest.raises(ValueError, match="alpha_bar is 0"):
@@ -310,18 +318,20 @@ def test_step_is_one_graph_for_every_row():
 # The whole chain
 
 def elementwise(xt, t):
-    return 0.5 * xt * (1 + xt.abs()).reciprocal() + t.view(-1, 1, 1, 1) / 1000
+    return 0.5 * xt * (1 + xt.abs()).reciprocal() + t.float().view(-1, 1, 1, 1) / 1000
 
 
 @pytest.mark.parametrize("choice", SAMPLERS.values(), ids=SAMPLERS)
 def test_sample_runs_the_rows(choice):
     rows, seeds = sampler_rows(linear_schedule(), timesteps(1000, 7), **choice), seeds_of(2)
-    xt, x0_hat, times = normal(seeds, 1000, (3, 5, 5)), None, [*rows[:, 0].long().tolist(), 0]
+    xt, past, times = normal(seeds, 1000, (3, 5, 5)), [None, None], [*rows[:, 0].tolist(), 0]
     chain = list(sample(elementwise, rows, (3, 5, 5), seeds))
     assert [s for s, _, _ in chain] == times[1:]
     for i, (s, xs, x0) in enumerate(chain):
-        xt, x0_hat = step(rows, torch.tensor([i]), xt, elementwise(xt, torch.full((2,), times[i])), x0_hat,
-                          z=normal(seeds, s, (3, 5, 5)))
+        t = torch.tensor([times[i]] * 2, dtype=torch.float64 if "churn" in choice else torch.int64)
+        xt, x0_hat = step(rows, torch.tensor([i]), xt, elementwise(xt, t), past[-1], z=normal(seeds, s, (3, 5, 5)),
+                          x0_prev2=past[-2])
+        past.append(x0_hat)
         same(xs, xt)
         same(x0, x0_hat)
 
@@ -349,13 +359,14 @@ def test_a_picture_does_not_depend_on_its_batch(choice):
 
 @pytest.mark.parametrize("choice, ahead, draws", [
     ({}, 1, [[10]]), ({}, 4, [[10]]), ({"sampler": "2m"}, 1, [[10]]), ({"variance": "learned"}, 1, [[10]]),
+    ({"sampler": "heun"}, 4, [[10]]), ({"sampler": "unipc"}, 1, [[10]]),
     ({"eta": 1.}, 1, [[10], [7], [4], [1], [0]]), ({"eta": 1.}, 3, [[10], [1, 4, 7], [0]]),
 ])
 def test_noise_is_drawn_only_where_it_lands(choice, ahead, draws, monkeypatch):
     drawn = []
 
     def count(seeds, s, shape, stream=0):
-        drawn.append(s.unique().tolist())
+        drawn.append(torch.as_tensor(s).unique().tolist())
         return normal(seeds, s, shape, stream)
 
     monkeypatch.setattr(samplers, "normal", count)
@@ -426,21 +437,23 @@ def test_exact_denoiser_lands_on_the_data_in_equal_shares(name, target):
     assert nearest.bincount(minlength=3).min() > count / 3 - 30         # 3.7 standard deviations of a fair share
 
 
-def test_the_script_prints_three_tables(capsys):
+def test_the_script_prints_a_table_for_each_sampler(capsys):
     runpy.run_path(ddpm.__file__, run_name="__main__")
     tables = capsys.readouterr().out.split("\n\n")[1:]
-    assert [table.splitlines()[0] for table in tables] == ["DDPM", "DDIM", "DPM-Solver++(2M)"]
+    assert [table.splitlines()[0] for table in tables] == list(ddpm.SHOWN)
+    assert {choice.get("sampler", "ddim") for choice in ddpm.SHOWN.values()} == {*samplers.SAMPLERS} - {"unipc-bh1"}
     for table in tables:
-        _, head, *rows = table.strip().splitlines()
-        assert head.split() == list(COLUMNS[:9]) and len(rows) == 10
+        name, head, *rows = table.strip().splitlines()
+        assert head.split() == [*COLUMNS[:8], "cp2", "cz"] and len(rows) == (19 if "Heun" in name else 10)
         assert [row.split()[1] for row in rows] == [*(row.split()[0] for row in rows[1:]), "0"]
 
 
 # A Gaussian data set: its exact denoiser is linear, so its chains are known
 
 @each_target
-@pytest.mark.parametrize("name, tolerance", [("ddpm", 0.035), ("ddpm beta", 0.015), ("ddim", 0.015),
-                                             ("ddim 0.5", 0.015), ("2m", 0.006)])
+@pytest.mark.parametrize("name, tolerance", [
+    ("ddpm", 0.035), ("ddpm beta", 0.015), ("ddim", 0.015), ("ddim 0.5", 0.015), ("2m", 0.006), ("2m sde", 0.015),
+    ("2m 0.5", 0.015), ("heun", 0.006), ("heun churn", 0.015), ("unipc", 0.006), ("unipc-bh1", 0.006)])
 def test_samplers_reach_a_known_gaussian(name, tolerance, target):
     mean, std, schedule = 0.4, 0.5, linear_schedule()
     rows = sampler_rows(schedule, timesteps(1000, 250, "linspace"), target=target, clip=False, **SAMPLERS[name])
@@ -453,7 +466,7 @@ def test_samplers_reach_a_known_gaussian(name, tolerance, target):
 def test_an_exact_learned_variance_is_exact_at_every_step(target):
     mean, var, schedule = 0.4, 0.25, linear_schedule(8, 0.2, 0.95)      # far too few steps for a fixed variance
     rows = sampler_rows(schedule, range(8, 0, -1), target=target, variance="learned", eta=1., clip=False)
-    for s, xs, _ in sample(gaussian_denoiser(schedule, mean, var, target), rows, (1, 64, 64), seeds_of(5)):
+    for s, xs, _ in sample(gaussian_with_variance(schedule, mean, var, target), rows, (1, 64, 64), seeds_of(5)):
         alpha_bar = schedule.alpha_bar[s].item()
         assert xs.mean().item() == pytest.approx(alpha_bar**0.5 * mean, abs=0.02)
         assert s == 0 or xs.std().item() == pytest.approx((alpha_bar * var + 1 - alpha_bar)**0.5, rel=0.015)

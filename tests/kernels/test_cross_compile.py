@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from samplers import COLUMNS
+
 ROOT = Path(__file__).parents[2]
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}          # bytes of shared memory a program may have
 CIFAR10 = [(128, 32), (256, 32), (384, 32), (128, 16), (256, 16), (384, 16), (512, 16), (256, 8), (512, 8), (256, 4),
@@ -49,14 +51,15 @@ def norm(fused, B: int, C: int, H: int, dtype: torch.dtype, order: torch.memory_
 
 def steps(fused) -> None:
     rows, i, seeds = (torch.empty(s, dtype=d, device="meta") for s, d in
-                      (((9, 11), torch.float64), (1, torch.int64), (8, torch.int64)))
+                      (((9, len(COLUMNS)), torch.float64), (1, torch.int64), (8, torch.int64)))
     x = torch.empty(8, 3, 32, 32, device="meta")
-    for channels, dtype, order, prev in ((3, torch.bfloat16, torch.channels_last, None),
-                                         (6, torch.bfloat16, torch.channels_last, None),
-                                         (6, torch.float32, torch.contiguous_format, x)):
+    for channels, dtype, order, past in ((3, torch.bfloat16, torch.channels_last, (None, None)),
+                                         (6, torch.bfloat16, torch.channels_last, (None, None)),
+                                         (6, torch.float32, torch.contiguous_format, (x, None)),
+                                         (3, torch.bfloat16, torch.channels_last, (x, x))):
         record.name = f"step {channels} {dtype} {order}"
         output = torch.empty(8, channels, 32, 32, dtype=dtype, device="meta", memory_format=order)
-        fused.step(rows, i, x, output, prev, seeds, None, x, None if prev is None else x)
+        fused.step(rows, i, x, output, *past, seeds, None, x, None if past[0] is None else x)
 
 
 def record(self, *args, grid, warmup, num_warps, **kwargs) -> None:

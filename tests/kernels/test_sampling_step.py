@@ -19,11 +19,14 @@ SCHEDULE = ddpm.linear_schedule()
 TIMES = samplers.timesteps(1000, 5)
 KINDS = {
     "ancestral": {"eta": 1.}, "beta": {"eta": 1., "variance": "beta"}, "ddim": {}, "2m": {"sampler": "2m"},
+    "2m sde": {"sampler": "2m", "eta": 1.}, "heun": {"sampler": "heun"}, "heun churn": {"sampler": "heun", "churn": 1.},
+    "unipc": {"sampler": "unipc"}, "unipc-bh1 v": {"sampler": "unipc-bh1", "target": "v"},
+    "consistency": {"sampler": "consistency"},
     "half v": {"eta": 0.5, "target": "v"}, "x0 unclipped": {"eta": 1., "target": "x0", "clip": False},
     "learned": {"eta": 1., "variance": "learned"},
 }
-COPY_Z = [[7, 5, 0, 0, math.inf, 0, 0, 0, 1, 0, 0]]         # a row that returns its noise
-KEEP_PREV = [[7, 5, 0, 0, 1, 0, 0, 1, 0, 0, 0]]             # and one that returns x0_prev
+COPY_Z = [[7, 5, 0, 0, math.inf, 0, 0, 0, 1, 0, 0, 0]]       # a row that returns its noise
+KEEP_PREV = [[7, 5, 0, 0, 1, 0, 0, 1, 0, 0, 0, 0]]           # and one that returns x0_prev
 
 pytestmark = pytest.mark.usefixtures("poison")
 
@@ -31,12 +34,12 @@ pytestmark = pytest.mark.usefixtures("poison")
 def case(shape, device, channels=1, dtype=torch.float32, layout=torch.contiguous_format) -> dict[str, Tensor]:
     g = torch.Generator().manual_seed(0)
     B, C = shape[:2]
-    xt, x0_prev, z = torch.randn(3, *shape, generator=g).to(device)
+    xt, x0_prev, z, x0_prev2 = torch.randn(4, *shape, generator=g).to(device)
     output = torch.randn(B, channels * C, *shape[2:], generator=g).to(device, dtype)
     if len(shape) == 4:
         output = output.to(memory_format=layout)
     seeds = noise.image_seeds(2**31 - 1, torch.arange(B) + 2**32 - B).to(device)
-    return {"xt": xt, "output": output, "x0_prev": x0_prev, "seeds": seeds, "z": z}
+    return {"xt": xt, "output": output, "x0_prev": x0_prev, "x0_prev2": x0_prev2, "seeds": seeds, "z": z}
 
 
 def index(k: int, device) -> Tensor:
@@ -62,8 +65,10 @@ def test_every_kind_of_row(kind, given, device):
             continue
         c = case((2, 3, 5, 7), device, channels, layout=layout)
         noises = {k: c[k] for k in ("seeds", "z") if k == given}
-        for k in (0, 2, 4):
-            arguments = rows, index(k, device), c["xt"], c["output"], c["x0_prev"] if kind == "2m" else None
+        _, second, third, _ = samplers.needs(rows)
+        for k in (0, 1, 2, len(rows) - 1):
+            arguments = rows, index(k, device), c["xt"], c["output"], c["x0_prev"] if second else None
+            noises["x0_prev2"] = c["x0_prev2"] if third else None
             close(sampling_step(*arguments, **noises), samplers.step(*arguments, **noises))
 
 
@@ -73,6 +78,18 @@ def test_noise_is_that_of_noise_normal(shape, device):
     c = case(shape, device)
     xs, _ = sampling_step(table(COPY_Z, device), index(0, device), c["xt"], c["output"], None, c["seeds"])
     torch.testing.assert_close(xs, noise.normal(c["seeds"], 5, shape[1:]), rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("s", [0.5, 1.25, 910.4318920183, 999.9999, 3999.7, 2**-20])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_noise_that_lands_between_the_steps(s, dtype, device):
+    """The fraction of s is in the counter: as float32 has it, whatever the rows' dtype."""
+    c = case((2, 3, 5, 7), device)
+    rows = table(COPY_Z, device).to(dtype)
+    rows[0, 1] = s
+    xs, _ = sampling_step(rows, index(0, device), c["xt"], c["output"], None, c["seeds"])
+    torch.testing.assert_close(xs, noise.normal(c["seeds"], s, (3, 5, 7)), rtol=1e-5, atol=2e-6)
+    assert (xs - noise.normal(c["seeds"], math.floor(s), (3, 5, 7))).abs().mean() > 0.5
 
 
 def test_noise_of_negative_and_small_seeds(device):
@@ -137,7 +154,7 @@ def test_what_is_not_needed_is_not_read(device):
     c["output"][:, 2:] = math.nan
     for kind in KINDS:
         rows = samplers.sampler_rows(SCHEDULE, TIMES, **KINDS[kind]).to(device)
-        xs, _ = sampling_step(rows, index(4, device), c["xt"], c["output"], nan, z=nan)
+        xs, _ = sampling_step(rows, index(len(rows) - 1, device), c["xt"], c["output"], nan, z=nan, x0_prev2=nan)
         assert xs.isfinite().all()
     xs, _ = sampling_step(table(KEEP_PREV, device), index(0, device), c["xt"], c["output"], nan)
     assert xs.isnan().all()
@@ -149,10 +166,10 @@ def test_x0_hat_only_when_asked(device):
     arguments = rows, index(1, device), c["xt"], c["output"], None, c["seeds"]
     xs, x0_hat = sampling_step(*arguments, keep_x0=False)
     assert x0_hat is None and torch.equal(xs, sampling_step(*arguments)[0])
-    assert step_op(*arguments, None, False)[1].numel() == 0
+    assert step_op(*arguments[:5], None, *arguments[5:], None, False)[1].numel() == 0
 
 
-@pytest.mark.parametrize("kind", ["ancestral", "2m"])
+@pytest.mark.parametrize("kind", ["ancestral", "2m", "heun churn", "unipc", "consistency"])
 def test_a_whole_chain(kind, device):
     """ddpm.sample with the fused step in place of the plain one."""
     rows = samplers.sampler_rows(SCHEDULE, TIMES, **KINDS[kind]).to(device)
@@ -170,8 +187,9 @@ def test_a_whole_chain(kind, device):
 def test_opcheck(layout, device):
     rows = samplers.sampler_rows(SCHEDULE, TIMES, eta=1., variance="learned").to(device)
     c = case((2, 3, 2, 4), device, 2, layout=layout)
-    torch.library.opcheck(step_op, (rows, index(1, device), c["xt"], c["output"], None, c["seeds"], None, True))
-    torch.library.opcheck(step_op, (rows, index(1, device), c["xt"], c["output"], c["x0_prev"], None, c["z"], False))
+    state = rows, index(1, device), c["xt"], c["output"]
+    torch.library.opcheck(step_op, (*state, None, None, c["seeds"], None, True))
+    torch.library.opcheck(step_op, (*state, c["x0_prev"], c["x0_prev2"], None, c["z"], False))
 
 
 def test_one_graph_for_every_batch_and_step(device):
@@ -210,6 +228,7 @@ def test_empty_batch(device):
     ({"xt": torch.zeros(3)}, r"xt must be \(B, C, ...\)"),
     ({"x0_prev": torch.zeros(2, 1, 4, 4)}, r"x0_prev is torch.float32, shape \(2, 1, 4, 4\); it must be like xt"),
     ({"z": torch.zeros(2, 3, 4, 4, dtype=torch.float16)}, r"z is torch.float16"),
+    ({"x0_prev2": torch.zeros(2, 3, 4, 3)}, r"x0_prev2 is torch.float32, shape \(2, 3, 4, 3\); it must be like xt"),
     ({"seeds": torch.zeros(3, dtype=torch.int64)}, r"seeds is torch.int64, shape \(3,\); .* one per image: \(2,\)"),
     ({"seeds": torch.zeros(2)}, r"seeds is torch.float32"),
     ({"output": torch.zeros(2, 3, 4, 4, device="meta")}, r"lie on cpu and meta"),
@@ -217,7 +236,7 @@ def test_empty_batch(device):
     ({"output": torch.zeros(2, 3, 4, 4).double()}, r"output is torch.float64"),
 ])
 def test_errors(change, message):
-    arguments = {"rows": torch.zeros(5, 11), "i": torch.tensor([0]), "xt": torch.zeros(2, 3, 4, 4),
+    arguments = {"rows": torch.zeros(5, 12), "i": torch.tensor([0]), "xt": torch.zeros(2, 3, 4, 4),
                  "output": torch.zeros(2, 3, 4, 4)} | change
     with pytest.raises(ValueError, match=message):
         sampling_step(**arguments)
