@@ -14,9 +14,10 @@ function fromAlphaBar(alphaBar) {
   return fromBetas(alphaBar.slice(1).map((bar, t) => Math.min(1 - bar / alphaBar[t], 0.999)));
 }
 
+// n numbers from start to end; from both ends, as torch does.
 function linspace(start, end, n) {
-  const step = n > 1 ? (end - start) / (n - 1) : 0;                     // from both ends, as torch does
-  return Array.from({length: n}, (_, k) => k < Math.floor(n / 2) ? start + k * step : end - (n - 1 - k) * step);
+  const step = (end - start) / Math.max(n - 1, 1), half = n === 1 ? 1 : Math.floor(n / 2);
+  return Array.from({length: n}, (_, k) => k < half ? start + k * step : end - (n - 1 - k) * step);
 }
 
 const SCHEDULES = {

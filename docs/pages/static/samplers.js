@@ -77,9 +77,8 @@ function samplerRows(alphaBar, times, {sampler = "ddim", target = "eps", varianc
   const w = ddimWeights(barT, barS, variance, ["ddim", "2m"].includes(sampler) ? eta : 0);
   const none = t.map(() => 0);
   if (!(sampler === "ddim" || sampler === "2m")) Object.assign(w, {cz: none, logMin: none, logMax: none});
-  if (sampler === "2m") Object.assign(w, multistepWeights(barT, barS, w.c0, w.c0));
+  if (["2m", "unipc", "unipc-bh1"].includes(sampler)) Object.assign(w, multistepWeights(barT, barS, w, sampler));
   if (sampler === "heun") Object.assign(w, heunWeights(barT, barS, w));
-  if (sampler.startsWith("unipc")) Object.assign(w, unipcWeights(barT, barS, w, sampler));
   if (sampler === "consistency") {
     Object.assign(w, {c0: barS.map(Math.sqrt), ct: none, cz: barS.map(bar => Math.sqrt(1 - bar))});
   }
@@ -108,26 +107,23 @@ function strides(barT, barS) {
   return barT.map((bar, k) => logSigma(bar) - logSigma(barS[k]));
 }
 
-// The line through the last two x0_hat, half a step on; the first and the last step are of first order.
-function multistepWeights(barT, barS, c0, gain) {
-  const h = strides(barT, barS), inner = k => k > 0 && k < h.length - 1;
-  const cp = h.map((each, k) => inner(k) ? -gain[k] * each / (2 * h[k - 1]) : 0);
-  return {c0: c0.map((each, k) => each - cp[k]), cp};
-}
-
-// UniPC-2 from predicted state to predicted state.
-function unipcWeights(barT, barS, {c0, ct}, sampler) {
-  const h = strides(barT, barS);
+// DPM-Solver++(2M) and UniPC-2: the line through the last two x0_hat, half a step on; the first and the last step are of
+// first order. UniPC's x0_hat also corrects the step that led to it.
+function multistepWeights(barT, barS, {c0, ct}, sampler) {
+  const h = strides(barT, barS), last = h.length - 1, none = h.map(() => 0);
   const gain = sampler === "unipc-bh1" ? h.map((each, k) => Number.isFinite(each) ? Math.sqrt(barS[k]) * each : c0[k]) : c0;
-  const {c0: predicted, cp} = multistepWeights(barT, barS, c0, gain), w0 = h.map(() => 0), w2 = h.map(() => 0);
-  if (h.length > 1) w0[1] = gain[0] / 2;                                // after the first step: the trapezoid
-  for (let k = 2; k < h.length; k++) {
-    const [h1, h2] = [h[k - 1], h[k - 2]];                              // of the step to t, and of that before
-    const phi = 1 + Math.expm1(-h1) / h1, psi = (phi - 1 + 2 * phi / h1) / (1 + h2 / h1);
+  const cp = h.map((each, k) => k > 0 && k < last ? -gain[k] * each / (2 * h[k - 1]) : 0), w0 = [...none], w2 = [...none];
+  for (let k = 1; k <= last && sampler !== "2m"; k++) {
+    if (k === 1) {
+      w0[k] = gain[0] / 2;                                              // the first step's: the trapezoid rule
+      continue;
+    }
+    const [before, led] = [h[k - 2], h[k - 1]], phi = 1 + Math.expm1(-led) / led;
+    const psi = (phi - 1 + 2 * phi / led) / (1 + before / led);
     w0[k] = Math.sqrt(barT[k]) * (phi - psi);
-    w2[k] = -Math.sqrt(barT[k]) * psi * h1 / h2 - cp[k - 1];
+    w2[k] = -Math.sqrt(barT[k]) * psi * led / before - cp[k - 1];
   }
-  return {c0: predicted.map((each, k) => each + ct[k] * w0[k]), cp: cp.map((each, k) => each - ct[k] * (w0[k] + w2[k])),
+  return {c0: c0.map((each, k) => each - cp[k] + ct[k] * w0[k]), cp: cp.map((each, k) => each - ct[k] * (w0[k] + w2[k])),
           cp2: ct.map((each, k) => each * w2[k])};
 }
 
