@@ -116,7 +116,7 @@ def prose_body(page: str, text: notes.Notes, renderer: Renderer) -> str:
         return body + gallery(text, renderer)
     if text.notes:
         raise ValueError(f"the notes of {page} have headings of definitions, but it is no source; use ### there")
-    return body + (networks() if page == "network" else "")
+    return body.replace("<!-- networks -->", networks()) if page == "network" else body
 
 
 def networks() -> str:

@@ -51,7 +51,7 @@ function spacedTimes(alphaBar, steps, spacing = "trailing", shift = 1) {
       return timeAt(alphaBar, Math.log(u / (1 - u)));
     });
   }
-  if (most === Infinity) throw new RangeError("alpha_bar is 0 at T, where sigma is infinite; use trailing or flow");
+  if (most === Infinity) throw new RangeError(`alpha_bar is 0 at T; spacing ${spacing} needs a finite sigma, use trailing or flow`);
   const even = spacing === "logsnr" ? w => lerp(most, least, w)
     : w => 7 * Math.log(lerp(Math.exp(most / 7), Math.exp(least / 7), w));
   return linspace(0, 1, steps).map(w => timeAt(alphaBar, even(w)));

@@ -28,14 +28,22 @@ function noisy(rows) {
 // E[x0 | x_t] of the mixture, for points x0, y0, x1, y1, ...: each component's mean, weighted by how likely it is.
 function meanOfMixture(xt, bar) {
   const {means, weights, std} = mixture, signal = Math.sqrt(bar), spread = bar * std ** 2 + 1 - bar;
-  const gain = signal * std ** 2 / spread, result = [];
+  const gain = signal * std ** 2 / spread, result = new Array(xt.length), logs = new Array(means.length);
   for (let k = 0; k < xt.length; k += 2) {
-    const logs = means.map(([mx, my], i) => Math.log(weights[i]) -
-      ((xt[k] - signal * mx) ** 2 + (xt[k + 1] - signal * my) ** 2) / (2 * spread));
-    const most = Math.max(...logs), p = logs.map(l => Math.exp(l - most)), total = p.reduce((a, b) => a + b);
-    const mean = axis => means.reduce((sum, m, i) => sum + p[i] / total *
-      (m[axis] + gain * (xt[k + axis] - signal * m[axis])), 0);
-    result.push(mean(0), mean(1));
+    let most = -Infinity, total = 0, x = 0, y = 0;
+    for (let i = 0; i < means.length; i++) {
+      const dx = xt[k] - signal * means[i][0], dy = xt[k + 1] - signal * means[i][1];
+      logs[i] = Math.log(weights[i]) - (dx * dx + dy * dy) / (2 * spread);
+      most = Math.max(most, logs[i]);
+    }
+    for (let i = 0; i < means.length; i++) {
+      const p = Math.exp(logs[i] - most);
+      total += p;
+      x += p * (means[i][0] + gain * (xt[k] - signal * means[i][0]));
+      y += p * (means[i][1] + gain * (xt[k + 1] - signal * means[i][1]));
+    }
+    result[k] = x / total;
+    result[k + 1] = y / total;
   }
   return result;
 }
@@ -83,8 +91,7 @@ function samples(stream) {
 
 const fine = {};                                                        // ends of exact paths, by schedule and first t
 function solution(kind, first) {
-  const rows = () => samplerRows(tables[kind], timesteps(first, Math.min(first, 250)),
-                                 {sampler: "2m", target: "v", clip: false});
+  const rows = () => samplerRows(tables[kind], timesteps(first, first), {sampler: "2m", target: "v", clip: false});
   return fine[`${kind} ${first}`] ??= chain(kind, rows(), "v").at(-1);
 }
 
@@ -130,7 +137,7 @@ for (const [id, names] of Object.entries({sampler: data.samplers, spacing: data.
                                            variance: data.variances, kind: Object.keys(tables)})) {
   $(id).innerHTML = names.map(name => `<option>${name}</option>`).join("");
 }
-Object.assign($("kind"), {value: "cosine"});
+Object.assign($("spacing"), {value: "logsnr"});
 Object.assign($("target"), {value: "v"});
 
 live($("controls"), () => {
