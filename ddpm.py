@@ -13,6 +13,8 @@ the variance. x may have any shape (B, C, ...).
 [4] Salimans, Ho 2022, Progressive Distillation (v, and the parametrisations of the output)
 [5] Ho, Salimans 2022, Classifier-Free Diffusion Guidance
 [6] Liu et al. 2022, Flow Straight and Fast (rectified flow)
+[7] Li, He 2025, Back to Basics: Let Denoising Generative Models Denoise
+[8] Hang et al. 2023, Efficient Diffusion Training via Min-SNR Weighting Strategy
 """
 
 import math
@@ -33,6 +35,7 @@ from samplers import (  # noqa: F401  the samplers are part of this module's int
     check_choice,
     check_output,
     interpolate_log_var,
+    print_tables,
     sample,
     sampler_rows,
     spaced_times,
@@ -225,12 +228,35 @@ def guided(model: Callable, labels: Tensor, null: int, w: float) -> Callable:
 
 # Training
 
+SPACES = (*TARGETS, "min-snr")
+
+
 def loss(schedule: Schedule, denoise: Callable, x0: Tensor, t: Tensor, eps: Tensor, *,
-         target: str = "eps", kind: str = "l2") -> Tensor:
-    """The simple loss of each image (B,): mean |target - output|^2, or its first power for "l1" ([1] algorithm 1)."""
+         target: str = "eps", kind: str = "l2", space: str = "") -> Tensor:
+    """The simple loss of each image (B,): mean |target - output|^2, or its first power for "l1" ([1] algorithm 1).
+
+    space: whose squared error it is, if not the target's; see `space_weight`.
+    """
     check_times(schedule, t)
     output = denoise(q_sample(schedule, x0, t, eps), t)
-    return simple_loss(training_target(schedule, x0, t, eps, target), output, kind)
+    error = simple_loss(training_target(schedule, x0, t, eps, target), output, kind)
+    if not space:
+        return error
+    if kind != "l2":
+        raise ValueError(f"space is {space!r} and the loss {kind}; a space weights squared errors, use l2")
+    return error * space_weight(alpha_bar_at(schedule, t), target, space).to(error.dtype)
+
+
+def space_weight(alpha_bar: Tensor, target: str, space: str) -> Tensor:
+    """What makes the squared error of the target's prediction that of x0, eps, v or flow from the same prediction [7].
+
+    "min-snr": that of x0, times the signal-to-noise ratio or 5, whichever is less [8].
+    """
+    check_choice("space", space, SPACES)
+    _, b = x0_coefficients(alpha_bar, target)                                     # b times the output's error is x0's
+    if space == "min-snr":
+        return b**2 * (alpha_bar / (1 - alpha_bar)).clamp(max=5)
+    return (b / x0_coefficients(alpha_bar, space)[1])**2
 
 
 def simple_loss(target: Tensor, output: Tensor, kind: str = "l2") -> Tensor:
@@ -325,21 +351,5 @@ def prior_bits(schedule: Schedule, x0: Tensor) -> Tensor:
     return kl.flatten(1).mean(1) / math.log(2)
 
 
-SHOWN = {"DDPM": {"eta": 1.}, "DDIM": {}, "DPM-Solver++(2M)": {"sampler": "2m"},
-         "SDE-DPM-Solver++(2M)": {"sampler": "2m", "eta": 1.}, "UniPC-2": {"sampler": "unipc"},
-         "Heun with churn": {"sampler": "heun", "churn": 1.}, "Consistency": {"sampler": "consistency"}}
-
-
-def main() -> None:
-    """Prints the samplers as what they are: tables of the same ten steps."""
-    schedule, columns = linear_schedule(), [*COLUMNS[:8], "cp2", "cz"]
-    times = timesteps(schedule_length(schedule), 10)
-    print(step.__doc__.split("\n\n")[1])
-    for name, choice in SHOWN.items():
-        print(f"\n{name}\n" + "".join(f"{c:>9}" for c in columns))
-        for row in sampler_rows(schedule, times, **choice).tolist():
-            print("".join(f"{row[COLUMNS.index(c)]:9.4g}" for c in columns))
-
-
 if __name__ == "__main__":
-    main()
+    print_tables(linear_schedule())

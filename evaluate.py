@@ -22,8 +22,9 @@ import torch
 
 import data
 import sample
+from data.files import check_writable, writing
 from run import checkpoint, pictures
-from run.cli import check_range, make_parent, parse, script, writable
+from run.cli import check_range, parse, script
 from scores import classes, fid, likelihood
 from unet import UNet
 
@@ -67,9 +68,7 @@ def digits(argv: Sequence[str]) -> None:
     """Prints the table of scores."""
     config = parse(Digits, argv)
     check_range(config, "n", 2)                                                   # the covariance needs two samples
-    if not CLASSIFIER.is_file():
-        raise ValueError(f"no {CLASSIFIER}; train it with: python evaluate.py classifier")
-    weights = torch.load(CLASSIFIER, weights_only=True)
+    weights = classes.load_classifier(CLASSIFIER)
     last = checkpoint.load(config.checkpoint)
     if last.data["name"] != "digits" or not last.network.classes:
         raise ValueError(f"{config.checkpoint} was trained on {last.data['name']}; use a model of labelled digits")
@@ -103,7 +102,7 @@ def neighbours(argv: Sequence[str]) -> None:
     distances, index = classes.nearest(samples, searched.images, config.k)
     nearest = data.to_unit(searched.images[index.flatten()]).view(-1, config.k, *searched.shape)
     x, heads = torch.cat([samples[:, None], nearest], 1), ("sample", "nearest", *map(str, range(2, config.k + 1)))
-    pictures.grid(x.flatten(0, 1), 1 + config.k, heads).save(make_parent(Path(config.out)))
+    pictures.save(pictures.grid(x.flatten(0, 1), 1 + config.k, heads), config.out)
     real = classes.nearest(nearest[:, 0], searched.images, 2)[0][:, 1]            # column 0 is the picture itself
     print(f"median rms distance per pixel, in [-1, 1]: {config.n} samples to their nearest picture "
           f"{distances[:, 0].median():.3f}, these to their nearest neighbour {real.median():.3f}; see {config.out}")
@@ -113,9 +112,9 @@ def classifier(argv: Sequence[str]) -> None:
     """Trains and saves the classifier, and prints its accuracy on the held-out digits."""
     config = parse(Classifier, argv)
     check_range(config, "steps", 1)
-    path = writable(config.out)                                                   # fails before training, not after
+    check_writable(config.out)                                                    # fails before training, not after
     weights = classes.train_classifier(config.steps)
-    with path.open("wb") as file:
+    with writing(config.out) as file:
         torch.save(weights, file)
     test = data.digits(held_out=True)
     accuracy = (classes.classify(weights, data.to_unit(test.images)).argmax(1) == test.labels).float().mean().item()

@@ -10,14 +10,13 @@ The checkpoint knows the network, the schedule and the classes. The noise of pic
 to the bit, so the picture is a function of (weights, seed, i) to rounding: not of n, the batch or the processes.
 """
 
-import contextlib
-import hashlib
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,9 +27,10 @@ import published
 import samplers
 from kernels.compile import compile_denoiser, compile_loop, fast_norm
 from noise import image_seeds, normal
-from run import arrays, checkpoint, folder, pictures, processes
+from run import arrays, checkpoint, pictures, processes
 from run.checkpoint import WEIGHTS, Checkpoint
-from run.cli import DTYPES, check_range, choose_device, make_parent, parse, parse_integers, script
+from run.cli import DTYPES, check_range, choose_device, parse, parse_integers, script
+from run.labels import choose_labels
 from run.pictures import Samples
 from unet import UNet, group_norm_silu_plain
 
@@ -87,55 +87,61 @@ def sampler_table(last: Checkpoint, config: Config) -> Tensor:
                                  variance=config.variance or last.variance)
 
 
-def choose_labels(last: Checkpoint, config: Config) -> Tensor | None:
-    """The labels asked for, to be repeated as often as needed; None for a network without classes."""
-    classes, rows = list(last.data["classes"]), last.network.classes
-    if not rows:
-        if config.labels or config.guidance:
-            raise ValueError(f"{config.checkpoint} has no classes; leave --labels and --guidance alone")
-        return None
-    if rows == len(classes) and (config.labels == "none" or config.guidance):
-        raise ValueError(f"{config.checkpoint} has no null class; it cannot do --labels none or --guidance")
-    if config.labels == "none":
-        return torch.tensor([len(classes)])
-    names = config.labels.split(",") if config.labels else classes
-    if unknown := [name for name in names if name not in classes]:
-        raise ValueError(f"labels has {unknown[0]!r}; the classes are {', '.join(classes[:20])}"
-                         f"{', ...' if len(classes) > 20 else ''}")
-    return torch.tensor([classes.index(name) for name in names])
+# Batches
+
+class Plan(NamedTuple):
+    """What will be sampled. What cannot work is refused while it is made, before anything is written."""
+    config: Config
+    unet: UNet
+    rows: Tensor                                # (S, 12), of the sampler
+    shape: tuple[int, int, int]                 # C, H, W
+    classes: tuple[str, ...]
+    seeds: tuple[Tensor, ...]                   # of one batch after the other, those of all processes in turn
+    labels: tuple[Tensor, ...] | None           # the same; None for a network without classes
 
 
-def make_chain(config: Config, unet: UNet, rows: Tensor, shape, seeds: Tensor, y: Tensor | None, null: int) -> Callable:
-    """seeds -> `ddpm.sample`'s iterator, for batches as large as this one, whose labels are read from y."""
+def plan(config: Config, last: Checkpoint, weights: dict[str, Tensor] | None = None) -> Plan:
+    """The network, the chain and the batches that config asks for. weights: used instead of the checkpoint's."""
+    device, config = choose_device(config.device), replace(config, checkpoint=config.from_ or config.checkpoint)
+    norm = fast_norm(device) if config.compile else group_norm_silu_plain
+    unet = checkpoint.load_unet(last, config.weights, config.dtype, config.device, norm, weights)
+    rows, choices, world = sampler_table(last, config).to(device), choose_labels(last, config), processes.world_size()
+    rounds = math.ceil(config.n / (config.batch * world))
+    size = math.ceil(config.n / (rounds * world))                                 # of every process's every batch
+    index = torch.arange(rounds * world * size)
+    labels = None if choices is None else choices[index % len(choices)].to(device).split(size)
+    return Plan(config, unet, rows, tuple(last.data["shape"]), tuple(last.data["classes"]),
+                image_seeds(config.seed, index).to(device).split(size), labels)
+
+
+def make_chain(chosen: Plan, y: Tensor | None) -> Callable:
+    """seeds -> `ddpm.sample`'s iterator, for the plan's batches, whose labels are read from y."""
+    config, rows, shape, seeds = chosen.config, chosen.rows, chosen.shape, chosen.seeds[0]
+
     def denoiser(model: Callable) -> Callable:
-        return model if y is None else ddpm.guided(model, y, null, config.guidance)
+        return model if y is None else ddpm.guided(model, y, len(chosen.classes), config.guidance)
 
     if config.compile:
         began = time.perf_counter()
-        chain = compile_loop(denoiser(compile_denoiser(unet, samplers.network_times(rows))), rows, shape, seeds)
+        chain = compile_loop(denoiser(compile_denoiser(chosen.unet, samplers.network_times(rows))), rows, shape, seeds)
         print(f"compiled in {time.perf_counter() - began:.0f} s")
         return chain
     elements = len(seeds) * math.prod(shape)
     ahead = max(1, min(64, 2**17 // elements)) if rows.device.type == "cpu" else 1      # noise that fits in the caches
-    return partial(ddpm.sample, denoiser(unet), rows, shape, ahead=ahead)
+    return partial(ddpm.sample, denoiser(chosen.unet), rows, shape, ahead=ahead)
 
-
-# Batches
 
 Keep = Callable[[list[int]], set[int]]          # the timesteps of a chain -> those whose x_t is kept
 
 
 def generate(config: Config, keep: Keep = lambda times: set(), weights: dict[str, Tensor] | None = None) -> Samples:
-    """The pictures that config asks for, and x_t at the timesteps that `keep` chooses among those of the chain.
-
-    weights: used instead of the checkpoint's.
-    """
-    check(config)
-    return pictures.concatenate(list(generate_batches(config, read(config), keep, weights)))
+    """The pictures that config asks for, and x_t at the timesteps that `keep` chooses among those of the chain."""
+    return pictures.concatenate(list(sample_batches(plan(config, read(config), weights), keep)))
 
 
 def read(config: Config) -> Checkpoint:
     """The model to sample from. Raises ValueError if the processes do not read the same one."""
+    check(config)
     last = (published.read(config.from_) if config.from_ else
             checkpoint.load(config.checkpoint, [WEIGHTS[config.weights]]))
     if last.step != processes.broadcast_first(last.step):
@@ -143,96 +149,51 @@ def read(config: Config) -> Checkpoint:
     return last
 
 
-def generate_batches(config: Config, last: Checkpoint, keep: Keep = lambda times: set(),
-                     weights: dict[str, Tensor] | None = None, done: int = 0) -> Iterator[Samples]:
+def sample_batches(chosen: Plan, keep: Keep, done: int = 0) -> Iterator[Samples]:
     """What `generate` returns, batch by batch; a batch is shared by all processes, and complete on each of them.
 
     done: how many pictures exist already; a batch that lies within them is reported, but not sampled again.
     """
-    device, config = choose_device(config.device), replace(config, checkpoint=config.from_ or config.checkpoint)
-    norm = fast_norm(device) if config.compile else group_norm_silu_plain
-    unet = checkpoint.load_unet(last, config.weights, config.dtype, config.device, norm, weights)
-    rows, choices = sampler_table(last, config).to(device), choose_labels(last, config)
-    times, shape, classes = samplers.numbers(rows[:, 0]), tuple(last.data["shape"]), tuple(last.data["classes"])
-    kept, world = {0, *keep([*times, 0])}, processes.world_size()
-
-    rounds = math.ceil(config.n / (config.batch * world))
-    size = math.ceil(config.n / (rounds * world))                                 # of every process's every batch
-    index = torch.arange(rounds * world * size)
-    seeds = image_seeds(config.seed, index).to(device).split(size)
-    labels = None if choices is None else choices[index % len(choices)].to(device).split(size)
+    config, _, rows, shape, classes, seeds, labels = chosen
+    times, world = samplers.numbers(rows[:, 0]), processes.world_size()
+    kept, rounds = {0, *keep([*times, 0])}, len(seeds) // world
     y = None if labels is None else labels[0].clone()                             # a captured chain reads them here
-    chain = make_chain(config, unet, rows, shape, seeds[0], y, null=len(classes))
+    chain = make_chain(chosen, y)
     with tqdm(total=rounds * len(rows), unit=" steps", leave=False, disable=processes.rank() > 0) as bar:
-        for k in range(rounds):
-            began, first, mine = time.perf_counter(), k * world * size, k * world + processes.rank()
-            n = min(world * size, config.n - first)
-            asked = None if labels is None else torch.cat(labels[k * world:(k + 1) * world])[:n].cpu()
+        for k in range(0, len(seeds), world):
+            began, first, mine = time.perf_counter(), k * len(seeds[0]), k + processes.rank()
+            n = min(world * len(seeds[0]), config.n - first)
+            requested = None if labels is None else torch.cat(labels[k:k + world])[:n].cpu()
             if first + n <= done:
                 bar.update(len(rows))
-                yield Samples(n, None, asked, classes, {}, 0., 0)
+                yield Samples(n, None, requested, classes, {}, 0., 0)
                 continue
             if y is not None:
                 y.copy_(labels[mine])
-            states = {t: processes.all_gather(xt)[:n].cpu()
-                      for t, xt in visited(chain, seeds[mine], times[0], shape, bar) if t in kept}
+            states, start = {}, (times[0], normal(seeds[mine], times[0], shape), None)
+            for s, xs, _ in itertools.chain([start], chain(seeds[mine])):
+                bar.update(s < times[0])                                          # x_T took no step
+                if s in kept:
+                    states[s] = processes.all_gather(xs)[:n].cpu()
             if not states[0].isfinite().all():
                 raise ValueError(f"{config.checkpoint} made pictures that are not finite; its training went wrong, or "
                                  f"guidance {config.guidance:g} is too large")
-            yield Samples(n, states[0], asked, classes, states, time.perf_counter() - began, len(rows))
-
-
-def visited(chain: Callable, seeds: Tensor, T: int, shape, bar: tqdm) -> Iterator[tuple[int, Tensor]]:
-    """Every (t, x_t) of the chain, from the noise x_T to the picture x_0."""
-    yield T, normal(seeds, T, shape)
-    for s, xs, _ in chain(seeds):
-        bar.update()
-        yield s, xs
+            yield Samples(n, states[0], requested, classes, states, time.perf_counter() - began, len(rows))
 
 
 # The command
 
-def save(config: Config, keep: Keep) -> Samples:
-    """Samples all pictures and writes --png and --npz on the way, batch by batch; returns the first of them."""
-    check(config)
-    last = read(config)
-    return arrays.write_batches(
-        lambda done: generate_batches(config, last, keep, done=done), Path(config.out), config.n,
-        tuple(last.data["shape"]), png=config.png, npz=digest(config, last) if config.npz else "",
-        resumable=not (config.png or config.gif or config.snapshots))
-
-
-def digest(config: Config, last: Checkpoint) -> str:
-    """A name for exactly these pictures: a hash of the settings and of the weights that they depend on."""
-    settings = replace(config, batch=1, snapshots="", gif=False, png=False, npz=False, device="", out="")
-    found = hashlib.sha256(f"{settings} {last.network} {last.settings} {last.data}".encode())
-    for w in (last.beta, *getattr(last, WEIGHTS[config.weights]).values()):
-        found.update(w.float().contiguous().numpy())
-    return found.hexdigest()[:12]
-
-
 @script
 def main(argv: Sequence[str] | None = None) -> None:
     config = parse(Config, argv)
-    out, snapshots = Path(config.out), parse_integers("snapshots", config.snapshots)
-
-    def keep(times: list[int]) -> set[int]:
-        frames = pictures.film_times(times) if config.gif else []
-        return {*frames, *(pictures.nearest(t, times) for t in snapshots)}
-
-    with processes.group(config.device), folder.lock(out) if config.npz else contextlib.nullcontext():
-        samples, writes = save(config, keep), processes.rank() == 0
-    if not writes:
-        return
-    pictures.grid(samples.x, *pictures.columns(samples)).save(make_parent(out / "grid.png"))
-    if snapshots:
-        times = [pictures.nearest(t, list(samples.states)) for t in snapshots]
-        pictures.strip(samples, times).save(out / "strip.png")
-    if config.gif:
-        pictures.film(samples, out / "reverse.gif")
-    print(f"{config.n} pictures in {samples.seconds:.2f} s, {samples.n / (samples.seconds or math.inf):.1f} images/s, "
-          f"{samples.evaluations} network evaluations{' of twice the batch' if config.guidance else ''}; "
-          f"see {out}/grid.png")
+    keep = partial(pictures.kept_times, parse_integers("snapshots", config.snapshots), config.gif)
+    with processes.group(config.device):
+        last = read(config)
+        samples = arrays.write(partial(sample_batches, plan(config, last), keep), config, last)
+    if samples:
+        print(f"{config.n} pictures in {samples.seconds:.2f} s, {samples.n / (samples.seconds or math.inf):.1f} "
+              f"images/s, {samples.evaluations} network evaluations{' of twice the batch' if config.guidance else ''}; "
+              f"see {config.out}/grid.png")
 
 
 if __name__ == "__main__":

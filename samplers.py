@@ -16,6 +16,7 @@ alpha_bar, (T+1,) float64, as ddpm.Schedule.
 [9] Liu et al. 2022, Flow Straight and Fast (rectified flow)
 """
 
+import inspect
 import math
 from collections.abc import Callable, Iterator
 
@@ -84,7 +85,7 @@ def alpha_bar_at(schedule, t: Tensor) -> Tensor:
 
 
 def time_at(schedule, level: Tensor) -> Tensor:
-    """The t in 1..T at which log sigma is this level, the inverse of `alpha_bar_at`; float64, to 1e-10 of a step.
+    """The t in 1..T at which log sigma is this level, the inverse of `alpha_bar_at`; float64, to 1e-11 of a step.
 
     Where alpha_bar_T = 0, log sigma is infinite at T, and nothing lies between T - 1 and T.
     """
@@ -93,7 +94,7 @@ def time_at(schedule, level: Tensor) -> Tensor:
     below = (torch.searchsorted(table, level) - 1).clamp(1, max(T - 1, 1))
     above = (below + 1).clamp(max=T)
     t = below + ((level - table[below]) / (table[above] - table[below])).clamp(0, 1)
-    return torch.where(level >= table[T], T, t.round(decimals=10))                # so that whole times are whole
+    return torch.where(level >= table[T], T, t.round(decimals=11))                # so that whole times are whole
 
 
 def timesteps(T: int, steps: int, spacing: str = "trailing") -> Tensor:
@@ -328,3 +329,19 @@ def sample(denoise: Callable, rows: Tensor, shape, seeds: Tensor, *,
                       z=z, **{"x0_prev2": x0_prev} if third else {})
         xt, x0_hat, x0_prev = xs, x0, x0_hat
         yield s, xt, x0_hat
+
+
+SHOWN = {"DDPM": {"eta": 1.}, "DDIM": {}, "DPM-Solver++(2M)": {"sampler": "2m"},
+         "SDE-DPM-Solver++(2M)": {"sampler": "2m", "eta": 1.}, "UniPC-2": {"sampler": "unipc"},
+         "Heun with churn": {"sampler": "heun", "churn": 1.}, "Consistency": {"sampler": "consistency"}}
+
+
+def print_tables(schedule) -> None:
+    """Prints the samplers as what they are: tables of the same ten steps."""
+    times, columns = timesteps(len(schedule.alpha_bar) - 1, 10), [*COLUMNS[:8], "cp2", "cz"]
+    lines = [inspect.getsource(step).split("\n\n")[1]]                            # python -OO has no docstrings
+    for name, choice in SHOWN.items():
+        lines += [f"\n{name}", "".join(f"{c:>9}" for c in columns)]
+        for row in sampler_rows(schedule, times, **choice).tolist():
+            lines.append("".join(f"{row[COLUMNS.index(c)]:9.4g}" for c in columns))
+    print("\n".join(lines))

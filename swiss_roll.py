@@ -11,7 +11,8 @@ from tqdm import trange
 
 from ddpm import broadcast_to, from_alpha_bar, normal_kl, predict, q_posterior, q_sample, q_step
 from noise import image_seeds, normal
-from run.cli import check_range, figure_path, parse, script
+from run.cli import check_range, parse, script
+from run.pictures import figure_path, save_figure
 
 NOISE, BETA_1 = 0.02 / 6.789, 3e-7      # across the curve; of the first step. The paper gives neither, and both move K
 K_STAR, MINUS_H1, H_NORMAL = 2.372, 2.679, math.log2(2 * math.pi * math.e)  # best K of Gaussian p; of any; H(N(0, I))
@@ -107,7 +108,7 @@ def figure(model, schedule, x0, chain, out):
         drift.quiver(*grid.T, *(model(schedule, grid[None], torch.tensor([max(t, 2)]))[0][0].detach() - grid).T)
     for ax, label in zip(picture.axes[::3], ("q(x_t)", "p(x_t)", r"f_\mu(x_t, t) - x_t"), strict=True):
         ax.set_ylabel(f"${label}$")
-    picture.savefig(out, dpi=150)
+    save_figure(picture, out, dpi=150)
 
 @script
 def main(argv=None):

@@ -48,10 +48,11 @@ class Config:
     fit: str = "crop"                           # how pictures reach that size: crop (resized first) or pad
     flip: bool = False                          # mirror half of the pictures
     network: str = "digits"                     # a name in unet.CONFIGS; channels and classes follow the data
-    target: str = "v"                           # what the network predicts: eps, x0 or v
+    target: str = "v"                           # what the network predicts: eps, x0, v or flow
     loss: str = "l2"                            # l2 or l1; hybrid or bound, which learn the variance too
+    space: str = ""                             # of l2, if not the target's: eps, x0, v, flow, or min-snr (gamma 5)
     sampling: str = "stratified"                # of t: stratified, or importance by the latest losses of each t
-    schedule: str = "cosine"                    # linear, cosine, quadratic or sigmoid
+    schedule: str = "cosine"                    # linear, cosine, quadratic, sigmoid or flow
     T: int = 1000                               # steps of the forward process
     null: float = 0.1                           # probability of hiding the label, for guidance; 1 trains without labels
     steps: int = 3000                           # optimizer updates
@@ -86,6 +87,13 @@ def check(config: Config) -> None:
     for name, allowed in {"network": CONFIGS, "target": ddpm.TARGETS, "loss": LOSSES, "sampling": SAMPLINGS,
                           "schedule": ddpm.SCHEDULES, "dtype": DTYPES}.items():
         ddpm.check_choice(name, getattr(config, name), allowed)
+    if config.schedule == "flow" and config.target == "eps":
+        raise ValueError("target is eps and schedule flow; x_T is noise alone there, and eps cannot say what x0 is, "
+                         "use target v, x0 or flow")
+    if config.space:
+        ddpm.check_choice("space", config.space, ddpm.SPACES)
+    if config.space and config.loss != "l2":
+        raise ValueError(f"space is {config.space} and loss {config.loss}; a space weights squared errors, use loss l2")
     for name, most in (("lr", 1), ("clip", math.inf)):
         if not 0 < getattr(config, name) <= most:
             raise ValueError(f"{name} is {getattr(config, name)}; it must be above 0 and at most {most}")
@@ -178,7 +186,7 @@ def objective(config: Config, schedule: ddpm.Schedule, denoise: Callable, x0, t,
     if config.loss == "bound":
         terms = ddpm.bound_terms(schedule, denoise, x0, t, eps, target=config.target, variance="learned", clip=False)
         return config.T * terms[None]
-    return ddpm.loss(schedule, denoise, x0, t, eps, target=config.target, kind=config.loss)[None]
+    return ddpm.loss(schedule, denoise, x0, t, eps, target=config.target, kind=config.loss, space=config.space)[None]
 
 
 def trained_model(run: Run) -> Callable:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from importlib.util import find_spec
 from typing import NamedTuple
 
 import pytest
@@ -14,18 +13,20 @@ import ddpm
 import noise
 import train
 from bench.bench_sampling_loop import LUCIDRAINS, SIDES, awake, count, diffusers_unet
-from bench.measure import CUDA, device, finished
+from bench.measure import CUDA, device, error_of, finished
+from bench.packages import installed
 from kernels import group_norm_silu, group_norm_silu_plain
 from unet import CONFIGS, Norm, UNet
 
 OURS = {"eager": {}, "bf16": {"dtype": "bf16"}, "bf16 compiled": {"dtype": "bf16", "compile": True},
         "bf16 compiled kernels": {"dtype": "bf16", "compile": True}}
-PEERS = ("diffusers", "diffusers compiled", LUCIDRAINS)
+PEERS = ("diffusers nchw", "diffusers channels_last", "diffusers compiled", f"{LUCIDRAINS} nchw",
+         f"{LUCIDRAINS} channels_last")                     # compiled: in channels_last
 
 
 class Learner(NamedTuple):
     update: Callable[[], object]
-    error: Callable[[], float]              # of the loss against float64, relative
+    error: Callable[[], float]              # of the loss and the gradient against float64, relative
     parameters: int
 
 
@@ -52,29 +53,39 @@ def ours(name: str, network: str, B: int) -> Learner:
 
     def update() -> object:
         return train.update(run, model, 1, pixels, labels)
-    return Learner(update, partial(loss_error, run, model, data.to_unit(pixels)), count(run.unet))
+    return Learner(update, partial(errors, run, model, data.to_unit(pixels)), count(run.unet))
 
 
-def loss_error(run: train.Run, model: Callable, x0: Tensor) -> float:
-    """Of the loss by this model, beside the plain network's in float64 with the same weights.
+def errors(run: train.Run, model: Callable, x0: Tensor) -> float:
+    """Of the loss and of its gradient by this model, the larger, beside the plain network's in float64.
 
-    With gradients, as in an update, so that the model is compiled once for both.
+    Of eight pictures of the batch, over all t: the others' losses are left out of the sum, so that the model is
+    compiled once, for the batch.
     """
     B = len(x0)
+    few = slice(None, None, max(1, B // 8))
     t = (torch.arange(B, device=device()) * 1000 // B) + 1
     eps = noise.normal(noise.image_seeds(0, torch.arange(B, device=device())), 1, x0.shape[1:], noise.TRAIN)
-    plain = UNet(run.unet.config).to(device()).double().eval().requires_grad_(False)
+    plain = UNet(run.unet.config).to(device()).double().eval()
     plain.load_state_dict(run.unet.state_dict())
-    got, true = (ddpm.loss(run.schedule, denoise, each, t, eps.to(each.dtype)).mean().item() for denoise, each in
-                 ((lambda xt, t: model(xt, t, None), x0), (plain, x0.double())))
-    return abs(got / true - 1)
+    got = ddpm.loss(run.schedule, lambda xt, t: model(xt, t, None), x0, t, eps)[few].mean()
+    true = ddpm.loss(run.schedule, plain, x0[few].double(), t[few], eps[few].double()).mean()
+    return worse(got, list(run.unet.parameters()), true, list(plain.parameters()))
+
+
+def worse(got: Tensor, weights: list[Tensor], true: Tensor, true_weights: list[Tensor]) -> float:
+    """The error of the loss, |difference| / |loss|, or that of the gradient, whichever is larger."""
+    ours, theirs = (torch.cat([g.double().flatten() for g in torch.autograd.grad(loss, list(w)) if g is not None])
+                    for loss, w in ((got, weights), (true, true_weights)))
+    return error_of([got[None], ours], [true[None].double(), theirs])
 
 
 def peer(name: str, network: str, B: int) -> Learner:
     """The same by others, under autocast to bf16: fused Adam, clipped, averaged as ours."""
     config = CONFIGS[network]
     x0 = 2 * torch.rand(B, config.in_channels, SIDES[network], SIDES[network], device=device()) - 1
-    if name == LUCIDRAINS:
+    layout = torch.contiguous_format if "nchw" in name else torch.channels_last
+    if name.startswith(LUCIDRAINS):
         from denoising_diffusion_pytorch import GaussianDiffusion, Unet
         mults = tuple(w // config.widths[0] for w in config.widths)
         model = awake(Unet(dim=config.widths[0], dim_mults=mults, channels=config.in_channels))
@@ -83,11 +94,11 @@ def peer(name: str, network: str, B: int) -> Learner:
         loss = partial(process, x0)
     else:
         from diffusers import DDPMScheduler
-        model = awake(diffusers_unet(network)).to(memory_format=torch.channels_last)
+        model = awake(diffusers_unet(network))
         if "compiled" in name:
             model.compile(fullgraph=True)
         loss = partial(diffusers_loss, model, DDPMScheduler(), x0, config.classes)
-    return learner(model.requires_grad_(True).train(), loss)
+    return learner(model.to(memory_format=layout).requires_grad_(True).train(), loss)
 
 
 def diffusers_loss(model: nn.Module, scheduler, x0: Tensor, classes: int) -> Tensor:
@@ -113,13 +124,13 @@ def learner(model: nn.Module, loss: Callable[[], Tensor]) -> Learner:
         torch._foreach_lerp_(ema, [p.detach() for p in parameters], 0.005)
 
     def error() -> float:
-        """Of the loss under autocast, against float32 with the same random numbers: these networks mix in constants."""
+        """Under autocast, against float32 with the same random numbers: these networks mix in constants."""
         losses = []
         for run, stance in ((value, "default"), (loss, "force_eager")):     # only what is timed is compiled
             torch.manual_seed(0)
             with torch.compiler.set_stance(stance):
-                losses.append(run().item())
-        return abs(losses[0] / losses[1] - 1)
+                losses.append(run())
+        return worse(losses[0], parameters, losses[1], parameters)
     return Learner(update, error, sum(p.numel() for p in parameters))
 
 
@@ -128,14 +139,14 @@ def build(name: str, network: str, B: int) -> Learner:
 
 
 SIZE = ("cifar10", 128) if CUDA else ("digits", 16)
-TOLERANCE = 0.02                            # of the loss
+TOLERANCE = 0.03            # of the loss and the gradient; in bf16 on a CPU 1e-3 and 1 to 2 %, a peer at batch 4 2.3 %
 
 
 @pytest.mark.parametrize("name", [*OURS, *PEERS])
 def test_update(benchmark, name):
     if "compiled" in name and not CUDA:
         pytest.skip(f"{name} takes minutes to compile on a CPU")
-    if name in PEERS and not find_spec(name.split()[0].replace("-", "_")):
+    if name in PEERS and not installed(name):
         pytest.skip(f"{name} is not installed")
     learner = build(name, *SIZE)
     error = learner.error()

@@ -1,15 +1,7 @@
-"""Results as Markdown: reading .jsonl files, tables, ratios, and what the pages share."""
+"""Results as Markdown: tables, ratios, and what the pages share."""
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import geometric_mean
-
-
-def read(path: Path) -> dict[str, dict]:
-    """The last line of every case."""
-    lines = map(json.loads, path.read_text().splitlines()) if path.exists() else ()
-    return {line["case"]: line for line in lines}
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence]) -> str:
@@ -26,7 +18,7 @@ def stamps(lines: dict[str, dict]) -> str:
     """What it was measured on; where that changed on the way, all of it."""
     stamp = {}
     for line in lines.values():
-        for name, value in line["stamp"].items():
+        for name, value in line.get("stamp", {}).items():
             stamp.setdefault(name, {})[value] = None
     return "; ".join(f"{name} {', '.join(values) if len(values) < 4 else f'{min(values)} to {max(values)}'}"
                      for name, values in stamp.items()) + "\n"
@@ -40,6 +32,17 @@ def sections(lines: dict[str, dict]) -> dict[str, dict[str, dict]]:
             name, _, last = case.rpartition(": " if ": " in case else " ")
             by_name.setdefault(name, {})[last] = line
     return by_name
+
+
+def eager_peer(done: dict[str, dict]) -> str:
+    """diffusers without torch.compile, in the layout that is faster for it; "" where it was not measured."""
+    eager = [name for name in ("diffusers nchw", "diffusers channels_last") if name in done]
+    return min(eager, key=lambda name: done[name]["us"], default="")
+
+
+def fastest_peer(done: dict[str, dict]) -> str:
+    """The fastest of all ways that diffusers was run; "" where there is none."""
+    return min((name for name in done if name.startswith("diffusers")), key=lambda name: done[name]["us"], default="")
 
 
 def over(results: dict, one: str, other: str) -> float | str:

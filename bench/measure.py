@@ -11,7 +11,7 @@ import subprocess
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import cycle, islice
 from typing import NamedTuple
 
@@ -29,7 +29,7 @@ class Work(NamedTuple):
     group: str                                              # what it is
     candidates: dict[str, Callable]                         # by name; those that can run here
     calls: Callable[[Callable, int], list[Callable]]        # a candidate's calls, one for each of so many buffer sets
-    error: Callable[[Callable], float]                      # against float64, over the largest element
+    error: Callable[[Callable], float]                      # against float64: ||difference|| / ||result||
     tolerance: float                                        # of the error
     size: int                                               # useful bytes of a call, read or written
 
@@ -41,14 +41,24 @@ def device() -> torch.device:
     return torch.device("cuda" if CUDA else "cpu")
 
 
+def prepare() -> None:
+    """What is the same for every candidate: the stream, and cuDNN's choice of the quickest convolutions."""
+    torch.backends.cudnn.benchmark = device().type == "cuda"
+
+
+def gpu_name() -> str:
+    """The GPU's name as a folder is called, as h100-80gb-hbm3, or cpu."""
+    return torch.cuda.get_device_name().lower().removeprefix("nvidia ").replace(" ", "-") if CUDA else "cpu"
+
+
 def buffers(size: int) -> int:
     """How many buffer sets of `size` bytes make four times the L2 cache."""
     return max(2, min(256, -(-4 * torch.cuda.get_device_properties(0).L2_cache_size // size))) if CUDA else 1
 
 
 def error_of(got: Sequence[Tensor], true: Sequence[Tensor]) -> float:
-    """The largest error over the largest element, of the worst tensor; NaN counts as infinite."""
-    return max(((a.double() - b).abs().max() / b.abs().max()).nan_to_num(torch.inf).item()
+    """||got - true|| / ||true|| of the worst tensor; NaN counts as infinite."""
+    return max(((a.double() - b).norm() / b.norm()).nan_to_num(torch.inf).item()
                for a, b in zip(got, true, strict=True))
 
 
@@ -101,7 +111,7 @@ def in_turn(runs: dict[str, tuple[Callable[[], None], int]], rounds: int = ROUND
 def refused(work: Work, name: str) -> tuple[float, str]:
     """A candidate's error, and why it is not timed, if it is not."""
     error = work.error(work.candidates[name])
-    return error, "" if error <= work.tolerance else f"wrong by {error:.1e} of the largest element"
+    return error, "" if error <= work.tolerance else f"wrong by {error:.2%}"
 
 
 def measure(work: Work, cold: bool) -> dict[str, dict]:
@@ -160,13 +170,17 @@ def said(*command: str) -> str:
         return "unknown"
 
 
-def stamp() -> dict[str, str]:
-    """Where there is no git, the commit is what the variable COMMIT says."""
-    import triton
+@cache
+def commit() -> str:
+    """What is measured; where there is no git, what the variable COMMIT says."""
     changed = said("git", "status", "--porcelain", "--untracked-files=no") not in ("", "unknown")
-    commit = os.environ.get("COMMIT") or said("git", "rev-parse", "--short", "HEAD")
-    stamp = {"commit": commit + (" with changes" if changed else ""),
-             "torch": torch.__version__, "triton": triton.__version__}
+    return (os.environ.get("COMMIT") or said("git", "rev-parse", "--short", "HEAD")) + " with changes" * changed
+
+
+def stamp() -> dict[str, str]:
+    """GPU, driver, versions, and the GPU's state now."""
+    import triton
+    stamp = {"commit": commit(), "torch": torch.__version__, "triton": triton.__version__}
     if not CUDA:
         return {"gpu": "cpu", **stamp}
     query = "driver_version,clocks.sm,clocks.mem,temperature.gpu,power.draw"

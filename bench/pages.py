@@ -7,10 +7,21 @@ from statistics import fmean, stdev
 import torch
 
 from bench import plots
-from bench.markdown import failures, machine, machine_line, mean, over, sections, stamps, table
+from bench.markdown import eager_peer, failures, machine, machine_line, mean, over, sections, stamps, table
 from bench.stages import STAGES
 from kernels.equivalence import SIDES, norms
 from unet import CONFIGS, UNet
+
+# Tests
+
+def tests_page(lines: dict[str, dict]) -> str:
+    rows = [[name, line["results"]["passed"], line["results"]["skipped"], line["results"].get("failed", "")]
+            for name, line in lines.items() if "passed" in line.get("results", {})]
+    failed = [[f"`{test}`", why] for line in lines.values()
+              for test, why in line.get("results", {}).get("failures", {}).items()]
+    return ("# Tests\n\n" + stamps(lines) + "\n" + table(["", "passed", "skipped", "failed"], rows)
+            + ("\n" + table(["test", "why"], failed) if failed else "") + failures(lines))
+
 
 # Kernels
 
@@ -78,7 +89,10 @@ def floor_ms(network: str, B: int, rate: float) -> float:
 
 
 def loop_table(name: str, section: dict[str, dict], rate: float) -> str:
-    """rate: of the matrices, in TFLOP/s; the floor is our network's products at that rate, three times to train."""
+    """rate: of the matrices, in TFLOP/s; the floor is our network's products at that rate, three times to train.
+
+    Ratios are to diffusers' eager mode in the layout that is faster for it, or where that is missing to the first line.
+    """
     done = {who: line["results"] for who, line in section.items() if "us" in line.get("results", {})}
     if not done:
         return ""
@@ -88,12 +102,13 @@ def loop_table(name: str, section: dict[str, dict], rate: float) -> str:
              r["us"] / 1e3, r.get("ms per step", ""), r["p20"] / 1e3, r["p80"] / 1e3,
              r.get("peak GB", ""), r["parameters"] / 1e6, r["error"], r["prepared s"]]
             for who, r in done.items()]
-    first = done.get("diffusers", next(iter(done.values())))["images/s"]
-    rows = [[row[0], row[1], row[1] / first, *row[2:]] for row in rows]
-    over = "diffusers" if "diffusers" in done else next(iter(done))
-    head = ["", "images/s", f"over {over}", "% of the floor", "ms", "ms per step", "p20", "p80", "peak GB",
-            "M parameters", "error", "s to prepare"]
-    return f"\n## {name}\n\n" + table(head, rows)
+    base = eager_peer(done) or next(iter(done))
+    rows = [[row[0], row[1], over(done, row[0], base), *row[2:]] for row in rows]
+    head = ["", "images/s", f"over {base}{' eager' * base.startswith('diffusers')}", "% of the floor", "ms",
+            "ms per step", "p20", "p80", "peak GB", "M parameters", "error", "s to prepare"]
+    skipped = [f"- {who}: Inductor left out {r['cudagraph skips']} CUDA graphs that it was asked for\n"
+               for who, r in done.items() if r.get("cudagraph skips")]
+    return f"\n## {name}\n\n" + table(head, rows) + ("\n" + "".join(skipped) if skipped else "")
 
 
 def loops_page(lines: dict[str, dict]) -> str:
@@ -187,6 +202,11 @@ def same_page(lines: dict[str, dict]) -> str:
         if "sha256" in results:
             page += f"\n## {case}\n\n{'The same bytes' if results['ok'] else '**Other bytes**'}.\n\n" + table(
                 ["", "sha256"], [[name, f"`{each}`"] for name, each in results["sha256"].items()])
+        if "replays" in results:
+            rows = [[name, each["error"], each["tolerance"], *("yes" if each[k] else "**no**" for k in
+                    ("same twice", "ok"))] for name, each in results["replays"].items()]
+            page += (f"\n## {case}\n\n||difference|| / ||pictures|| to the plain loop's pictures in float32.\n\n"
+                     + table(["", "error", "tolerance", "the same bytes twice", "right"], rows))
         if "ways" in results:
             rows = [[name, each["largest"], each["mean"], each["tolerance"], "yes" if each["ok"] else "**no**"]
                     for name, each in results["ways"].items()]

@@ -8,7 +8,6 @@ of the rounds' ratios to diffusers, or to ours where diffusers is not installed.
 """
 
 import copy
-import importlib
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ import ddpm
 import noise
 import train
 from bench.bench_sampling_loop import awake, diffusers_unet
+from bench.packages import installed
 from kernels.compile import compile_denoiser
 from run.cli import parse, script
 from run.memory import cast
@@ -32,18 +32,6 @@ class Config:
     """Times samplers and training steps against diffusers and denoising-diffusion-pytorch."""
     rounds: int = 15                # of every comparison
     threads: int = 1                # of torch
-
-
-PEERS = {"diffusers": "diffusers", "denoising-diffusion-pytorch": "denoising_diffusion_pytorch"}    # package -> module
-
-
-def installed(package: str) -> bool:
-    """Whether this peer can be imported."""
-    try:
-        importlib.import_module(PEERS[package])
-    except ImportError:
-        return False
-    return True
 
 
 def compare(title: str, candidates: dict[str, Callable[[], None]], rounds: int, per: int = 1) -> None:
@@ -210,7 +198,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     compare("a training step on 64 digits", digits_updates(), config.rounds)
     compare("the output of the cifar10 network, batch 8", forwards(), config.rounds)
     compare("a training step of the cifar10 network, batch 8", cifar10_updates(), config.rounds)
-    for package in PEERS:
+    for package in ("diffusers", "denoising-diffusion-pytorch"):
         if not installed(package):
             print(f"{package} is not installed, so it was not measured; install it with: pip install {package}")
 

@@ -1,5 +1,6 @@
 """Whether the pictures are the same: to the byte when sampled twice, to rounding when compiled or captured."""
 
+import gc
 import hashlib
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ import ddpm
 import noise
 import sample
 from bench import bench_sampling_loop as loops
-from bench.measure import CUDA
+from bench.measure import CUDA, error_of
 from bench.plots import picture_rows
 from kernels import sampling_step
 from kernels.compile import compile_denoiser, fast_norm
@@ -36,6 +37,29 @@ def twice(chain: loops.Chain) -> dict:
         results |= {name: digest(loop.sample()) for name in names}
         torch.compiler.reset()
     return {"sha256": results, "ok": len({*results.values()}) == 1}
+
+
+def replays(chain: loops.Chain) -> dict:
+    """Pictures of captured loops beside the plain loop's in float32: ||difference|| / ||plain||, each sampled twice.
+
+    In float32 they are its pictures to rounding; in bf16 they are about as far from them as the plain loop
+    in bf16: at most half as far again.
+    """
+    plain, away = precisely(lambda: loops.ours("eager", chain).sample().cpu()), {}
+    for name, stage, dtype in (("plain bf16", "bf16", torch.bfloat16),
+                               *((f"captured {name}", "graph" if CUDA else "eager", dtype) for name, dtype in
+                                 (("float32", torch.float32), ("bf16", torch.bfloat16)))):
+        def both(stage: str = stage, dtype: torch.dtype = dtype) -> list[Tensor]:
+            loop = loops.ours(stage, chain, dtype)
+            return [loop.sample().cpu() for _ in range(2)]
+        once, again = precisely(both)
+        error = error_of([once], [plain])
+        tolerance = {"captured float32": 1e-3, "captured bf16": 1.5 * away.get("plain bf16", {}).get("error", 0)}
+        away[name] = {"error": error, "tolerance": tolerance.get(name, ""), "same twice": torch.equal(once, again),
+                      "ok": error <= tolerance.get(name, torch.inf) and torch.equal(once, again)}
+        torch.compiler.reset()
+        gc.collect()
+    return {"replays": away}
 
 
 def pictures(path: Path, n: int, folder: Path) -> dict:

@@ -1,23 +1,34 @@
-"""Files read and written so that nothing saved is lost: every room reads and writes its files through these two."""
+"""Files that are read and written so that nothing saved is lost; every room reads and writes its files through here."""
 
 import contextlib
+import errno
 import os
+import re
 import shutil
+import stat
+import warnings
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+import torch
+
+NO_DESCRIPTORS = errno.EMFILE, errno.ENFILE             # no fault of the file that is being opened
 
 
 @contextlib.contextmanager
 def reading(path: str | Path, mend: str = "use another file") -> Iterator[None]:
     """Turns whatever is raised inside, by any reader of a damaged or hostile file, into a ValueError that names it.
 
-    mend: what to do about it, the end of the sentence. A ValueError that names the file already passes unchanged.
+    mend: what to do about it, the end of the sentence. A ValueError that names the file already passes unchanged, as
+    does the lack of file descriptors.
     """
     try:
         yield
     except Exception as error:
-        if isinstance(error, ValueError) and str(path) in str(error):
+        named = isinstance(error, ValueError) and re.search(rf"(?<!\w){re.escape(str(path))}(?!\w)", str(error))
+        if named or getattr(error, "errno", 0) in NO_DESCRIPTORS:
             raise
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ValueError(f"cannot read {path}: {reason}; {mend}") from error
@@ -40,36 +51,104 @@ class Watched:
         return getattr(self.file, name)
 
 
+def load_tensors(path: Path, mmap: bool = False) -> Any:
+    """What `torch.save` wrote: plain values and tensors, on the CPU; never executes code from the file.
+
+    Every tensor is dense, and all of them are no larger than the file. mmap: leave the tensors in the file. Raises
+    ValueError for a file that is damaged, packed, or contains anything else.
+    """
+    try:
+        size = path.stat().st_size
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as file:         # torch looks at neither the checksums nor the packing
+                packed = any(entry.compress_type for entry in file.infolist())
+                if packed or sum(entry.file_size for entry in file.infolist()) > 2 * size or file.testzip():
+                    raise zipfile.BadZipFile
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")             # torch warns of what is refused below
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        check_dense(content, size)
+        return content
+    except PermissionError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{path} is damaged or contains more than tensors; use another file") from error
+
+
+def check_dense(content: Any, size: int) -> None:
+    """Raises ValueError unless the tensors in nested dicts and lists are dense and can come from `size` bytes."""
+    waiting, seen, storages = [content], set(), {}
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:                           # a few nested lists can contain each other endlessly
+            continue
+        seen.add(id(value))
+        if isinstance(value, torch.Tensor):
+            plain = type(value) in (torch.Tensor, torch.nn.Parameter) and value.layout is torch.strided
+            if not plain or value.device.type != "cpu" or value.is_quantized or vars(value) or (
+                    value.numel() * value.element_size() > value.untyped_storage().nbytes()):
+                raise ValueError(f"a tensor is {type(value).__name__} {tuple(value.shape)} {value.device}")
+            storages[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+        elif isinstance(value, dict):
+            waiting += [*value.keys(), *value.values()]
+        elif isinstance(value, (list, tuple, set)):
+            waiting += value
+    if sum(storages.values()) > 2 * size:               # twice: the file may have been replaced meanwhile
+        raise ValueError(f"the tensors take {sum(storages.values())} bytes, the file {size}")
+
+
 @contextlib.contextmanager
-def writing(path: str | Path, previous: Path | None = None) -> Iterator[BinaryIO]:
+def writing(path: str | Path, *, sync: bool = True, previous: Path | None = None) -> Iterator[BinaryIO]:
     """A new binary file that takes the place of `path` when the block ends: whole, or not at all.
 
     It is written as NAME.tmp in the same folder, which is made if need be; a symbolic link of that name is removed,
-    not followed. File and folder reach the disk before the block returns. If anything is raised, NAME.tmp is removed
-    and `path` stays as it was; a full disk is an OSError that says so. previous: the name that what `path` was gets,
-    in the same folder; at every moment there is a whole file of the name `path`.
+    not followed. With `sync`, file and folder reach the disk before the block returns. If anything is raised, NAME.tmp
+    is removed and `path` stays as it was; a full disk is an OSError that says so, and so is a device or a pipe.
+    previous: the name under which the file that was at `path` is kept, in the same folder; at every moment there is a
+    whole file at `path`.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    watched = None
+    path, watched = Path(path), None
+    temporary = path.parent / f"{path.name}.tmp"
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        check_replaceable(path)
+        temporary.unlink(missing_ok=True)
         with open(temporary, "w+b", opener=new_file) as file:
             watched = Watched(file)
             yield watched
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         if previous and path.exists():
             add_name(path, previous)
         os.replace(temporary, path)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
+        if watched:
+            temporary.unlink(missing_ok=True)
         reason = getattr(watched, "error", None) or error
         if not isinstance(reason, OSError):
             raise
         raise OSError(f"cannot write {path}: {reason.strerror or reason}; what was there is unchanged") from error
-    sync_folder(path.parent)
+    if sync:
+        sync_folder(path.parent)
+
+
+def check_writable(path: str | Path) -> Path:
+    """The path, if `writing` can begin to write there; what is there stays. Raises OSError."""
+    class Enough(Exception):
+        pass
+
+    with contextlib.suppress(Enough), writing(path):
+        raise Enough
+    return Path(path)
+
+
+def check_replaceable(path: Path) -> None:
+    """Raises OSError for a folder, a device or a pipe: a file must not take its place."""
+    with contextlib.suppress(FileNotFoundError):
+        mode = path.lstat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):
+            raise OSError("there is a folder" if stat.S_ISDIR(mode) else "there is no file but a device or a pipe")
 
 
 def add_name(path: Path, second: Path) -> None:

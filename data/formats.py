@@ -2,7 +2,6 @@
 
 import gzip
 import math
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from data import image_files, sets
+from data.files import reading
 from data.sets import Data
 
 
@@ -24,14 +24,12 @@ class Format(NamedTuple):
 
 def read_bytes(path: Path) -> bytes:
     """All of a file, unpacked if its name ends in .gz, up to sets.IN_MEMORY."""
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(image_files.require_file(path), "rb") as file:
-            raw = file.read(sets.IN_MEMORY + 1)
+    opened = gzip.open if path.suffix == ".gz" else open
+    with reading(path, "fetch it anew"), opened(image_files.require_file(path), "rb") as file:
+        raw = file.read(sets.IN_MEMORY + 1)
         if len(raw) > sets.IN_MEMORY:
             raise ValueError(f"it holds more than {sets.IN_MEMORY} bytes")
         return raw
-    except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise ValueError(f"cannot read {path}: {error}; fetch it anew") from None
 
 
 def read_idx(path: Path, ndim: int) -> Tensor:
@@ -44,7 +42,7 @@ def read_idx(path: Path, ndim: int) -> Tensor:
 
 
 def idx_files(path: Path) -> list[Path]:
-    return sorted(path.rglob("train-images*idx3-ubyte*"))
+    return image_files.visible(path, "train-images*idx3-ubyte*")
 
 
 def read_idx_set(path: Path) -> Data:
@@ -61,7 +59,7 @@ def read_idx_set(path: Path) -> Data:
 def cifar_format(names: Sequence[str], label_bytes: int, classes: str, says: str) -> Format:
     """CIFAR's binary version: of each picture the labels, the last of which counts, then 3 x 32 x 32 bytes."""
     def files(path: Path) -> list[Path]:
-        return sorted(path.rglob(names[0]))
+        return image_files.visible(path, names[0])
 
     def read(path: Path) -> Data:
         folder = files(path)[0].parent

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from data import image_files, sets
 from data.dead_leaves import DeadLeaves
+from data.files import reading
 from data.formats import FORMATS
 from data.sets import Data
 
@@ -63,7 +64,7 @@ def load_named(name: str, size: tuple[int, int] | None, fit: str) -> Data:
     streamed, key, path = parse_name(name)
     if key in LEAVES:
         if path or streamed:
-            raise ValueError(f"no data set {name!r}; {key} is drawn, not read: it takes no path and no stream")
+            raise ValueError(f"no data set {name!r}; {key} is rendered, not read: it takes no path and no stream")
         shape = (LEAVES[key], *(size or (32, 32)))
         return Data(name, DeadLeaves(shape), None, (), shape)
     rows = (as_stream if streamed else as_rows, SETS[key], size, fit)
@@ -77,11 +78,13 @@ def load_local(name: str, key: str, path: Path, rows: tuple) -> Data:
         raise ValueError(f"no folder {path} for {key}; leave it out to download {source.hub}")
     if key in FORMATS and FORMATS[key].files(path) and how is as_rows:
         return sets.resize(FORMATS[key].read(path)._replace(name=key), size, fit)
-    if parquet := sorted(map(image_files.require_file, path.rglob("*.parquet"))):
+    with reading(path, "remove it"):
+        parquet = [image_files.require_file(p) for p in image_files.visible(path, "*.parquet")]
+    if parquet:
         splits = tuple(source.split.split("+"))
         own_split = [str(p) for p in parquet if p.name.startswith(splits)]
         return load_table(name, *rows, own_split or [str(p) for p in parquet])
-    if pickled := next((p for p in sorted(path.rglob("*")) if is_pickle(p)), None):
+    if pickled := next(filter(is_pickle, image_files.visible(path, "*")), None):
         raise ValueError(f"{pickled} is a pickle, which could run code and is not read; for {key} use "
                          f"{FORMATS[key].says if key in FORMATS else 'parquet or image files'}")
     return sets.read_folder(path / "train" if (path / "train").is_dir() else path, size or source.size, fit)
@@ -104,35 +107,39 @@ def load_table(name: str, how: Callable, source: Source, size, fit: str, files: 
         import datasets
     except ImportError:
         raise ValueError(f"{name} comes through the datasets library; install it with: pip install datasets") from None
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)                    # what it logs as errors it raises, too
     shape = (source.channels, *(size or source.size or ()))
     if len(shape) == 1:
         raise ValueError(f"the pictures of {name} have many sizes; choose one with --size")
     where = {"path": "parquet", "data_files": files} if files else {"path": source.hub}
     split = "train" if files else source.split                                  # what the library calls plain files
-    try:
+    mend = (f"see that the files are whole, and {source.hub}'s" if files else
+            f"fetch it elsewhere and name its folder, as {name}:FOLDER")
+    with reading(f"{name} from {files[0] if files else source.hub}", mend):
         rows = datasets.load_dataset(**where, split=split, streaming=how is as_stream)
         features = rows.features or {}
         if missing := [c for c in (source.image, source.label) if c not in features]:
             raise ValueError(f"it has no column {missing[0]!r} but {', '.join(features)}")
-        rows = rows.cast_column(source.image, datasets.Image(decode=False))
-    except Exception as error:                          # the library, the network and the disk raise many kinds
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        mend = (f"see that the files are whole, and {source.hub}'s" if files else
-                f"fetch it elsewhere and name its folder, as {name}:FOLDER")
-        raise ValueError(f"cannot load {name} from {files[0] if files else source.hub}: {reason}; {mend}") from error
+        if "int" not in getattr(features[source.label], "dtype", ""):             # a picture would be decoded
+            raise ValueError(f"its column {source.label!r} is {features[source.label]}, not whole numbers")
+        rows = rows.select_columns([source.image, source.label])
+        rows = rows.cast_column(source.image, datasets.Image(decode=False))       # decoded by image_files alone
     return how(name, source, rows, shape, fit)
 
 
 def as_rows(name: str, source: Source, rows, shape: tuple[int, int, int], fit: str) -> Data:
     """A table whose pictures can be asked for in any order, read at once if they are small enough."""
-    labels = torch.as_tensor(rows.with_format("numpy")[source.label][:]).long()
+    with reading(name, "see that its files are whole"):
+        labels = torch.as_tensor(rows.with_format("numpy")[source.label][:]).long()
     names = getattr(rows.features[source.label], "names", None)
     if len(labels) == 0 or labels.min() < 0:
         raise ValueError(f"{name} has {len(labels)} rows, or rows without a label (-1); choose another split")
+    names = names if names and labels.max() < len(names) else sets.number_classes(labels)
     images = Rows(name, rows.select_columns([source.image]), source.image, shape, fit)
     if len(images) * math.prod(shape) <= sets.IN_MEMORY:
-        images = images[range(len(images))]
-    return Data(name, images, labels, tuple(names) if names else sets.number_classes(labels), shape)
+        with image_files.damage_counted(name):
+            images = images[range(len(images))]
+    return Data(name, images, labels, tuple(names), shape)
 
 
 def decode(cell: dict | None, shape: tuple[int, int, int], fit: str, name: str) -> Tensor:
@@ -162,17 +169,25 @@ class Rows:
 def as_stream(name: str, source: Source, rows, shape: tuple[int, int, int], fit: str) -> Data:
     """A table that is only passed through, over and over."""
     names = tuple(getattr(rows.features[source.label], "names", None) or ())
-    stream = Stream(rows)
+    stream = Stream(rows, name)
     images = Column(stream, lambda i, row: decode(row[source.image], shape, fit, f"in row {i} of {name}"))
-    return Data(name, images, Column(stream, lambda _, row: torch.tensor(row[source.label])) if names else None,
-                names, shape)
+    labels = Column(stream, lambda i, row: one_label(row[source.label], len(names), f"row {i} of {name}"))
+    return Data(name, images, labels if names else None, names, shape)
+
+
+def one_label(label: int | None, classes: int, row: str) -> Tensor:
+    """A row's label, int64 (). Raises ValueError, naming the row, for none."""
+    if label is None or not 0 <= label < classes:
+        raise ValueError(f"{row} has the label {label}; it must be from 0 to {classes - 1}; choose another split")
+    return torch.tensor(label)
 
 
 class Stream:
     """The rows of pass after pass through a table, shuffled within WINDOW rows; read once if asked for in order."""
 
-    def __init__(self, table):
-        self.table, self.rows, self.at = table, iter(()), math.inf                # at: the row that comes next
+    def __init__(self, table, name: str):
+        self.table, self.name = table, name
+        self.rows, self.at = iter(()), math.inf                                   # at: the row that comes next
         self.first, self.last = 0, []                                             # rows first, first + 1, ...
 
     def passes(self):
@@ -180,7 +195,7 @@ class Stream:
             rows = iter(self.table)
             window = list(itertools.islice(rows, WINDOW))
             if not window:
-                raise ValueError("the streamed table has no rows; fetch it anew")
+                raise ValueError(f"{self.name} has no rows; fetch it anew")
             while window:
                 yield from (window[k] for k in sets.permutation(len(window), 0, epoch))
                 window = list(itertools.islice(rows, WINDOW))
@@ -189,7 +204,8 @@ class Stream:
         if (first, n) != (self.first, len(self.last)):
             if first < self.at:
                 self.rows, self.at = self.passes(), 0
-            self.last = list(itertools.islice(self.rows, first - self.at, first - self.at + n))
+            with reading(self.name, "see that its files are whole"):
+                self.last = list(itertools.islice(self.rows, first - self.at, first - self.at + n))
             self.first, self.at = first, first + n
         return self.last
 

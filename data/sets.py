@@ -22,7 +22,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 import noise
-from data.image_files import MODES, SUFFIXES, fit_to_size, read_header, read_image, to_image, to_tensor
+from data.files import reading
+from data.image_files import (
+    MODES,
+    SUFFIXES,
+    damage_counted,
+    fit_to_size,
+    read_header,
+    read_image,
+    to_image,
+    to_tensor,
+    visible,
+)
 
 IN_MEMORY = 2**30                                       # bytes of pixels up to which a set is read at once
 ENDLESS = 2**32                                         # pictures of a set without end: as many as noise has keys
@@ -67,15 +78,8 @@ def digits(held_out: bool = False) -> Data:
 
 def read_npz(path: Path) -> Data:
     """Pictures arr_0, uint8 (N, H, W) or (N, H, W, C), and labels arr_1 (N,) if there; never unpickles."""
-    try:
-        with zipfile.ZipFile(path) as file:
-            if bombs := [e for e in file.infolist() if e.file_size > max(IN_MEMORY, PACKED * e.compress_size)]:
-                raise ValueError(f"{bombs[0].filename} would unpack to {bombs[0].file_size} bytes, more than {PACKED} "
-                                 f"times what is there")
-        with np.load(path, allow_pickle=False) as arrays:
-            images, labels = arrays["arr_0"], arrays.get("arr_1")
-    except Exception as error:                          # numpy and zipfile raise many kinds for damaged files
-        raise ValueError(f"cannot read {path}: {error}; it must hold uint8 pictures under arr_0") from None
+    with reading(path, "it must hold uint8 pictures under arr_0"), load_arrays(path) as arrays:
+        images, labels = arrays["arr_0"], arrays.get("arr_1")
     images = images[..., None] if images.ndim == 3 else images
     if images.dtype != np.uint8 or images.ndim != 4 or not images.size or images.shape[-1] not in MODES:
         raise ValueError(f"arr_0 of {path} is {images.dtype} {images.shape}; it must be uint8 (N, H, W) "
@@ -88,6 +92,15 @@ def read_npz(path: Path) -> Data:
         labels = torch.from_numpy(labels.astype(np.int64))
     images = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
     return Data(path.name, images, labels, () if labels is None else number_classes(labels), tuple(images.shape[1:]))
+
+
+def load_arrays(path: Path) -> np.lib.npyio.NpzFile:
+    """The arrays of an .npz file, each read when it is asked for. Raises many kinds of error for damaged files."""
+    with zipfile.ZipFile(path) as file:
+        if bombs := [e for e in file.infolist() if e.file_size > max(IN_MEMORY, PACKED * e.compress_size)]:
+            raise ValueError(f"{bombs[0].filename} would unpack to {bombs[0].file_size} bytes, more than {PACKED} "
+                             f"times what is there")
+    return np.load(path, allow_pickle=False)
 
 
 def number_classes(labels: Tensor) -> tuple[str, ...]:
@@ -114,10 +127,11 @@ class Folder:
 def read_folder(path: Path, size: tuple[int, int] | None, fit: str) -> Data:
     """A folder of images, their labels the names of its subfolders, if it has any.
 
-    Channels are those of the richest picture (grey, colour, colour with alpha), so nothing is dropped. Up to
-    1 GiB is read at once, which finds damaged files before training; more is read as needed.
+    Channels are those of the richest picture (grey, colour, colour with alpha), so nothing is dropped; what is hidden,
+    and macOS's __MACOSX folders, are left out. Up to 1 GiB is read at once, which finds damaged files before training;
+    more is read as needed.
     """
-    paths = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.is_dir())
+    paths = [p for p in visible(path, "*") if p.suffix.lower() in SUFFIXES and not p.is_dir()]
     if not paths:
         raise ValueError(f"no images under {path}; it takes {' '.join(sorted(SUFFIXES))}, or, with a name before it, "
                          f"other files: cifar10:{path}")
@@ -126,15 +140,16 @@ def read_folder(path: Path, size: tuple[int, int] | None, fit: str) -> Data:
     if "" in classes and len(classes) > 1:
         raise ValueError(f"{path} has images beside subfolders such as {classes[1]!r}; put every image into a "
                          f"subfolder to label them, or none")
-    facts = [read_header(p) for p in paths]
-    sizes = sorted({size for _, size in facts})
-    if size is None and len(sizes) > 1:
-        raise ValueError(f"the images under {path} have {len(sizes)} sizes, {sizes[0][0]}x{sizes[0][1]} to "
-                         f"{sizes[-1][0]}x{sizes[-1][1]}; choose one with --size")
-    shape = (max(channels for channels, _ in facts), *(size or sizes[0]))
-    images = Folder(paths, shape, fit)
-    if len(paths) * math.prod(shape) <= IN_MEMORY:
-        images = images[range(len(paths))]
+    with damage_counted(str(path)):
+        facts = [read_header(p) for p in paths]
+        sizes = sorted({size for _, size in facts})
+        if size is None and len(sizes) > 1:
+            raise ValueError(f"the images under {path} have {len(sizes)} sizes, {sizes[0][0]}x{sizes[0][1]} to "
+                             f"{sizes[-1][0]}x{sizes[-1][1]}; choose one with --size")
+        shape = (max(channels for channels, _ in facts), *(size or sizes[0]))
+        images = Folder(paths, shape, fit)
+        if len(paths) * math.prod(shape) <= IN_MEMORY:
+            images = images[range(len(paths))]
     if classes == ("",):
         return Data(path.name, images, None, (), shape)
     return Data(path.name, images, torch.tensor([classes.index(name) for name in names]), classes, shape)

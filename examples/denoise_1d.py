@@ -9,7 +9,6 @@ samples p(x0 | signal) (Sohl-Dickstein et al. 2015, section 2.5); no linear filt
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
@@ -20,7 +19,8 @@ from tqdm import trange
 import ddpm
 import noise
 from examples.inpaint import denoised, rms
-from run.cli import check_range, make_parent, parse, script
+from run.cli import check_range, parse, script
+from run.pictures import save_figure
 
 L, JUMPS, SCHEDULE = 64, 0.06, ddpm.cosine_schedule(200)
 
@@ -107,7 +107,7 @@ def plot(out: str, columns: dict[str, Tensor]) -> None:
         axes[0, k].set_title(name)
         for row in range(4):
             axes[row, k].plot(x[row, 0], lw=1)
-    figure.savefig(make_parent(Path(out)), dpi=100)
+    save_figure(figure, out, dpi=100)
     print(f"see {out}")
 
 

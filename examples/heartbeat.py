@@ -17,7 +17,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits as cross_entrop
 from tqdm import trange
 
 from noise import image_seeds
-from run.cli import check_range, figure_path, parse, script
+from run.cli import check_range, parse, script
+from run.pictures import figure_path, save_figure
 
 T, PI, BINS = 2000, 0.2, 20
 BEATS = torch.eye(5).repeat(1, BINS // 5)                   # (5, 20): all the data there are, one for each phase
@@ -197,7 +198,7 @@ def picture(chain: list[Tensor], out: str) -> None:
     for axis, t in zip(figure.subplots(1, len(times)), times, strict=True):
         axis.imshow(chain[t][order].numpy(), cmap="binary", aspect="auto", interpolation="nearest")
         axis.set(title=f"$t = {t}$", xticks=[], yticks=[])
-    figure.savefig(out, dpi=150)
+    save_figure(figure, out, dpi=150)
 
 
 @script

@@ -10,7 +10,6 @@ noisy picture, scaled, *is* an x_t, so the chain begins there.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ import ddpm
 import noise
 from examples.common import run, trained
 from run import pictures
-from run.cli import check_range, make_parent, parse, script
+from run.cli import check_range, parse, script
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Tensor]:
     hole = torch.where(seen, x0, 0)[::config.samples]
     columns = [original, hole, *filled.view(config.n, config.samples, *x0.shape[1:]).unbind(1),
                noisy, *clean.view(config.n, config.samples, *x0.shape[1:]).unbind(1)]
-    pictures.grid(torch.stack(columns, dim=1).flatten(0, 1), len(columns), heads).save(make_parent(Path(config.out)))
+    pictures.save(pictures.grid(torch.stack(columns, dim=1).flatten(0, 1), len(columns), heads), config.out)
     mean = clean.view(config.n, config.samples, -1).mean(1)
     print(f"noise of {config.sigma} leaves an error of {rms(clean - x0):.3f} per sample, "
           f"{rms(mean - original.flatten(1)):.3f} for their mean; see {config.out}")

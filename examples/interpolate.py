@@ -9,7 +9,6 @@ Meng, Ermon 2021, section 5.3).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ import ddpm
 from examples.common import trained
 from examples.invert import noise_of, picture_of
 from run import pictures
-from run.cli import check_range, make_parent, parse, script
+from run.cli import check_range, parse, script
 
 
 @dataclass(frozen=True)
@@ -55,9 +54,9 @@ def main(argv: Sequence[str] | None = None) -> tuple[Tensor, Tensor]:
     sampled = picture_of(schedule, denoise, path.flatten(0, 1), times, target).view(path.shape)
     mixed = torch.lerp(*ends.chunk(2), w.view(-1, 1, 1, 1, 1))
 
-    rows = torch.stack([sampled, mixed], dim=2).permute(1, 2, 0, 3, 4, 5)                   # B, sampled or mixed, S
+    rows = torch.stack([sampled, mixed], dim=2).permute(1, 2, 0, 3, 4, 5)                 # B, sampled or mixed, S
     heads = [f"{v:.2g}" for v in w.tolist()]
-    pictures.grid(rows.flatten(0, 2), config.stops, heads).save(make_parent(Path(config.out)))
+    pictures.save(pictures.grid(rows.flatten(0, 2), config.stops, heads), config.out)
     print(f"pixels near black or white: {decided(sampled):.0%} of the samples, {decided(mixed):.0%} of the mixtures, "
           f"{decided(ends):.0%} of the original digits; see {config.out}")
     return sampled, ends

@@ -9,7 +9,6 @@ that falls with the number of steps.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,7 +17,7 @@ import data
 import ddpm
 from examples.common import run, trained
 from run import pictures
-from run.cli import check_range, make_parent, parse, script
+from run.cli import check_range, parse, script
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> list[float]:
         print(f"{steps:5} steps up and down: error {errors[-1]:.4f}; the noise has mean {xT.mean():+.3f}, "
               f"standard deviation {xT.std():.3f}")
         shown, heads = [*shown, xT / 3, again], [*heads, f"{steps} up", f"{steps} down"]
-    pictures.grid(torch.stack(shown, dim=1).flatten(0, 1), len(shown), heads).save(make_parent(Path(config.out)))
+    pictures.save(pictures.grid(torch.stack(shown, dim=1).flatten(0, 1), len(shown), heads), config.out)
     print(f"see {config.out}")
     return errors
 

@@ -9,7 +9,6 @@ that minimum; whether it does is seen by each sample's nearest neighbour among t
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ import ddpm
 import noise
 from examples.common import trained
 from run import pictures
-from run.cli import check_range, make_parent, parse, script
+from run.cli import check_range, parse, script
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Tensor]:
     k = min(8, config.n)
     columns = [each[:k] for name in x for each in (x[name], neighbours[name][1])]
     heads = ["exact", "nearest", "trained", "nearest", "new digit", "nearest"]
-    pictures.grid(torch.stack(columns, dim=1).flatten(0, 1), len(heads), heads).save(make_parent(Path(config.out)))
+    pictures.save(pictures.grid(torch.stack(columns, dim=1).flatten(0, 1), len(heads), heads), config.out)
     print(f"see {config.out}")
     return {name: distance for name, (distance, _) in neighbours.items()}
 

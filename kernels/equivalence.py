@@ -103,8 +103,8 @@ def errors(got: dict[str, Tensor], plain: dict[str, Tensor], true: dict[str, Ten
 def way(x: Tensor, groups: int, layout: str) -> str:
     """How the kernels go through x, forward/backward."""
     from kernels import group_norm_silu_triton as triton_file
-    plans = (triton_file.plan(x, groups, layout == "channels_last", size)
-             for size in (triton_file.FORWARD, triton_file.BACKWARD))
+    plans = (triton_file.plan(x.shape, groups, x.element_size(), layout == "channels_last", sizes)
+             for sizes in (triton_file.FORWARD, triton_file.BACKWARD))
     return "/".join("split" if p.chunk else "resident" if p.pixels >= x[0, 0].numel() else "loop" for p in plans)
 
 

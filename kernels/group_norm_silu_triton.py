@@ -1,28 +1,34 @@
 """Triton kernels of group_norm_silu, forward and backward, NCHW and channels_last.
 
 A program works on one image n and on a tile of it: pixels p down, channels c across. Element (c, p) of an image lies
-at c * stride_c + p * stride_p, where one of the strides is 1; that is all that tells the two layouts apart.
+at c + p * C in channels_last and at c * HW + p in NCHW; that is all that tells the two layouts apart.
 
-With mean_c the mean and m2_c the centred sum of squares of channel c, `add` moves mean_c and leaves m2_c alone, so
-a group's moments, and everything after, need no sum x + add:
+`add` moves the mean of a channel and nothing else, so x + add is never formed:
 
-    mean = mean over c of (mean_c + add_c),    var = mean over c, p of m2_c / HW + (mean_c + add_c - mean)^2
-    center_c = mean - add_c,    xh = (x - center_c) rstd,    rstd = 1 / sqrt(var + norm_eps)
+    mean = mean over c, p of x + add_c,    center_c = mean - add_c,    var = mean over c, p of (x - center_c)^2
+    xh = (x - center_c) rstd,    rstd = 1 / sqrt(var + norm_eps)
     gain_c = weight_c (1 + scale_c),    offset_c = bias_c (1 + scale_c) + shift_c
-    z = gain_c xh + offset_c,    y = z sigmoid(z)
+    z = gain_c xh + offset_c,    y = z s,    s = sigmoid(z)
 
 Backwards, from x and dy alone (the mean and rstd of each group are kept):
 
-    g = dy s (1 + z (1 - s)),  s = sigmoid(z);    db_c = sum_p g,    dw_c = sum_p g xh,    sx_c = sum_p xh
+    g = dy s (1 + z (1 - s));    db_c = sum_p g,    dw_c = sum_p g xh,    sx_c = sum_p xh
     c1 = sum_c gain_c dw_c / n,    c2 = sum_c gain_c db_c / n,    n = HW channels of the group
     dx = rstd (gain_c g - c2 - xh c1),    dadd_c = sum_p dx = rstd (gain_c db_c - HW c2 - c1 sx_c)
     dshift_c = db_c,    dscale_c = weight_c dw_c + bias_c db_c,    dweight, dbias = sum_n (1 + scale_c) (dw_c, db_c)
 
-Three ways to do either, see `plan`. Resident: the tile holds whole groups and x is read once. Loop: one program
-walks over the pixels of its groups twice. Split: many programs share a group, through partial sums in memory. No
-sum depends on the order in which programs run.
+Instructions bind before memory does, so each element costs few. u = -log2(e) z is one multiply-add of x, and
+s = 1 / (1 + 2^u) = rsqrt(1 + 2^u)^2 two quick instructions, where a division has guards. A bfloat16 is the upper half
+of a float32: a shift or a mask unpacks it. All that depends on the shape is constant, so most addresses are too.
+
+Three ways to do either, see `plan`. Resident: the tile holds whole groups and x is read once. Loop: one program walks
+over the pixels of its groups twice, the second time backwards, so as to begin with what the caches hold. Split: many
+programs share a group, through partial sums in memory. No sum depends on the order in which programs run.
+
+A tile's sides are powers of two. A group of 12 channels, say, is 3 parts of 4: a tuple of tiles, without idle lanes.
 """
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -30,46 +36,69 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+LOG2E, LN2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453)
+
+
 # Tiles
 
 @triton.jit
-def channels(block, CPG: tl.constexpr, LANES: tl.constexpr, GROUPS: tl.constexpr):
-    """The channels of GROUPS groups, one a lane, and which lanes hold one: LANES is CPG up to a power of two."""
+def channels(block, CPG, LANES, GROUPS):
+    """The channels of the first parts of GROUPS groups; those of part j are j * LANES further."""
     lane = tl.arange(0, GROUPS * LANES)
-    c = block * (GROUPS * LANES) + lane                         # so the compiler sees one long run
-    if LANES != CPG:
-        c = (block * GROUPS + lane // LANES) * CPG + lane % LANES
-    return c, lane % LANES < CPG
+    if LANES == CPG:
+        return block * (GROUPS * LANES) + lane                  # so the compiler sees one long run
+    else:
+        return (block * GROUPS + lane // LANES) * CPG + lane % LANES
 
 
 @triton.jit
-def tile(c, c_ok, start, stop, stride_c, stride_p, PIXELS: tl.constexpr):
-    """Where the tile's elements lie in an image, and which of them exist: (PIXELS, lanes)."""
+def tile(c, start, stop, C, HW, LAST, PIXELS):
+    """Where the tile's elements lie in an image, (PIXELS, channels), and which pixels there are, (PIXELS, 1)."""
     p = start + tl.arange(0, PIXELS)
-    return p[:, None] * stride_p + c[None, :] * stride_c, (p < stop)[:, None] & c_ok[None, :]
+    every = tl.full((PIXELS, 1), True, tl.int1)                 # a constant, with which all masks vanish
+    ok = every if HW % PIXELS == 0 else (p < stop)[:, None]
+    return (p[:, None] * C + c[None, :] if LAST else p[:, None] + c[None, :] * HW), ok
 
 
 @triton.jit
-def read(ptr, at, ok, FULL: tl.constexpr):
-    """A tile in float32, zero where there is nothing. FULL: every tile is full, so no mask is needed."""
-    if FULL:
-        return tl.load(ptr + at).to(tl.float32)
+def read(ptr, at, ok):
+    """A tile in float32, zero where there is nothing."""
+    x = tl.load(ptr + at, mask=ok, other=0)
+    if x.dtype == tl.bfloat16:
+        return (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
     else:
-        return tl.load(ptr + at, mask=ok, other=0).to(tl.float32)
+        return x.to(tl.float32)
 
 
 @triton.jit
-def write(ptr, at, value, ok, FULL: tl.constexpr):
-    if FULL:
-        tl.store(ptr + at, value.to(ptr.dtype.element_ty))
-    else:
-        tl.store(ptr + at, value.to(ptr.dtype.element_ty), mask=ok)
+def write(ptr, at, value, ok):
+    tl.store(ptr + at, value.to(ptr.dtype.element_ty), mask=ok)
 
-
-# Vectors over the lanes
 
 @triton.jit
-def row(ptr, n, stride, c, ok):
+def fold(v, DOWN, ACROSS):
+    """Sums of blocks of DOWN x ACROSS elements: what one load brings lies in one thread, which adds it up alone."""
+    v = tl.reshape(v, (v.shape[0] // DOWN, DOWN, v.shape[1] // ACROSS, ACROSS))
+    return tl.sum(tl.sum(v, axis=3), axis=1)
+
+
+@triton.jit
+def unfold(v, DOWN, ACROSS):
+    """The reverse: each element of a block gets the block's entry."""
+    wide = tl.broadcast_to(v[:, None, :, None], (v.shape[0], DOWN, v.shape[1], ACROSS))
+    return tl.reshape(wide, (v.shape[0] * DOWN, v.shape[1] * ACROSS))
+
+
+@triton.jit
+def over_tile(v, GROUPS):
+    """(rows, columns) -> (GROUPS,): sums over the columns of each group, and over rows."""
+    return tl.sum(tl.sum(tl.reshape(v, (v.shape[0], GROUPS, v.shape[1] // GROUPS)), axis=2), axis=0)
+
+
+# Vectors over the channels, and tuples of them: one a part
+
+@triton.jit
+def row(ptr, n, stride, c, ok=True):
     """Image n's row of a (B, C) argument, or zeros without one."""
     if ptr is None:
         return tl.zeros(c.shape, tl.float32)
@@ -78,84 +107,112 @@ def row(ptr, n, stride, c, ok):
 
 
 @triton.jit
-def affine(weight_ptr, bias_ptr, scale_ptr, shift_ptr, n, scale_stride, shift_stride, c, ok):
-    """gain and offset: z = gain * xh + offset."""
-    more = 1 + row(scale_ptr, n, scale_stride, c, ok)
-    gain = row(weight_ptr, 0, 0, c, ok) * more
-    return gain, row(bias_ptr, 0, 0, c, ok) * more + row(shift_ptr, n, shift_stride, c, ok)
+def rows(ptr, n, stride, c, LANES, PARTS):
+    found = ()
+    for j in tl.static_range(PARTS):
+        found += (row(ptr, n, stride, c + j * LANES),)
+    return found
 
 
 @triton.jit
-def over_group(v, LANES: tl.constexpr, GROUPS: tl.constexpr):
-    """Each lane gets the sum over its group's lanes."""
-    total = tl.sum(tl.reshape(v, (GROUPS, LANES)), axis=1)
-    return tl.reshape(tl.broadcast_to(total[:, None], (GROUPS, LANES)), (GROUPS * LANES,))
+def lines(mean, rstd, adds, weight_ptr, bias_ptr, scale_ptr, shift_ptr, n, scale_stride, shift_stride, c, LANES, SILU):
+    """Each part's (center, a, b) of u = a (x - center) + b, or, without SiLU, of z; and its gain."""
+    found, gains = (), ()
+    for j in tl.static_range(len(adds)):
+        gain, offset = row(weight_ptr, 0, 0, c + j * LANES), row(bias_ptr, 0, 0, c + j * LANES)
+        if scale_ptr is not None:
+            more = 1 + row(scale_ptr, n, scale_stride, c + j * LANES)
+            gain, offset = gain * more, offset * more
+        if shift_ptr is not None:
+            offset += row(shift_ptr, n, shift_stride, c + j * LANES)
+        factor = -LOG2E if SILU else 1.
+        found += ((mean - adds[j], rstd * gain * factor, offset * factor),)
+        gains += (gain,)
+    return found, gains
 
 
 @triton.jit
-def of_group(ptr, n, C, c, ok, CPG: tl.constexpr):
-    """Each lane's entry of a (B, G) argument."""
-    return tl.load(ptr + n * (C // CPG) + c // CPG, mask=ok, other=0)
+def over_lanes(v, LANES):
+    """(GROUPS,) -> (GROUPS * LANES,): each lane gets its group's entry."""
+    return tl.reshape(tl.broadcast_to(v[:, None], (v.shape[0], LANES)), (v.shape[0] * LANES,))
 
 
 @triton.jit
-def write_group(ptr, n, C, value, c, ok, CPG: tl.constexpr):
-    """The reverse, when every lane of a group has the same value: its first lane writes."""
-    tl.store(ptr + n * (C // CPG) + c // CPG, value, mask=ok & (c % CPG == 0))
+def of_group(ptr, n, c, C, CPG):
+    """Each channel's entry of a (B, G) argument."""
+    return tl.load(ptr + n * (C // CPG) + c // CPG)
 
 
 @triton.jit
-def merge(mean, m2, count, total):
-    """Moments of each column, from those of its rows (Chan et al. 1979); count: (rows, 1), total its sum."""
-    together = tl.sum(mean * count, axis=0) / total
-    apart = mean - together[None, :]
-    return together, tl.sum(m2 + count * apart * apart, axis=0)
-
-
-@triton.jit
-def group_moments(mean_c, m2_c, add, ok, HW, norm_eps, CPG: tl.constexpr, LANES: tl.constexpr, GROUPS: tl.constexpr):
-    """Each lane gets its group's mean of x + add, and its rstd."""
-    mean_c += add
-    mean = over_group(tl.where(ok, mean_c, 0.), LANES, GROUPS) / CPG
-    apart = tl.where(ok, mean_c - mean, 0.)
-    var = over_group(m2_c / HW + apart * apart, LANES, GROUPS) / CPG
-    return mean, 1 / tl.sqrt(var + norm_eps)
+def in_group(v, GROUPS):
+    """(channels,) -> (GROUPS,): sums."""
+    return tl.sum(tl.reshape(v, (GROUPS, v.shape[0] // GROUPS)), axis=1)
 
 
 # Forward
 
 @triton.jit
-def moments(x_ptr, c, c_ok, start, stop, stride_c, stride_p, PIXELS: tl.constexpr, FULL: tl.constexpr):
-    """Each channel's mean and centred sum of squares over the pixels start..stop.
+def pixels_of(n, DOWN, PIXELS):
+    """How many of a tile's first n pixels each row of blocks has."""
+    return tl.minimum(tl.maximum(n - DOWN * tl.arange(0, PIXELS // DOWN), 0), DOWN)[:, None].to(tl.float32)
 
-    Every element of the tile is a running mean and sum of its own (Welford 1962); they merge at the end.
+
+@triton.jit
+def moments(x_ptr, adds, c, start, stop, C, HW, LAST, PART, PIXELS, DOWN, ACROSS):
+    """Each block's mean of x + add over the pixels start..stop, its centred sum of squares, and its elements.
+
+    A block adds up x and x^2 less its own mean in the first tile. Of T tiles that mean is within sqrt(T - 1)
+    deviations of the final one, whatever x is, so cancellation costs at most T roundings.
     """
-    mean = tl.zeros((PIXELS, c.shape[0]), tl.float32)
-    m2 = tl.zeros((PIXELS, c.shape[0]), tl.float32)
-    seen = 0.
+    SIZE: tl.constexpr = ACROSS * len(adds)
+    at, ok = tile(c, start, stop, C, HW, LAST, PIXELS)
+    shift = tl.zeros((PIXELS // DOWN, c.shape[0] // ACROSS), tl.float32)
+    for j in tl.static_range(len(adds)):
+        first = read(x_ptr, at + j * PART, ok) + adds[j][None, :]
+        shift += fold(tl.where(ok, first, 0.), DOWN, ACROSS)
+    shift /= tl.maximum(SIZE * pixels_of(stop - start, DOWN, PIXELS), 1)
+    centers = ()
+    for j in tl.static_range(len(adds)):
+        centers += (unfold(shift, DOWN, ACROSS) - adds[j][None, :],)
+
+    s1, s2 = tl.zeros_like(shift), tl.zeros_like(shift)
     for p in range(start, stop, PIXELS):
-        at, ok = tile(c, c_ok, p, stop, stride_c, stride_p, PIXELS)
-        x = read(x_ptr, at, ok, FULL)
-        seen += 1
-        apart = x - mean if FULL else tl.where(ok, x - mean, 0.)
-        mean += apart * (1 / seen)
-        m2 += apart * (x - mean)
-    count = (stop - start - tl.arange(0, PIXELS) + PIXELS - 1) // PIXELS
-    return merge(mean, m2, count.to(tl.float32)[:, None], stop - start)
+        at, ok = tile(c, p, stop, C, HW, LAST, PIXELS)
+        for j in tl.static_range(len(adds)):
+            apart = tl.where(ok, read(x_ptr, at + j * PART, ok) - centers[j], 0.)
+            s1 += fold(apart, DOWN, ACROSS)
+            s2 += fold(apart * apart, DOWN, ACROSS)
+    n = stop - start
+    size = SIZE * (n // PIXELS * DOWN + pixels_of(n % PIXELS, DOWN, PIXELS))
+    mean = s1 / tl.maximum(size, 1)
+    return shift + mean, s2 - s1 * mean, size
 
 
 @triton.jit
-def normalise(x, center, rstd, gain, offset, SILU: tl.constexpr):
-    z = (x - center[None, :]) * (rstd * gain)[None, :] + offset[None, :]
-    return z / (1 + tl.exp(-z)) if SILU else z
+def merge(mean, m2, size, total, GROUPS):
+    """The moments of groups of total elements, from those of their blocks (Chan et al. 1979)."""
+    together = over_tile(mean * size, GROUPS) / total
+    apart = mean - over_lanes(together, mean.shape[1] // GROUPS)[None, :]
+    return together, over_tile(m2 + size * apart * apart, GROUPS)
 
 
 @triton.jit
-def normalise_pixels(x_ptr, y_ptr, center, rstd, gain, offset, c, c_ok, start, stop, stride_c, stride_p,
-                     SILU: tl.constexpr, PIXELS: tl.constexpr, FULL: tl.constexpr):
+def normalise(x, line, SILU):
+    u = (x - line[0][None, :]) * line[1][None, :] + line[2][None, :]
+    if SILU:
+        r = tl.rsqrt(tl.exp2(u) * LOG2E + LOG2E)                # r^2 = s / log2(e), so y = -u r^2
+        return -(u * r) * r
+    else:
+        return u
+
+
+@triton.jit
+def normalise_pixels(x_ptr, y_ptr, line, c, start, stop, C, HW, LAST, PART, PIXELS, SILU):
+    last = start + (stop - start - 1) // PIXELS * PIXELS
     for p in range(start, stop, PIXELS):
-        at, ok = tile(c, c_ok, p, stop, stride_c, stride_p, PIXELS)
-        write(y_ptr, at, normalise(read(x_ptr, at, ok, FULL), center, rstd, gain, offset, SILU), ok, FULL)
+        at, ok = tile(c, last - (p - start), stop, C, HW, LAST, PIXELS)
+        for j in tl.static_range(len(line)):
+            write(y_ptr, at + j * PART, normalise(read(x_ptr, at + j * PART, ok), line[j], SILU), ok)
 
 
 @triton.jit
@@ -165,86 +222,118 @@ def forward_kernel(
     weight_ptr, bias_ptr,                                       # (C,)
     scale_ptr, shift_ptr, add_ptr,                              # (B, C) or None
     x_stride, scale_stride, shift_stride, add_stride,           # from image to image
-    C, HW, stride_c, stride_p, norm_eps, SILU: tl.constexpr,
+    norm_eps,
+    C: tl.constexpr, HW: tl.constexpr, LAST: tl.constexpr, SILU: tl.constexpr,
     CPG: tl.constexpr, LANES: tl.constexpr, GROUPS: tl.constexpr, PIXELS: tl.constexpr,
-    RESIDENT: tl.constexpr, FULL: tl.constexpr,
 ):
     """Whole groups of one image, resident or in a loop."""
-    blocks = C // (CPG * GROUPS)
-    n = (tl.program_id(0) // blocks).to(tl.int64)
-    c, c_ok = channels(tl.program_id(0) % blocks, CPG, LANES, GROUPS)
+    PARTS: tl.constexpr = CPG // LANES
+    PART: tl.constexpr = LANES if LAST else LANES * HW
+    VECTOR: tl.constexpr = 128 // x_ptr.dtype.element_ty.primitive_bitwidth
+    DOWN: tl.constexpr = 1 if LAST else min(VECTOR, PIXELS)
+    ACROSS: tl.constexpr = min(VECTOR, LANES) if LAST else 1
+    BLOCKS: tl.constexpr = C // (CPG * GROUPS)
+    n, block = (tl.program_id(0) // BLOCKS).to(tl.int64), tl.program_id(0) % BLOCKS
+    c = channels(block, CPG, LANES, GROUPS)
     x_ptr += n * x_stride
-    y_ptr += n * C * HW
-    if RESIDENT:
-        at, ok = tile(c, c_ok, 0, HW, stride_c, stride_p, PIXELS)
-        x = read(x_ptr, at, ok, FULL)
-        mean_c = tl.sum(x, axis=0) / HW
-        apart = tl.where(ok, x - mean_c[None, :], 0.)
-        m2_c = tl.sum(apart * apart, axis=0)
+    y_ptr += n * (C * HW)
+    adds = rows(add_ptr, n, add_stride, c, LANES, PARTS)
+    if PIXELS >= HW:
+        at, ok = tile(c, 0, HW, C, HW, LAST, PIXELS)
+        x = ()
+        for j in tl.static_range(PARTS):
+            x += (read(x_ptr, at + j * PART, ok),)
+        mean, m2 = resident_moments(x, adds, ok, HW, CPG * HW, DOWN, ACROSS, GROUPS)
     else:
-        mean_c, m2_c = moments(x_ptr, c, c_ok, 0, HW, stride_c, stride_p, PIXELS, FULL)
+        mean, m2, size = moments(x_ptr, adds, c, 0, HW, C, HW, LAST, PART, PIXELS, DOWN, ACROSS)
+        mean, m2 = merge(mean, m2, size, CPG * HW, GROUPS)
 
-    add = row(add_ptr, n, add_stride, c, c_ok)
-    mean, rstd = group_moments(mean_c, m2_c, add, c_ok, HW, norm_eps, CPG, LANES, GROUPS)
-    write_group(mean_ptr, n, C, mean, c, c_ok, CPG)
-    write_group(rstd_ptr, n, C, rstd, c, c_ok, CPG)
+    rstd = tl.rsqrt(m2 / (CPG * HW) + norm_eps)
+    g = n * (C // CPG) + block * GROUPS + tl.arange(0, GROUPS)
+    tl.store(mean_ptr + g, mean)
+    tl.store(rstd_ptr + g, rstd)
 
-    gain, offset = affine(weight_ptr, bias_ptr, scale_ptr, shift_ptr, n, scale_stride, shift_stride, c, c_ok)
-    if RESIDENT:
-        write(y_ptr, at, normalise(x, mean - add, rstd, gain, offset, SILU), ok, FULL)
+    line, _ = lines(over_lanes(mean, LANES), over_lanes(rstd, LANES), adds, weight_ptr, bias_ptr, scale_ptr, shift_ptr,
+                    n, scale_stride, shift_stride, c, LANES, SILU)
+    if PIXELS >= HW:
+        for j in tl.static_range(PARTS):
+            write(y_ptr, at + j * PART, normalise(x[j], line[j], SILU), ok)
     else:
-        normalise_pixels(x_ptr, y_ptr, mean - add, rstd, gain, offset, c, c_ok, 0, HW, stride_c, stride_p,
-                         SILU, PIXELS, FULL)
+        normalise_pixels(x_ptr, y_ptr, line, c, 0, HW, C, HW, LAST, PART, PIXELS, SILU)
+
+
+@triton.jit
+def resident_moments(x, adds, ok, HW, total, DOWN, ACROSS, GROUPS):
+    """Each group's mean of x + add and centred sum of squares, x being all of it, a tile a part."""
+    LANES: tl.constexpr = adds[0].shape[0] // GROUPS
+    s1, added = fold(x[0], DOWN, ACROSS), adds[0]
+    for j in tl.static_range(1, len(x)):
+        s1 += fold(x[j], DOWN, ACROSS)
+        added += adds[j]
+    mean = (over_tile(s1, GROUPS) + HW * in_group(added, GROUPS)) / total
+    s2 = tl.zeros_like(s1)
+    for j in tl.static_range(len(x)):
+        apart = tl.where(ok, x[j] - (over_lanes(mean, LANES) - adds[j])[None, :], 0.)
+        s2 += fold(apart * apart, DOWN, ACROSS)
+    return mean, over_tile(s2, GROUPS)
+
+
+@triton.jit
+def chunk_of(C, HW, CHUNK, LANES):
+    """Where a group is shared: this program's image, chunk of pixels, and channels; and how many chunks there are."""
+    BLOCKS: tl.constexpr = C // LANES
+    CHUNKS: tl.constexpr = (HW + CHUNK - 1) // CHUNK
+    pid = tl.program_id(0)
+    c = pid % BLOCKS * LANES + tl.arange(0, LANES)
+    return (pid // BLOCKS // CHUNKS).to(tl.int64), pid // BLOCKS % CHUNKS, c, CHUNKS
 
 
 @triton.jit
 def forward_part_kernel(
     x_ptr,                                                      # (B, C, HW) in either layout
-    part_ptr,                                                   # (2, B, chunks, C): mean_c, m2_c of a chunk of pixels
+    part_ptr,                                                   # (2, B, chunks, C): mean, m2 of a chunk of pixels
     x_stride, size,                                             # from image to image; B * chunks * C
-    C, HW, stride_c, stride_p, CHUNK,
-    LANES: tl.constexpr, PIXELS: tl.constexpr, FULL: tl.constexpr,
+    C: tl.constexpr, HW: tl.constexpr, LAST: tl.constexpr,
+    CHUNK: tl.constexpr, LANES: tl.constexpr, PIXELS: tl.constexpr,
 ):
     """Split, 1 of 3: the channels' moments over one chunk of pixels."""
-    n, k, c, c_ok, chunks = chunk_of(C, HW, CHUNK, LANES)
-    start = k * CHUNK
-    mean_c, m2_c = moments(x_ptr + n * x_stride, c, c_ok, start, tl.minimum(start + CHUNK, HW), stride_c, stride_p,
-                           PIXELS, FULL)
+    DOWN: tl.constexpr = 1 if LAST else min(128 // x_ptr.dtype.element_ty.primitive_bitwidth, PIXELS)
+    n, k, c, chunks = chunk_of(C, HW, CHUNK, LANES)
+    start, stop = k * CHUNK, tl.minimum(k * CHUNK + CHUNK, HW)
+    none = tl.zeros((LANES,), tl.float32)
+    mean, m2, size_b = moments(x_ptr + n * x_stride, (none,), c, start, stop, C, HW, LAST, 0, PIXELS, DOWN, 1)
+    mean, m2 = merge(mean, m2, size_b, stop - start, LANES)
     part_ptr += (n * chunks + k) * C + c
-    tl.store(part_ptr, mean_c, mask=c_ok)
-    tl.store(part_ptr + size, m2_c, mask=c_ok)
+    tl.store(part_ptr, mean)
+    tl.store(part_ptr + size, m2)
 
 
 @triton.jit
-def chunk_of(C, HW, CHUNK, LANES: tl.constexpr):
-    """This program's image, chunk of pixels and channels, when a group is shared; and how many chunks there are."""
-    blocks, chunks = tl.cdiv(C, LANES), tl.cdiv(HW, CHUNK)
-    pid = tl.program_id(0)
-    c = pid % blocks * LANES + tl.arange(0, LANES)
-    return (pid // blocks // chunks).to(tl.int64), pid // blocks % chunks, c, c < C, chunks
+def parts_of_group(part_ptr, C, HW, CHUNK, CPG):
+    """Where the partial sums of this program's group lie, (chunks, channels), and which are there; its image, chunks
+    and channels."""
+    CHUNKS: tl.constexpr = (HW + CHUNK - 1) // CHUNK
+    n, g = (tl.program_id(0) // (C // CPG)).to(tl.int64), tl.program_id(0) % (C // CPG)
+    lane, k = tl.arange(0, triton.next_power_of_2(CPG)), tl.arange(0, triton.next_power_of_2(CHUNKS))
+    c = g * CPG + lane
+    return part_ptr + (n * CHUNKS + k)[:, None] * C + c[None, :], (k < CHUNKS)[:, None] & (lane < CPG)[None, :], n, k, c
 
 
 @triton.jit
 def forward_merge_kernel(
     part_ptr,                                                   # (2, B, chunks, C)
     mean_ptr, rstd_ptr,                                         # (B, G)
-    add_ptr, add_stride, size,
-    C, HW, CHUNK, norm_eps,
-    CPG: tl.constexpr, LANES: tl.constexpr, CHUNKS: tl.constexpr,
+    add_ptr, add_stride, size, norm_eps,
+    C: tl.constexpr, HW: tl.constexpr, CHUNK: tl.constexpr, CPG: tl.constexpr,
 ):
     """Split, 2 of 3: one group's mean and rstd."""
-    G = C // CPG
-    n, g = (tl.program_id(0) // G).to(tl.int64), tl.program_id(0) % G
-    c, c_ok = channels(g, CPG, LANES, 1)
-    k, chunks = tl.arange(0, CHUNKS), tl.cdiv(HW, CHUNK)
-    ok = (k < chunks)[:, None] & c_ok[None, :]
-    part_ptr += (n * chunks + k)[:, None] * C + c[None, :]
-    count = tl.maximum(tl.minimum(HW - k * CHUNK, CHUNK), 0).to(tl.float32)[:, None]
-    mean_c, m2_c = merge(tl.load(part_ptr, mask=ok, other=0), tl.load(part_ptr + size, mask=ok, other=0), count, HW)
-    add = row(add_ptr, n, add_stride, c, c_ok)
-    mean, rstd = group_moments(mean_c, m2_c, add, c_ok, HW, norm_eps, CPG, LANES, 1)
-    write_group(mean_ptr, n, C, mean, c, c_ok, CPG)
-    write_group(rstd_ptr, n, C, rstd, c, c_ok, CPG)
+    part_ptr, ok, n, k, c = parts_of_group(part_ptr, C, HW, CHUNK, CPG)
+    pixels = tl.where(ok, tl.minimum(HW - k * CHUNK, CHUNK)[:, None], 0).to(tl.float32)
+    mean = tl.load(part_ptr, mask=ok, other=0) + row(add_ptr, n, add_stride, c, c < C)[None, :]
+    mean, m2 = merge(mean, tl.load(part_ptr + size, mask=ok, other=0), pixels, CPG * HW, 1)
+    g = tl.program_id(0) + tl.arange(0, 1)
+    tl.store(mean_ptr + g, mean)
+    tl.store(rstd_ptr + g, tl.rsqrt(m2 / (CPG * HW) + norm_eps))
 
 
 @triton.jit
@@ -254,58 +343,60 @@ def forward_apply_kernel(
     weight_ptr, bias_ptr,                                       # (C,)
     scale_ptr, shift_ptr, add_ptr,                              # (B, C) or None
     x_stride, scale_stride, shift_stride, add_stride,           # from image to image
-    C, HW, stride_c, stride_p, CHUNK, SILU: tl.constexpr,
-    CPG: tl.constexpr, LANES: tl.constexpr, PIXELS: tl.constexpr, FULL: tl.constexpr,
+    C: tl.constexpr, HW: tl.constexpr, LAST: tl.constexpr, SILU: tl.constexpr,
+    CPG: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr, PIXELS: tl.constexpr,
 ):
     """Split, 3 of 3: one chunk of pixels, the statistics being known."""
-    n, k, c, c_ok, _ = chunk_of(C, HW, CHUNK, LANES)
-    center = of_group(mean_ptr, n, C, c, c_ok, CPG) - row(add_ptr, n, add_stride, c, c_ok)
-    rstd = of_group(rstd_ptr, n, C, c, c_ok, CPG)
-    gain, offset = affine(weight_ptr, bias_ptr, scale_ptr, shift_ptr, n, scale_stride, shift_stride, c, c_ok)
-    normalise_pixels(x_ptr + n * x_stride, y_ptr + n * C * HW, center, rstd, gain, offset, c, c_ok,
-                     k * CHUNK, tl.minimum(k * CHUNK + CHUNK, HW), stride_c, stride_p, SILU, PIXELS, FULL)
+    n, k, c, _ = chunk_of(C, HW, CHUNK, LANES)
+    mean, rstd = of_group(mean_ptr, n, c, C, CPG), of_group(rstd_ptr, n, c, C, CPG)
+    adds = rows(add_ptr, n, add_stride, c, LANES, 1)
+    line, _ = lines(mean, rstd, adds, weight_ptr, bias_ptr, scale_ptr, shift_ptr, n, scale_stride, shift_stride, c,
+                    LANES, SILU)
+    normalise_pixels(x_ptr + n * x_stride, y_ptr + n * (C * HW), line, c, k * CHUNK,
+                     tl.minimum(k * CHUNK + CHUNK, HW), C, HW, LAST, 0, PIXELS, SILU)
 
 
 # Backward
 
 @triton.jit
-def slopes(x, dy, center, rstd, gain, offset, SILU: tl.constexpr):
-    """xh and g = dloss/dz."""
-    xh = (x - center[None, :]) * rstd[None, :]
+def slope(apart, dy, line, SILU):
+    """g = dloss/dz; apart is x - center."""
     if SILU:
-        z = xh * gain[None, :] + offset[None, :]
-        s = 1 / (1 + tl.exp(-z))
-        dy = dy * (s + z * s * (1 - s))
-    return xh, dy
+        u = apart * line[1][None, :] + line[2][None, :]
+        r = tl.rsqrt(1 + tl.exp2(u))
+        s = r * r
+        us = u * s
+        return dy * (s - (us - us * s) * LN2)
+    else:
+        return dy
 
 
 @triton.jit
-def sums(x_ptr, dy_ptr, center, rstd, gain, offset, c, c_ok, start, stop, stride_c, stride_p,
-         SILU: tl.constexpr, ADD: tl.constexpr, PIXELS: tl.constexpr, FULL: tl.constexpr):
-    """Each channel's db, dw and, if ADD, sx over the pixels start..stop."""
-    db = tl.zeros((PIXELS, c.shape[0]), tl.float32)
-    dw = tl.zeros((PIXELS, c.shape[0]), tl.float32)
-    sx = tl.zeros((PIXELS, c.shape[0]), tl.float32)
-    for p in range(start, stop, PIXELS):
-        at, ok = tile(c, c_ok, p, stop, stride_c, stride_p, PIXELS)
-        xh, g = slopes(read(x_ptr, at, ok, FULL), read(dy_ptr, at, ok, FULL), center, rstd, gain, offset, SILU)
-        db += g
-        dw += g * xh
-        if ADD:
-            sx += xh if FULL else tl.where(ok, xh, 0.)
-    return tl.sum(db, axis=0), tl.sum(dw, axis=0), tl.sum(sx, axis=0)
+def sums(x_ptr, dy_ptr, rstd, line, c, start, stop, C, HW, LAST, PART, PIXELS, SILU, ADD):
+    """Each channel's db, dw and, if ADD, sx over the pixels start..stop: a flat tuple, three a part."""
+    DOWN: tl.constexpr = 1 if LAST else min(128 // x_ptr.dtype.element_ty.primitive_bitwidth, PIXELS)
+    found = ()
+    for _ in tl.static_range(3 * len(line)):
+        found += (tl.zeros((PIXELS // DOWN, c.shape[0]), tl.float32),)
+    for p in tl.range(start, stop, PIXELS, loop_unroll_factor=2):
+        at, ok = tile(c, p, stop, C, HW, LAST, PIXELS)
+        more = ()
+        for j in tl.static_range(len(line)):
+            apart = read(x_ptr, at + j * PART, ok) - line[j][0][None, :]
+            g = slope(apart, read(dy_ptr, at + j * PART, ok), line[j], SILU)
+            more += (found[3 * j] + fold(g, DOWN, 1), found[3 * j + 1] + fold(g * apart, DOWN, 1))
+            more += (found[3 * j + 2] + fold(tl.where(ok, apart, 0.), DOWN, 1) if ADD else found[3 * j + 2],)
+        found = more
+    totals = ()
+    for j in tl.static_range(len(line)):
+        totals += (tl.sum(found[3 * j], axis=0), tl.sum(found[3 * j + 1], axis=0) * rstd,
+                   tl.sum(found[3 * j + 2], axis=0) * rstd)
+    return totals
 
 
 @triton.jit
-def group_slopes(db, dw, gain, HW, CPG: tl.constexpr, LANES: tl.constexpr, GROUPS: tl.constexpr):
-    """Each lane gets its group's c1 and c2."""
-    n = CPG * HW
-    return over_group(gain * dw, LANES, GROUPS) / n, over_group(gain * db, LANES, GROUPS) / n
-
-
-@triton.jit
-def write_channels(dweight_ptr, dbias_ptr, dscale_ptr, dshift_ptr, dadd_ptr, weight_ptr, bias_ptr, scale_ptr,
-                   db, dw, sx, c1, c2, gain, rstd, n, scale_stride, C, HW, c, ok):
+def write_channels(dweight_ptr, dbias_ptr, dscale_ptr, dshift_ptr, dadd_ptr, weight_ptr, bias_ptr, scale_ptr, db, dw,
+                   sx, c1, c2, gain, rstd, n, scale_stride, HW, C, c, ok=True):
     """The gradients that belong to an image and a channel: (B, C) each, contiguous."""
     at = n * C + c
     more = 1 + row(scale_ptr, n, scale_stride, c, ok)
@@ -322,17 +413,20 @@ def write_channels(dweight_ptr, dbias_ptr, dscale_ptr, dshift_ptr, dadd_ptr, wei
 
 
 @triton.jit
-def input_slope(xh, g, rstd, gain, c1, c2):
-    return rstd[None, :] * (gain[None, :] * g - c2[None, :] - xh * c1[None, :])
+def input_slope(apart, g, rstd, gain, c1, c2):
+    """dx = rstd (gain g - c2 - xh c1), multiplied out: what belongs to the channel alone comes first."""
+    return (rstd * gain)[None, :] * g + ((-rstd * rstd * c1)[None, :] * apart + (-rstd * c2)[None, :])
 
 
 @triton.jit
-def input_slopes(x_ptr, dy_ptr, dx_ptr, center, rstd, gain, offset, c1, c2, c, c_ok, start, stop, stride_c, stride_p,
-                 SILU: tl.constexpr, PIXELS: tl.constexpr, FULL: tl.constexpr):
-    for p in range(start, stop, PIXELS):
-        at, ok = tile(c, c_ok, p, stop, stride_c, stride_p, PIXELS)
-        xh, g = slopes(read(x_ptr, at, ok, FULL), read(dy_ptr, at, ok, FULL), center, rstd, gain, offset, SILU)
-        write(dx_ptr, at, input_slope(xh, g, rstd, gain, c1, c2), ok, FULL)
+def input_slopes(x_ptr, dy_ptr, dx_ptr, rstd, line, gains, c1, c2, c, start, stop, C, HW, LAST, PART, PIXELS, SILU):
+    last = start + (stop - start - 1) // PIXELS * PIXELS
+    for p in tl.range(start, stop, PIXELS, loop_unroll_factor=2):
+        at, ok = tile(c, last - (p - start), stop, C, HW, LAST, PIXELS)
+        for j in tl.static_range(len(line)):
+            apart = read(x_ptr, at + j * PART, ok) - line[j][0][None, :]
+            g = slope(apart, read(dy_ptr, at + j * PART, ok), line[j], SILU)
+            write(dx_ptr, at + j * PART, input_slope(apart, g, rstd, gains[j], c1, c2), ok)
 
 
 @triton.jit
@@ -344,37 +438,47 @@ def backward_kernel(
     dweight_ptr, dbias_ptr,                                     # (B, C), one term of the sum over images
     dscale_ptr, dshift_ptr, dadd_ptr,                           # (B, C) or None
     x_stride, dy_stride, scale_stride, shift_stride, add_stride,
-    C, HW, stride_c, stride_p, SILU: tl.constexpr,
+    C: tl.constexpr, HW: tl.constexpr, LAST: tl.constexpr, SILU: tl.constexpr,
     CPG: tl.constexpr, LANES: tl.constexpr, GROUPS: tl.constexpr, PIXELS: tl.constexpr,
-    RESIDENT: tl.constexpr, FULL: tl.constexpr,
 ):
     """Whole groups of one image, resident or in a loop."""
-    blocks = C // (CPG * GROUPS)
-    n = (tl.program_id(0) // blocks).to(tl.int64)
-    c, c_ok = channels(tl.program_id(0) % blocks, CPG, LANES, GROUPS)
+    PARTS: tl.constexpr = CPG // LANES
+    PART: tl.constexpr = LANES if LAST else LANES * HW
+    BLOCKS: tl.constexpr = C // (CPG * GROUPS)
+    n, block = (tl.program_id(0) // BLOCKS).to(tl.int64), tl.program_id(0) % BLOCKS
+    c = channels(block, CPG, LANES, GROUPS)
     x_ptr += n * x_stride
     dy_ptr += n * dy_stride
-    dx_ptr += n * C * HW
-    center = of_group(mean_ptr, n, C, c, c_ok, CPG) - row(add_ptr, n, add_stride, c, c_ok)
-    rstd = of_group(rstd_ptr, n, C, c, c_ok, CPG)
-    gain, offset = affine(weight_ptr, bias_ptr, scale_ptr, shift_ptr, n, scale_stride, shift_stride, c, c_ok)
-    if RESIDENT:
-        at, ok = tile(c, c_ok, 0, HW, stride_c, stride_p, PIXELS)
-        xh, g = slopes(read(x_ptr, at, ok, FULL), read(dy_ptr, at, ok, FULL), center, rstd, gain, offset, SILU)
-        db, dw = tl.sum(g, axis=0), tl.sum(g * xh, axis=0)
-        sx = tl.sum(tl.where(ok, xh, 0.), axis=0)
+    dx_ptr += n * (C * HW)
+    mean, rstd = of_group(mean_ptr, n, c, C, CPG), of_group(rstd_ptr, n, c, C, CPG)
+    adds = rows(add_ptr, n, add_stride, c, LANES, PARTS)
+    line, gains = lines(mean, rstd, adds, weight_ptr, bias_ptr, scale_ptr, shift_ptr, n, scale_stride, shift_stride, c,
+                        LANES, SILU)
+    if PIXELS >= HW:
+        at, ok = tile(c, 0, HW, C, HW, LAST, PIXELS)
+        apart, g, found = (), (), ()
+        for j in tl.static_range(PARTS):
+            apart += (tl.where(ok, read(x_ptr, at + j * PART, ok) - line[j][0][None, :], 0.),)
+            g += (slope(apart[j], read(dy_ptr, at + j * PART, ok), line[j], SILU),)
+            found += (tl.sum(g[j], axis=0), tl.sum(g[j] * apart[j], axis=0) * rstd, tl.sum(apart[j], axis=0) * rstd)
     else:
-        db, dw, sx = sums(x_ptr, dy_ptr, center, rstd, gain, offset, c, c_ok, 0, HW, stride_c, stride_p,
-                          SILU, dadd_ptr is not None, PIXELS, FULL)
+        found = sums(x_ptr, dy_ptr, rstd, line, c, 0, HW, C, HW, LAST, PART, PIXELS, SILU,
+                     dadd_ptr is not None)
 
-    c1, c2 = group_slopes(db, dw, gain, HW, CPG, LANES, GROUPS)
-    write_channels(dweight_ptr, dbias_ptr, dscale_ptr, dshift_ptr, dadd_ptr, weight_ptr, bias_ptr, scale_ptr,
-                   db, dw, sx, c1, c2, gain, rstd, n, scale_stride, C, HW, c, c_ok)
-    if RESIDENT:
-        write(dx_ptr, at, input_slope(xh, g, rstd, gain, c1, c2), ok, FULL)
+    c1, c2 = tl.zeros((GROUPS,), tl.float32), tl.zeros((GROUPS,), tl.float32)
+    for j in tl.static_range(PARTS):
+        c1 += in_group(gains[j] * found[3 * j + 1], GROUPS) / (CPG * HW)
+        c2 += in_group(gains[j] * found[3 * j], GROUPS) / (CPG * HW)
+    c1, c2 = over_lanes(c1, LANES), over_lanes(c2, LANES)
+    for j in tl.static_range(PARTS):
+        write_channels(dweight_ptr, dbias_ptr, dscale_ptr, dshift_ptr, dadd_ptr, weight_ptr, bias_ptr, scale_ptr,
+                       found[3 * j], found[3 * j + 1], found[3 * j + 2], c1, c2, gains[j], rstd, n, scale_stride, HW,
+                       C, c + j * LANES)
+    if PIXELS >= HW:
+        for j in tl.static_range(PARTS):
+            write(dx_ptr, at + j * PART, input_slope(apart[j], g[j], rstd, gains[j], c1, c2), ok)
     else:
-        input_slopes(x_ptr, dy_ptr, dx_ptr, center, rstd, gain, offset, c1, c2, c, c_ok, 0, HW, stride_c, stride_p,
-                     SILU, PIXELS, FULL)
+        input_slopes(x_ptr, dy_ptr, dx_ptr, rstd, line, gains, c1, c2, c, 0, HW, C, HW, LAST, PART, PIXELS, SILU)
 
 
 @triton.jit
@@ -385,21 +489,20 @@ def backward_part_kernel(
     weight_ptr, bias_ptr,                                       # (C,)
     scale_ptr, shift_ptr, add_ptr,                              # (B, C) or None
     x_stride, dy_stride, scale_stride, shift_stride, add_stride, size,
-    C, HW, stride_c, stride_p, CHUNK, SILU: tl.constexpr,
-    CPG: tl.constexpr, LANES: tl.constexpr, PIXELS: tl.constexpr, FULL: tl.constexpr,
+    C: tl.constexpr, HW: tl.constexpr, LAST: tl.constexpr, SILU: tl.constexpr,
+    CPG: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr, PIXELS: tl.constexpr,
 ):
     """Split, 1 of 3: the channels' sums over one chunk of pixels."""
-    n, k, c, c_ok, chunks = chunk_of(C, HW, CHUNK, LANES)
-    center = of_group(mean_ptr, n, C, c, c_ok, CPG) - row(add_ptr, n, add_stride, c, c_ok)
-    rstd = of_group(rstd_ptr, n, C, c, c_ok, CPG)
-    gain, offset = affine(weight_ptr, bias_ptr, scale_ptr, shift_ptr, n, scale_stride, shift_stride, c, c_ok)
-    db, dw, sx = sums(x_ptr + n * x_stride, dy_ptr + n * dy_stride, center, rstd, gain, offset, c, c_ok,
-                      k * CHUNK, tl.minimum(k * CHUNK + CHUNK, HW), stride_c, stride_p,
-                      SILU, add_ptr is not None, PIXELS, FULL)
+    n, k, c, chunks = chunk_of(C, HW, CHUNK, LANES)
+    mean, rstd = of_group(mean_ptr, n, c, C, CPG), of_group(rstd_ptr, n, c, C, CPG)
+    adds = rows(add_ptr, n, add_stride, c, LANES, 1)
+    line, gains = lines(mean, rstd, adds, weight_ptr, bias_ptr, scale_ptr, shift_ptr, n, scale_stride, shift_stride, c,
+                        LANES, SILU)
+    found = sums(x_ptr + n * x_stride, dy_ptr + n * dy_stride, rstd, line, c, k * CHUNK,
+                 tl.minimum(k * CHUNK + CHUNK, HW), C, HW, LAST, 0, PIXELS, SILU, add_ptr is not None)
     part_ptr += (n * chunks + k) * C + c
-    tl.store(part_ptr, db, mask=c_ok)
-    tl.store(part_ptr + size, dw, mask=c_ok)
-    tl.store(part_ptr + 2 * size, sx, mask=c_ok)
+    for j in tl.static_range(3):
+        tl.store(part_ptr + j * size, found[j])
 
 
 @triton.jit
@@ -411,26 +514,20 @@ def backward_merge_kernel(
     dweight_ptr, dbias_ptr,                                     # (B, C), one term of the sum over images
     dscale_ptr, dshift_ptr, dadd_ptr,                           # (B, C) or None
     scale_stride, size,
-    C, HW, CHUNK,
-    CPG: tl.constexpr, LANES: tl.constexpr, CHUNKS: tl.constexpr,
+    C: tl.constexpr, HW: tl.constexpr, CHUNK: tl.constexpr, CPG: tl.constexpr,
 ):
     """Split, 2 of 3: one group's c1 and c2, and all gradients but dx."""
-    G = C // CPG
-    n, g = (tl.program_id(0) // G).to(tl.int64), tl.program_id(0) % G
-    c, c_ok = channels(g, CPG, LANES, 1)
-    k, chunks = tl.arange(0, CHUNKS), tl.cdiv(HW, CHUNK)
-    ok = (k < chunks)[:, None] & c_ok[None, :]
-    part_ptr += (n * chunks + k)[:, None] * C + c[None, :]
+    part_ptr, ok, n, _, c = parts_of_group(part_ptr, C, HW, CHUNK, CPG)
     db = tl.sum(tl.load(part_ptr, mask=ok, other=0), axis=0)
     dw = tl.sum(tl.load(part_ptr + size, mask=ok, other=0), axis=0)
     sx = tl.sum(tl.load(part_ptr + 2 * size, mask=ok, other=0), axis=0)
-    rstd = of_group(rstd_ptr, n, C, c, c_ok, CPG)
-    gain = row(weight_ptr, 0, 0, c, c_ok) * (1 + row(scale_ptr, n, scale_stride, c, c_ok))
-    c1, c2 = group_slopes(db, dw, gain, HW, CPG, LANES, 1)
+    there, rstd = c < (tl.program_id(0) % (C // CPG) + 1) * CPG, tl.load(rstd_ptr + tl.program_id(0))
+    gain = row(weight_ptr, 0, 0, c, there) * (1 + row(scale_ptr, n, scale_stride, c, there))
+    c1, c2 = tl.sum(gain * dw) / (CPG * HW), tl.sum(gain * db) / (CPG * HW)
     write_channels(dweight_ptr, dbias_ptr, dscale_ptr, dshift_ptr, dadd_ptr, weight_ptr, bias_ptr, scale_ptr,
-                   db, dw, sx, c1, c2, gain, rstd, n, scale_stride, C, HW, c, c_ok)
-    write_group(c1_ptr, n, C, c1, c, c_ok, CPG)
-    write_group(c2_ptr, n, C, c2, c, c_ok, CPG)
+                   db, dw, sx, c1, c2, gain, rstd, n, scale_stride, HW, C, c, there)
+    tl.store(c1_ptr + tl.program_id(0), c1)
+    tl.store(c2_ptr + tl.program_id(0), c2)
 
 
 @triton.jit
@@ -440,31 +537,40 @@ def backward_apply_kernel(
     weight_ptr, bias_ptr,                                       # (C,)
     scale_ptr, shift_ptr, add_ptr,                              # (B, C) or None
     x_stride, dy_stride, scale_stride, shift_stride, add_stride,
-    C, HW, stride_c, stride_p, CHUNK, SILU: tl.constexpr,
-    CPG: tl.constexpr, LANES: tl.constexpr, PIXELS: tl.constexpr, FULL: tl.constexpr,
+    C: tl.constexpr, HW: tl.constexpr, LAST: tl.constexpr, SILU: tl.constexpr,
+    CPG: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr, PIXELS: tl.constexpr,
 ):
     """Split, 3 of 3: dx of one chunk of pixels."""
-    n, k, c, c_ok, _ = chunk_of(C, HW, CHUNK, LANES)
-    center = of_group(mean_ptr, n, C, c, c_ok, CPG) - row(add_ptr, n, add_stride, c, c_ok)
-    rstd = of_group(rstd_ptr, n, C, c, c_ok, CPG)
-    c1 = of_group(c1_ptr, n, C, c, c_ok, CPG)
-    c2 = of_group(c2_ptr, n, C, c, c_ok, CPG)
-    gain, offset = affine(weight_ptr, bias_ptr, scale_ptr, shift_ptr, n, scale_stride, shift_stride, c, c_ok)
-    input_slopes(x_ptr + n * x_stride, dy_ptr + n * dy_stride, dx_ptr + n * C * HW, center, rstd, gain, offset, c1, c2,
-                 c, c_ok, k * CHUNK, tl.minimum(k * CHUNK + CHUNK, HW), stride_c, stride_p, SILU, PIXELS, FULL)
+    n, k, c, _ = chunk_of(C, HW, CHUNK, LANES)
+    mean, rstd = of_group(mean_ptr, n, c, C, CPG), of_group(rstd_ptr, n, c, C, CPG)
+    c1, c2 = of_group(c1_ptr, n, c, C, CPG), of_group(c2_ptr, n, c, C, CPG)
+    adds = rows(add_ptr, n, add_stride, c, LANES, 1)
+    line, gains = lines(mean, rstd, adds, weight_ptr, bias_ptr, scale_ptr, shift_ptr, n, scale_stride, shift_stride, c,
+                        LANES, SILU)
+    input_slopes(x_ptr + n * x_stride, dy_ptr + n * dy_stride, dx_ptr + n * (C * HW), rstd, line, gains, c1, c2, c,
+                 k * CHUNK, tl.minimum(k * CHUNK + CHUNK, HW), C, HW, LAST, 0, PIXELS, SILU)
 
 
 # Which way, and with which tile
 
-PROGRAMS = 264              # two a multiprocessor fill a large GPU
 SECTOR = 64                 # bytes that must lie together for a read to waste nothing
-SLAB = 96 * 1024            # bytes a program may read twice: the second read then comes from a cache
-FORWARD = {"resident": 8192, "loop": 4096, "a_thread": 16}          # elements
-BACKWARD = {"resident": 4096, "loop": 2048, "a_thread": 8}
+PARTS = 9                   # of a group, at most: more would fill the registers
+
+
+class Sizes(NamedTuple):
+    resident: int           # elements of a program whose groups stay in registers
+    loop: int               # elements of a tile otherwise
+    a_thread: int           # of them a thread's
+    share: int              # elements of a program for each thread, or sums over threads cost more than the elements
+    slab: int = 96 * 1024   # bytes a program may read twice: the second read then comes from a cache
+    programs: int = 264     # two a multiprocessor fill a large GPU
+
+
+FORWARD, BACKWARD = Sizes(8192, 8192, 16, 64), Sizes(4096, 4096, 8, 128)
 
 
 class Plan(NamedTuple):
-    lanes: int              # a tile: channels of a group, or of a block if split, up to a power of two
+    lanes: int              # a tile: channels of a part of a group, or of a block if split
     groups: int             # times so many groups
     pixels: int             # times so many pixels
     chunk: int              # pixels of a program if the groups are split, else 0
@@ -472,44 +578,52 @@ class Plan(NamedTuple):
 
 
 def pow2(n: int) -> int:
-    return triton.next_power_of_2(n)
+    """The largest power of two up to n, and 1 for less."""
+    return 1 << max(n, 1).bit_length() - 1
 
 
-def plan(x: Tensor, G: int, channels_last: bool, size: dict[str, int]) -> Plan:
+def warps(elements: int, a_thread: int) -> int:
+    return min(16, pow2(elements // (32 * a_thread)))
+
+
+@cache
+def plan(shape: tuple[int, ...], G: int, itemsize: int, last: bool, sizes: Sizes) -> Plan:
     """Resident if whole groups fit the registers, a loop if they fit the caches, else split.
 
     A program takes so many groups that, in channels_last, its piece of a pixel fills the sectors it touches, and
     that it has a thousand elements; but never so many that too few programs are left, nor more than divide G.
     """
-    B, C, H, W = x.shape
-    HW, CPG, sector = H * W, C // G, SECTOR // x.element_size()
-    lanes, groups = pow2(CPG), 1
-    while (G % (2 * groups) == 0 and B * G // (2 * groups) >= PROGRAMS
-           and (channels_last and groups * CPG < sector or groups * lanes * pow2(HW) < 1024)):
+    B, C, H, W = shape
+    HW, CPG, groups = H * W, C // G, 1
+    lanes, whole = CPG & -CPG, triton.next_power_of_2(HW)
+    while (G % (2 * groups) == 0 and B * G // (2 * groups) >= sizes.programs
+           and (last and groups * CPG * itemsize < SECTOR or groups * CPG * whole < 1024)):
         groups *= 2
-    elements, programs = groups * lanes * pow2(HW), B * G // groups
-    if elements <= size["resident"]:
-        return Plan(lanes, groups, pow2(HW), 0, warps(elements, 32))
-    slab = groups * CPG * HW * x.element_size()
-    if slab <= (SLAB if programs >= PROGRAMS else SLAB // 4) and groups * lanes <= size["loop"] // 4:
-        return Plan(lanes, groups, size["loop"] // (groups * lanes), 0, warps(size["loop"], size["a_thread"]))
-    return split(x, CPG, channels_last, size)
+    width, vector = groups * CPG, min(16 // itemsize, lanes) if last else 16 // itemsize
+    if CPG // lanes > PARTS:
+        return split(shape, G, itemsize, last, sizes)
+    if width * whole <= sizes.resident:
+        most = warps(triton.next_power_of_2(width) * whole, 32)
+        return Plan(lanes, groups, whole, 0, min(most, warps(groups * lanes * whole, vector)))
+    slab = sizes.slab if B * G // groups >= sizes.programs else sizes.slab // 4
+    if width * HW * itemsize <= slab and width <= sizes.loop // 4:
+        most = min(warps(sizes.loop, sizes.a_thread), warps(width * HW, sizes.share))
+        loads = max(1, sizes.a_thread // (vector * (CPG // lanes)))                     # of a thread, from each part
+        pixels = pow2(min(sizes.loop // width, 32 * most * vector * loads // (groups * lanes)))
+        return Plan(lanes, groups, pixels, 0, min(most, warps(groups * lanes * pixels, vector)))
+    return split(shape, G, itemsize, last, sizes)
 
 
-def split(x: Tensor, CPG: int, channels_last: bool, size: dict[str, int]) -> Plan:
+def split(shape: tuple[int, ...], G: int, itemsize: int, last: bool, sizes: Sizes) -> Plan:
     """Blocks of channels and chunks of pixels, enough of them to fill the GPU several times."""
-    B, C, H, W = x.shape
-    tile = size["loop"]
-    pixels = tile // min(64, pow2(C)) if channels_last else min(pow2(H * W), tile)
-    lanes = min(tile // pixels, pow2(C))
+    B, C, H, W = shape
+    most, lanes = sizes.loop, C & -C
+    pixels = most // min(64, lanes) if last else min(triton.next_power_of_2(H * W), most)
+    lanes = min(most // pixels, lanes)
     tiles = triton.cdiv(H * W, pixels)
-    chunk = max(1, min(16, tiles * triton.cdiv(C, lanes) * B // (4 * PROGRAMS)))        # in tiles
-    chunk = max(chunk, triton.cdiv(tiles * pow2(CPG), 16384))                           # so that a merge is one tile
-    return Plan(lanes, 1, pixels, chunk * pixels, warps(pixels * lanes, size["a_thread"]))
-
-
-def warps(elements: int, a_thread: int) -> int:
-    return max(1, min(16, pow2(elements) // (32 * a_thread)))
+    chunk = max(1, min(16, tiles * (C // lanes) * B // (4 * sizes.programs)))                 # in tiles
+    chunk = max(chunk, triton.cdiv(tiles * triton.next_power_of_2(C // G), 16384))      # so that a merge is one tile
+    return Plan(lanes, 1, pixels, chunk * pixels, warps(pixels * lanes, sizes.a_thread))
 
 
 # Launchers
@@ -524,73 +638,61 @@ def dense(*rows: Tensor | None) -> list[Tensor | None]:
 
 
 def forward(x: Tensor, y: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None,
-            shift: Tensor | None, add: Tensor | None, norm_eps: float, silu: bool, channels_last: bool) -> None:
-    """Fills y, mean and rstd. The images of x and y lie in the layout that channels_last says."""
+            shift: Tensor | None, add: Tensor | None, norm_eps: float, silu: bool, last: bool) -> None:
+    """Fills y, mean and rstd. last: the images of x and y are channels_last, else contiguous."""
     B, C, H, W = x.shape
     HW, G = H * W, mean.shape[1]
     if B == 0:
         return
-    p = plan(x, G, channels_last, FORWARD)
+    p = plan(x.shape, G, x.element_size(), last, FORWARD)
     weight, bias, scale, shift, add = dense(weight, bias, scale, shift, add)
-    image = (C, HW, *((1, C) if channels_last else (HW, 1)))
     rows = (weight, bias, scale, shift, add, x.stride(0), stride(scale), stride(shift), stride(add))
     if not p.chunk:
-        forward_kernel[(B * G // p.groups,)](
-            x, y, mean, rstd, *rows, *image, norm_eps, silu, C // G, p.lanes, p.groups, p.pixels,
-            RESIDENT=p.pixels >= HW, FULL=p.lanes == C // G and HW % p.pixels == 0, num_warps=p.warps)
+        forward_kernel[(B * G // p.groups,)](x, y, mean, rstd, *rows, norm_eps, C, HW, last, silu, C // G, p.lanes,
+                                             p.groups, p.pixels, num_warps=p.warps)
         return
     chunks = triton.cdiv(HW, p.chunk)
     part = x.new_empty(2, B, chunks, C, dtype=torch.float32)
-    grid = (B * chunks * triton.cdiv(C, p.lanes),)
-    full = C % p.lanes == 0 and HW % p.pixels == 0
-    forward_part_kernel[grid](x, part, x.stride(0), part.stride(0), *image, p.chunk, p.lanes, p.pixels, full,
-                              num_warps=p.warps)
-    forward_merge_kernel[(B * G,)](part, mean, rstd, add, stride(add), part.stride(0), C, HW, p.chunk, norm_eps,
-                                   C // G, pow2(C // G), pow2(chunks), num_warps=merge_warps(C // G, chunks))
-    forward_apply_kernel[grid](x, y, mean, rstd, *rows, *image, p.chunk, silu, C // G, p.lanes, p.pixels, full,
+    grid, size = (B * chunks * (C // p.lanes),), part.stride(0)
+    forward_part_kernel[grid](x, part, x.stride(0), size, C, HW, last, p.chunk, p.lanes, p.pixels, num_warps=p.warps)
+    forward_merge_kernel[(B * G,)](part, mean, rstd, add, stride(add), size, norm_eps, C, HW, p.chunk, C // G,
+                                   num_warps=warps(C // G * chunks, 16))
+    forward_apply_kernel[grid](x, y, mean, rstd, *rows, C, HW, last, silu, C // G, p.chunk, p.lanes, p.pixels,
                                num_warps=p.warps)
 
 
-def merge_warps(CPG: int, chunks: int) -> int:
-    return warps(pow2(CPG) * pow2(chunks), 16)
-
-
 def backward(dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None,
-             shift: Tensor | None, add: Tensor | None, silu: bool, channels_last: bool, dx: Tensor, dweight: Tensor,
+             shift: Tensor | None, add: Tensor | None, silu: bool, last: bool, dx: Tensor, dweight: Tensor,
              dbias: Tensor, dscale: Tensor, dshift: Tensor, dadd: Tensor) -> None:
     """Fills dx to dadd; the last three only if their argument is there. dy, x and dx lie in one layout."""
     B, C, H, W = x.shape
     HW, G = H * W, mean.shape[1]
     parts = x.new_empty(2, B, C, dtype=torch.float32)
     if B:
-        p = plan(x, G, channels_last, BACKWARD)
+        p = plan(x.shape, G, x.element_size(), last, BACKWARD)
         weight, bias, scale, shift, add = dense(weight, bias, scale, shift, add)
-        image = (C, HW, *((1, C) if channels_last else (HW, 1)))
-        strides = (x.stride(0), dy.stride(0), stride(scale), stride(shift), stride(add))
         rows = (weight, bias, scale, shift, add)
+        strides = (x.stride(0), dy.stride(0), stride(scale), stride(shift), stride(add))
         slopes = (*parts, *(None if r is None else d for r, d in ((scale, dscale), (shift, dshift), (add, dadd))))
         if not p.chunk:
-            backward_kernel[(B * G // p.groups,)](
-                x, dy, dx, mean, rstd, *rows, *slopes, *strides, *image, silu, C // G, p.lanes, p.groups, p.pixels,
-                RESIDENT=p.pixels >= HW, FULL=p.lanes == C // G and HW % p.pixels == 0, num_warps=p.warps)
+            backward_kernel[(B * G // p.groups,)](x, dy, dx, mean, rstd, *rows, *slopes, *strides, C, HW, last, silu,
+                                                  C // G, p.lanes, p.groups, p.pixels, num_warps=p.warps)
         else:
-            backward_split(p, dy, x, dx, mean, rstd, rows, slopes, strides, image, silu)
+            backward_split(p, dy, x, dx, mean, rstd, rows, slopes, strides, silu, last)
     dw, db = parts.sum(1)
     dweight.copy_(dw)
     dbias.copy_(db)
 
 
 def backward_split(p: Plan, dy: Tensor, x: Tensor, dx: Tensor, mean: Tensor, rstd: Tensor, rows: tuple, slopes: tuple,
-                   strides: tuple, image: tuple, silu: bool) -> None:
-    (B, G), (C, HW) = mean.shape, image[:2]
-    weight, bias, scale = rows[:3]
-    chunks = triton.cdiv(HW, p.chunk)
+                   strides: tuple, silu: bool, last: bool) -> None:
+    (B, C, H, W), G, (weight, bias, scale, *_) = x.shape, mean.shape[1], rows
+    HW, chunks = H * W, triton.cdiv(H * W, p.chunk)
     part = x.new_empty(3, B, chunks, C, dtype=torch.float32)
     c1, c2 = x.new_empty(2, B, G, dtype=torch.float32)
-    grid = (B * chunks * triton.cdiv(C, p.lanes),)
-    tail = (*image, p.chunk, silu, C // G, p.lanes, p.pixels, C % p.lanes == 0 and HW % p.pixels == 0)
-    backward_part_kernel[grid](x, dy, part, mean, rstd, *rows, *strides, part.stride(0), *tail, num_warps=p.warps)
-    backward_merge_kernel[(B * G,)](part, c1, c2, rstd, weight, bias, scale, *slopes, strides[2], part.stride(0),
-                                    C, HW, p.chunk, C // G, pow2(C // G), pow2(chunks),
-                                    num_warps=merge_warps(C // G, chunks))
-    backward_apply_kernel[grid](x, dy, dx, mean, rstd, c1, c2, *rows, *strides, *tail, num_warps=p.warps)
+    grid, size = (B * chunks * (C // p.lanes),), part.stride(0)
+    shape = (C, HW, last, silu, C // G, p.chunk, p.lanes, p.pixels)
+    backward_part_kernel[grid](x, dy, part, mean, rstd, *rows, *strides, size, *shape, num_warps=p.warps)
+    backward_merge_kernel[(B * G,)](part, c1, c2, rstd, weight, bias, scale, *slopes, strides[2], size, C, HW, p.chunk,
+                                    C // G, num_warps=warps(C // G * chunks, 16))
+    backward_apply_kernel[grid](x, dy, dx, mean, rstd, c1, c2, *rows, *strides, *shape, num_warps=p.warps)

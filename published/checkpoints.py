@@ -3,8 +3,9 @@
 import torch
 
 import ddpm
+from data.files import reading
 from published.diffusers import from_diffusers, to_diffusers
-from published.files import diffusers_files, locate, read_flags, read_tensors
+from published.files import check_number, diffusers_files, locate, read_flags, read_tensors
 from published.openai import FLAGS, from_openai
 from run import checkpoint
 from run.checkpoint import Checkpoint
@@ -16,21 +17,31 @@ def read(source: str, flags: str = "") -> Checkpoint:
     path = locate(source)
     if path.is_dir() or path.suffix in (".bin", ".safetensors"):
         weights, config, scheduler = diffusers_files(path)
-        parts, size = from_diffusers(weights, config, scheduler), (config or {}).get("sample_size")
-        if not size:
-            raise ValueError(f"{path} does not specify the picture size; add sample_size to its config.json")
-    else:
-        weights = read_tensors(path)
-        if "format" in weights:
-            return checkpoint.load(path)
-        settings = {**FLAGS, **read_flags(flags, path.with_suffix(".json"))}
-        parts, size = from_openai(weights, settings), int(settings["image_size"])
-    unet, schedule, choice = parts
+        with reading(path, "correct its config.json, or use another model"):
+            parts, size = from_diffusers(weights, config, scheduler), config.get("sample_size")
+            if not size:
+                raise ValueError("it does not specify the picture size; add sample_size to its config.json")
+            return new_checkpoint(str(source), *parts, size)
+    weights = read_tensors(path)
+    if "format" in weights:
+        return checkpoint.load(path)
+    settings = {**FLAGS, **read_flags(flags, path.with_suffix(".json"))}
+    with reading(path, "correct its flags, or use another model"):
+        return new_checkpoint(str(source), *from_openai(weights, settings), int(settings["image_size"]))
+
+
+def new_checkpoint(name: str, unet: UNet, schedule: ddpm.Schedule, choice: dict, size: int | list) -> Checkpoint:
+    """The checkpoint of a model for pictures of this size. Raises an error unless the network takes them."""
+    H, W = size if isinstance(size, list) else (size, size)
+    for side in (H, W):
+        check_number("sample_size", side, 1, 2**13)
+    shape, config = (unet.config.in_channels, H, W), unet.config
+    with torch.device("meta"):                                                    # no memory, no arithmetic
+        UNet(config)(torch.ones(1, *shape), torch.ones(1).long(), torch.ones(1).long() if config.classes else None)
     settings = {"target": choice["target"], "variance": choice["variance"], "clip_x0": choice["clip"]}
-    weights, shape = unet.state_dict(), (unet.config.in_channels, *(size if isinstance(size, list) else (size, size)))
-    facts = {"name": str(source), "shape": shape, "classes": tuple(map(str, range(unet.config.classes)))}
-    return Checkpoint(unet.config, weights, weights, 0, schedule.beta[1:], settings, facts, {}, [],
-                      checkpoint.versions())
+    facts = {"name": name, "shape": shape, "classes": tuple(map(str, range(config.classes)))}
+    weights = unet.state_dict()
+    return Checkpoint(config, weights, weights, 0, schedule.beta[1:], settings, facts, {}, [], checkpoint.versions())
 
 
 def write_diffusers(last: Checkpoint, folder: str) -> None:

@@ -7,9 +7,16 @@ from typing import Any
 
 import ddpm
 from ddpm import Schedule
-from published.files import SCHEDULER_FILE, diffusers_files, locate, optional
+from published.files import (
+    SCHEDULER_FILE,
+    check_number,
+    check_state_dict,
+    diffusers_files,
+    locate,
+    optional,
+    write_together,
+)
 from published.names import DIFFUSERS, export_weights, heads_per_level, load_weights, swap_sin_cos
-from run.cli import make_parent
 from unet import UNet, UNetConfig
 
 # Defaults of config.json and scheduler_config.json; ONLY: the supported values of other scheduler settings.
@@ -28,6 +35,11 @@ ONLY = {"_class_name": ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler"), "thr
 TARGET = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 VARIANCE = {"fixed_small": "beta_tilde", "fixed_small_log": "beta_tilde", "fixed_large": "beta",
             "learned_range": "learned"}
+# The numbers of both: least, most, and their kind. Only those that may be None are None by default.
+NUMBERS = {"in_channels": (1, 2**10), "out_channels": (1, 2**11), "layers_per_block": (1, 2**10), "freq_shift": (0, 1),
+           "downsample_padding": (0, 2**10), "norm_num_groups": (1, 2**16), "attention_head_dim": (1, 2**16),
+           "num_class_embeds": (0, 2**20), "dropout": (0, 1, float), "norm_eps": (0, 1, float)}
+SCHEDULER_NUMBERS = {"num_train_timesteps": (1, 10**6), "beta_start": (0, 1, float), "beta_end": (0, 1, float)}
 BETAS = {"linear": ddpm.linear_schedule, "scaled_linear": ddpm.quadratic_schedule,
          "squaredcos_cap_v2": lambda T, start, end: ddpm.cosine_schedule(T)}
 
@@ -43,6 +55,7 @@ def from_diffusers(source, config: dict | None = None, scheduler: dict | None = 
         config, scheduler = config or configs[0], scheduler or configs[1]
     if config is None:
         raise ValueError("a state dict does not describe its network; pass config, the contents of config.json")
+    check_state_dict(source)
     old = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
     tensors = {re.sub(r"(?<=\.)(query|key|value|proj_attn)(?=\.)", lambda m: old[m[0]], name): w
                for name, w in source.items()}
@@ -55,6 +68,7 @@ def from_diffusers(source, config: dict | None = None, scheduler: dict | None = 
 def from_model_config(config: dict) -> UNetConfig:
     """The UNetConfig of config.json. Raises ValueError for settings that unet.UNet does not support."""
     values = {**MODEL, **{key: tuple(v) if isinstance(v, list) else v for key, v in config.items()}}
+    check_model_config(values)
     widths, res = values["block_out_channels"], values["downsample_type"] == "resnet"
     attends = (*("Attn" in kind for kind in values["down_block_types"]), values["add_attention"])
     result = UNetConfig(
@@ -72,6 +86,26 @@ def from_model_config(config: dict) -> UNetConfig:
         if key not in converted and synonyms.get(key, {}).get(values[key], values[key]) != value:
             raise ValueError(f"config.json has {key} {values[key]!r}; it must be {value!r}")
     return result
+
+
+def check_model_config(values: dict[str, Any]) -> None:
+    """Raises ValueError for settings of the wrong type or size, naming the first."""
+    if nested := [name for name in MODEL if isinstance(values[name], (dict, tuple))]:
+        raise ValueError(f"config.json has {nested[0]} {values[nested[0]]!r:.100}; it must be a single value")
+    for name, limits in NUMBERS.items():
+        if values[name] is not None or name not in ("attention_head_dim", "num_class_embeds"):
+            check_number(name, values[name], *limits)
+    for name, kind in (("block_out_channels", int), ("down_block_types", str), ("up_block_types", str)):
+        parts = values.get(name)
+        if type(parts) is not tuple or not 1 <= len(parts) <= 20 or not all(type(part) is kind for part in parts):
+            raise ValueError(f"{name} is {parts!r:.100}; it must be a list of {kind.__name__}, one for each level")
+    for width in values["block_out_channels"]:
+        check_number("block_out_channels", width, 1, 2**16)
+    if len({len(values[name]) for name in ("block_out_channels", "down_block_types", "up_block_types")}) > 1:
+        raise ValueError("block_out_channels, down_block_types and up_block_types are not equally many")
+    for name in ("add_attention", "flip_sin_to_cos"):
+        if type(values[name]) is not bool:
+            raise ValueError(f"{name} is {values[name]!r:.100}; it must be true or false")
 
 
 def to_model_config(config: UNetConfig) -> dict[str, Any]:
@@ -104,16 +138,22 @@ def to_model_config(config: UNetConfig) -> dict[str, Any]:
 def from_scheduler_config(config: dict) -> tuple[Schedule, dict[str, Any]]:
     """The schedule and {target, variance, clip} of scheduler_config.json. Raises ValueError for unsupported ones."""
     values = {**SCHEDULER, **config}
-    for key, allowed in {**ONLY, "prediction_type": TARGET, "variance_type": VARIANCE, "beta_schedule": BETAS}.items():
-        if values.get(key, allowed[0] if key in ONLY else None) not in allowed:
-            raise ValueError(f"scheduler_config.json has {key} {values[key]!r}; it must be one of {[*allowed]}")
-    if values["trained_betas"]:
-        schedule = ddpm.from_betas(values["trained_betas"])
+    for key, allowed in {**ONLY, "prediction_type": TARGET, "variance_type": VARIANCE, "beta_schedule": BETAS,
+                         "clip_sample": (True, False)}.items():
+        if values.get(key, [*allowed][0]) not in [*allowed]:
+            raise ValueError(f"scheduler_config.json has {key} {values[key]!r:.100}; it must be one of {[*allowed]}")
+    for name, limits in SCHEDULER_NUMBERS.items():
+        check_number(name, values[name], *limits)
+    if betas := values["trained_betas"]:
+        if not isinstance(betas, list) or len(betas) > 10**6 or not all(
+                type(b) in (int, float) and 0 < b <= 1 for b in betas):
+            raise ValueError("trained_betas must be a list of numbers between 0 and 1, at most a million")
+        schedule = ddpm.from_betas(betas)
     else:
         T, start, end = (values[key] for key in ("num_train_timesteps", "beta_start", "beta_end"))
         schedule = BETAS[values["beta_schedule"]](T, start, end)
     return schedule, {"target": TARGET[values["prediction_type"]], "variance": VARIANCE[values["variance_type"]],
-                      "clip": values["clip_sample"]}
+                      "clip": bool(values["clip_sample"])}
 
 
 def to_diffusers(unet: UNet, schedule: Schedule, folder: str | Path, *, target: str = "eps",
@@ -123,15 +163,15 @@ def to_diffusers(unet: UNet, schedule: Schedule, folder: str | Path, *, target: 
     ddpm.check_choice("variance", variance, VARIANCE.values())
     prediction, kind = ({value: name for name, value in reversed(table.items())}[choice]
                         for table, choice in ((TARGET, target), (VARIANCE, variance)))
-    beta, folder = schedule.beta[1:].tolist(), Path(folder)
+    beta = schedule.beta[1:].tolist()
     files = {"unet/config.json": {**to_model_config(unet.config), "sample_size": size},
              f"scheduler/{SCHEDULER_FILE}": {
                  **SCHEDULER, "num_train_timesteps": len(beta), "trained_betas": beta, "clip_sample": clip,
                  "prediction_type": prediction, "variance_type": kind},
              "model_index.json": {"_class_name": "DDPMPipeline", "scheduler": ("diffusers", "DDPMScheduler"),
                                   "unet": ("diffusers", "UNet2DModel")}}
-    save_file = optional("safetensors.torch", "writing weights for diffusers").save_file
-    for name, content in files.items():
-        make_parent(folder / name).write_text(json.dumps(content, indent=1))
+    to_bytes = optional("safetensors.torch", "writing weights for diffusers").save
     weights = {name: w.detach().cpu().clone() for name, w in export_weights(unet, DIFFUSERS).items()}
-    save_file(weights, folder / "unet" / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+    contents = {"unet/diffusion_pytorch_model.safetensors": to_bytes(weights, {"format": "pt"}),
+                **{name: json.dumps(content, indent=1).encode() for name, content in files.items()}}
+    write_together(Path(folder), contents)

@@ -1,16 +1,19 @@
 """Reads the files of published models as tensors and JSON; never executes code from them."""
 
+import contextlib
 import importlib
 import json
-import pickle
+import math
 import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from data.files import load_tensors, reading, writing
+
+JSON_BYTES = 2**26                      # of a JSON file, at most: a million betas fit
 SCHEDULER_FILE = "scheduler_config.json"
 
 
@@ -56,28 +59,50 @@ def diffusers_files(path: Path) -> tuple[dict[str, Tensor], dict | None, dict | 
 
 def read_json(path: Path) -> dict:
     """The object in a JSON file, as a dict. Raises ValueError for other content."""
-    try:
-        return dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is not a JSON object ({error}); correct it or download it again") from None
+    with reading(path, "correct it or download it again"):
+        if path.stat().st_size > JSON_BYTES:
+            raise ValueError(f"it has more than {JSON_BYTES} bytes")
+        content = json.loads(path.read_bytes())
+        if not isinstance(content, dict):
+            raise ValueError("it is not a JSON object")
+        return content
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
     """The dict in a .pt, .bin or .safetensors file. Raises ValueError unless it has only tensors and plain values."""
-    errors = (RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError, pickle.UnpicklingError)
     if path.suffix == ".safetensors":
         load = optional("safetensors.torch", f"reading {path}").load_file
-        errors = (importlib.import_module("safetensors").SafetensorError, *errors)
-    else:
-        def load(file: Path) -> Any:
-            return torch.load(file, map_location="cpu", weights_only=True)
-    try:
-        content = load(path)
-    except errors as error:
-        raise ValueError(f"{path} is damaged or contains more than tensors; use another file") from error
+        with reading(path):
+            return load(path)
+    content = load_tensors(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} contains a {type(content).__name__}; it must be a state dict")
     return content
+
+
+def write_together(folder: Path, contents: dict[str, bytes]) -> None:
+    """Writes files by name under the folder; all are complete before the first takes the place of an old one."""
+    with contextlib.ExitStack() as stack:
+        for name, content in contents.items():
+            file = stack.enter_context(writing(folder / name))
+            file.write(content)
+            file.flush()
+
+
+def check_state_dict(content: dict[str, Any]) -> None:
+    """Raises ValueError for anything but tensors of real numbers by name."""
+    for name, w in content.items():
+        if not isinstance(name, str) or not isinstance(w, Tensor) or w.is_complex():
+            raise ValueError(f"{name!r:.100} is {getattr(w, 'dtype', type(w).__name__)}; a state dict has tensors of "
+                             f"real numbers")
+
+
+def check_number(name: str, value: Any, least: float, most: float, kind: type = int) -> None:
+    """Raises ValueError unless the value is a number of this kind, int or float, between least and most."""
+    kinds = (int, float) if kind is float else (int,)
+    if type(value) not in kinds or not least <= value <= most or not math.isfinite(value):
+        raise ValueError(f"{name} is {value!r:.100}; it must be a {'whole ' if kind is int else ''}number between "
+                         f"{least:g} and {most:g}")
 
 
 def read_flags(text: str, default: Path) -> dict:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from published.files import check_state_dict
 from unet import Attention, UNet, UNetConfig
 
 
@@ -92,6 +93,9 @@ def load_weights(config: UNetConfig, naming: Naming, tensors: dict[str, Tensor])
     def shape(w: Tensor) -> torch.Size:
         return w.squeeze(-1).shape if w.ndim == 3 else w.shape                    # a Conv1d of width 1 is a Linear here
 
+    check_state_dict(tensors)
+    if config.blocks * len(config.widths) > len(tensors):                         # else a wrong number is endless work
+        raise ValueError(f"{config.blocks} blocks on {len(config.widths)} levels do not fit {len(tensors)} tensors")
     with torch.device("meta"):
         unet = UNet(config)
     expected = export_weights(unet, naming)

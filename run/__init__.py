@@ -2,5 +2,6 @@
 
 cli.py: command lines from dataclasses. checkpoint.py: one file per run. folder.py: its lock, log and curves. state.py:
 a training run as a value. importance.py: importance sampling of t. memory.py: other dtypes, recomputed activations.
-presets.py: published recipes. processes.py: torchrun. pictures.py: grids, strips, films. arrays.py: files and .npz.
+presets.py: published recipes. processes.py: torchrun. labels.py: what to sample. pictures.py: grids, strips, films.
+arrays.py: all that sample.py writes.
 """

@@ -1,20 +1,27 @@
-"""Pictures written while they are sampled: as files, and as one .npz, in constant memory and resumable after a stop.
+"""All that sample.py writes: pictures while they are sampled, in constant memory, then their grid.
 
-Until all of the .npz's pictures are there they lie in an .npy file of their own, which `finish` packs.
+Pictures are files of their own, or one .npz, which is resumable after a stop: until all of its pictures are there, they
+lie in an .npy file, which `finish` packs.
 """
 
+import hashlib
 import os
+import re
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from data import to_pixels, to_unit
+from data.files import writing
 from data.image_files import to_image
-from run import processes
+from run import folder, pictures, processes
+from run.checkpoint import WEIGHTS, Checkpoint
 from run.cli import make_parent
 from run.pictures import Samples, concatenate
 
@@ -25,7 +32,7 @@ def count_complete(path: Path, n: int, shape: tuple[int, int, int]) -> int:
     """How many of n pictures (C, H, W) an unfinished file holds; 0 if there is none, or it is damaged."""
     C, H, W = shape
     try:
-        stored, start = read_header(path)
+        stored, start = ((), 0) if path.is_symlink() else read_header(path)
     except Exception:                                   # numpy raises many kinds for damaged files
         return 0
     size = path.stat().st_size - start
@@ -46,17 +53,27 @@ def read_header(path: Path) -> tuple[tuple[int, ...], int]:
 
 
 def append(path: Path, n: int, done: int, pixels: Tensor) -> None:
-    """Writes pixels, uint8 (B, C, H, W), after the first `done` of n pictures; anything behind those is dropped."""
+    """Writes pixels, uint8 (B, C, H, W), after the first `done` of n pictures; anything behind those is dropped.
+
+    They reach the disk. Raises OSError, with the mend, if they cannot.
+    """
     rows = pixels.permute(0, 2, 3, 1).contiguous().numpy()
-    with make_parent(path).open("r+b" if done else "wb") as file:
-        if done:
-            _, start = read_header(path)
-            file.truncate(start + done * rows[0].size)
-            file.seek(0, os.SEEK_END)
-        else:
-            header = {"descr": "|u1", "fortran_order": False, "shape": (n, *rows.shape[1:])}
-            np.lib.format.write_array_header_1_0(file, header)
-        file.write(rows.data)
+    try:
+        if not done:
+            make_parent(path).unlink(missing_ok=True)           # a symbolic link would lead elsewhere
+        with path.open("r+b" if done else "xb") as file:
+            if done:
+                _, start = read_header(path)
+                file.truncate(start + done * rows[0].size)
+                file.seek(0, os.SEEK_END)
+            else:
+                header = {"descr": "|u1", "fortran_order": False, "shape": (n, *rows.shape[1:])}
+                np.lib.format.write_array_header_1_0(file, header)
+            file.write(rows.data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror}; make room, and repeat the command") from error
 
 
 def read(path: Path, first: int, n: int) -> Tensor:
@@ -68,26 +85,59 @@ def read(path: Path, first: int, n: int) -> Tensor:
 
 
 def finish(path: Path, npz: Path, labels: Tensor | None) -> None:
-    """Packs the complete file into an .npz: arr_0 the pictures, arr_1 the labels if there are any."""
-    temporary = npz.with_name(f"{npz.name}.tmp")
-    with zipfile.ZipFile(temporary, "w", allowZip64=True) as file:
+    """Packs the complete file into an .npz: arr_0 the pictures, arr_1 the labels if there are any.
+
+    The file is removed when the .npz is whole and on the disk.
+    """
+    with writing(npz) as whole, zipfile.ZipFile(whole, "w", allowZip64=True) as file:
         file.write(path, "arr_0.npy")
         if labels is not None:
             with file.open("arr_1.npy", "w") as entry:
                 np.lib.format.write_array(entry, labels.numpy())
-    os.replace(temporary, npz)
     path.unlink()
 
 
-def write_batches(batches: Callable[[int], Iterator[Samples]], out: Path, n: int, shape: tuple[int, int, int], *,
-                  png: bool, npz: str, resumable: bool) -> Samples:
-    """Writes n pictures (C, H, W) while they are sampled; returns the first SHOWN or so, and what all of them cost.
+def digest(settings: Any, last: Checkpoint) -> str:
+    """A name for exactly these pictures: a hash of sample.py's settings and of the weights that they depend on."""
+    settings = replace(settings, batch=1, snapshots="", gif=False, png=False, npz=False, device="", out="")
+    found = hashlib.sha256(f"{settings} {last.network} {last.settings} {last.data}".encode(errors="surrogateescape"))
+    for w in (last.beta, *getattr(last, WEIGHTS[settings.weights]).values()):
+        found.update(w.float().contiguous().numpy())
+    return found.hexdigest()[:12]
 
-    batches: how many pictures an earlier run has completed -> the batches. png: a file for each picture. npz: a name
-    for exactly these pictures, or "" for no array; if resumable, pictures found under this name are kept.
+
+def remove_stale(folder: Path, n: int) -> None:
+    """Removes pictures of an earlier command beyond the first n, and what a killed one left: files of our names only.
     """
-    rows, writes = out / f"pictures-{npz}.npy", processes.rank() == 0
-    done = processes.broadcast_first(count_complete(rows, n, shape) if npz and resumable else 0)
+    for path in folder.glob("*.png*"):
+        number = re.fullmatch(r"([0-9]{6,})\.png(\.tmp)?", path.name)
+        if number and f"{int(number[1]):06d}" == number[1] and (int(number[1]) >= n or number[2]) and path.is_file():
+            path.unlink()
+
+
+def write(batches: Callable[[int], Iterator[Samples]], settings: Any, last: Checkpoint) -> Samples | None:
+    """All that sample.py's settings ask for, into a folder that no other process writes to meanwhile.
+
+    batches: how many pictures an earlier run has completed -> the batches. Returns the first SHOWN pictures or so,
+    with what all of them cost; None on all processes but the first.
+    """
+    with folder.lock(Path(settings.out)):
+        samples = write_batches(batches, settings, last)
+        if processes.rank() > 0:
+            return None
+        pictures.write(samples, settings)
+        return samples
+
+
+def write_batches(batches: Callable[[int], Iterator[Samples]], settings: Any, last: Checkpoint) -> Samples:
+    """Writes the .npz and the files of the pictures while they are sampled; see `write`.
+
+    Pictures of an .npz are resumed, if there is neither a film nor a strip nor a file of each.
+    """
+    n, out, png, npz, writes = settings.n, Path(settings.out), settings.png, settings.npz, processes.rank() == 0
+    rows = out / f"pictures-{digest(settings, last) if npz else ''}.npy"
+    resumable = npz and not (png or settings.gif or settings.snapshots)
+    done = processes.broadcast_first(count_complete(rows, n, tuple(last.data["shape"])) if resumable else 0)
     shown, labels, seconds, evaluations, first, new = [], [], 0., 0, 0, 0
     for batch in batches(done):
         seconds, evaluations = seconds + batch.seconds, evaluations + batch.evaluations
@@ -100,10 +150,12 @@ def write_batches(batches: Callable[[int], Iterator[Samples]], out: Path, n: int
             if npz:
                 append(rows, n, first, pixels)
             for i, picture in enumerate(pixels if png else (), first):
-                to_image(picture).save(make_parent(out / "png" / f"{i:06d}.png"))
+                pictures.save(to_image(picture), out / "png" / f"{i:06d}.png", sync=False)
         if first < SHOWN:
             shown.append(batch)
         labels, first = [*labels, batch.labels], first + batch.n
+    if writes and png:
+        remove_stale(out / "png", n)
     if writes and npz:
         finish(rows, out / "pictures.npz", None if labels[0] is None else torch.cat(labels))
     return (concatenate(shown) if writes else shown[0])._replace(n=new, seconds=seconds, evaluations=evaluations)

@@ -7,8 +7,6 @@ No code in a file is ever executed, and nothing in it is used before it has been
 
 import copy
 import platform
-import warnings
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +17,7 @@ import PIL
 import torch
 from torch import Tensor
 
-from data.files import writing
+from data.files import load_tensors, writing
 from ddpm import from_betas
 from run import checks
 from run.cli import DTYPES, choose_device, limit_threads, parse, script
@@ -59,7 +57,7 @@ class Checkpoint(NamedTuple):
 def save(path: Path, checkpoint: Checkpoint, previous: Path | None = None) -> None:
     """Writes the file whole or not at all. previous: the name that the file that was there gets."""
     content = checkpoint._replace(network=asdict(checkpoint.network))._asdict()
-    with writing(path, previous) as file:
+    with writing(path, previous=previous) as file:
         torch.save({"format": FORMAT, **content}, file)
 
 
@@ -77,7 +75,7 @@ def load(path: Path, parts: Sequence[str] = PARTS) -> Checkpoint:
     try:
         last = Checkpoint(**content)
         left_out = {name: {} for name in PARTS if name not in parts}
-        last = last._replace(network=check(last, path.stat().st_size), **left_out)
+        last = last._replace(network=check(last), **left_out)
         return copy.deepcopy(last)                                  # out of the map, which may change under us
     except Exception as error:                                      # what does not fit together fails in many ways
         reason = " ".join(str(error).split())[:300] or type(error).__name__
@@ -87,16 +85,8 @@ def load(path: Path, parts: Sequence[str] = PARTS) -> Checkpoint:
 def unpack(path: Path, mend: str) -> dict[str, Any]:
     """The content of a file that `save` wrote, its tensors mapped. Raises ValueError for any other."""
     try:
-        with zipfile.ZipFile(path) as file, warnings.catch_warnings():
-            entries = file.infolist()                               # torch.load does not look at the checksums
-            claimed = sum(entry.file_size for entry in entries)
-            if any(e.compress_type for e in entries) or claimed > 2 * path.stat().st_size or file.testzip():
-                raise zipfile.BadZipFile
-            warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except PermissionError:
-        raise
-    except Exception as error:                                      # torch and zipfile raise many kinds
+        content = load_tensors(path, mmap=True)
+    except ValueError as error:
         raise ValueError(f"{path} is damaged or no checkpoint of train.py; {mend}") from error
     fields = {*Checkpoint._fields}
     if type(content) is not dict or content.pop("format", None) != FORMAT or not (
@@ -105,10 +95,9 @@ def unpack(path: Path, mend: str) -> dict[str, Any]:
     return content
 
 
-def check(last: Checkpoint, size: int) -> UNetConfig:
-    """The network, still a dict, of what a file of `size` bytes held. Raises an error unless all of it fits together.
-    """
-    checks.check_tensors(list(checks.plain_tensors(last._asdict())), size)
+def check(last: Checkpoint) -> UNetConfig:
+    """The network, in the file a dict. Raises an error unless all that the file held fits together."""
+    list(checks.plain_tensors(last._asdict()))
     network = checks.sound_network(last.network)
     checks.check_facts(last.data, network)
     checks.check_settings(last.settings, network)

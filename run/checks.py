@@ -36,20 +36,6 @@ def plain_tensors(value: Any, depth: int = 5, seen: set[int] | None = None) -> I
         raise ValueError(f"it holds a {type(value).__name__} of more than {LONGEST} characters")
 
 
-def check_tensors(tensors: list[Tensor], size: int) -> None:
-    """Raises ValueError unless these are dense numbers on the CPU that can come from a file of `size` bytes."""
-    storages = {}
-    for w in tensors:
-        if w.layout != torch.strided or w.device.type != "cpu" or w.is_quantized or vars(w):
-            raise ValueError(f"a tensor is {w.layout} on {w.device}, not dense on the CPU")
-        storage = w.untyped_storage()
-        if w.numel() * w.element_size() > storage.nbytes():
-            raise ValueError(f"a tensor of shape {tuple(w.shape)} has a storage of {storage.nbytes()} bytes")
-        storages[storage.data_ptr()] = storage.nbytes()
-    if sum(storages.values()) > 2 * size:                           # twice: the file may have been replaced meanwhile
-        raise ValueError(f"its tensors take {sum(storages.values())} bytes, the file {size}")
-
-
 def sound_network(values: dict[str, Any]) -> UNetConfig:
     """The configuration with these values, each of its field's type, and of a size that a network can have."""
     for field in fields(UNetConfig):

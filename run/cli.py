@@ -1,22 +1,29 @@
 """Command lines from dataclasses: a field is a flag, its comment the help, its value the default."""
 
 import argparse
+import contextlib
 import dataclasses
+import errno
 import functools
 import inspect
-import io
 import math
+import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 import torch
 
 T = TypeVar("T")
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
-NO_MEMORY = "can't allocate memory|out of memory|bad_alloc|Storage size calculation overflowed"     # what torch says
+LIMITS = {                                              # what torch says when the machine has too little of something
+    "can't allocate memory|out of memory|bad_alloc|Storage size calculation overflowed":
+        "there is not enough memory; use a smaller batch, size, network or number of pictures",
+    "Too many open files|received 0 items of ancdata":
+        "there are too few file descriptors; raise their limit (ulimit -n), or use fewer --workers"}
+NO_MEMORY, NO_FILES = LIMITS.values()
 
 
 def parse(kind: type[T], argv: Sequence[str] | None, presets: dict[str, T] | None = None) -> T:
@@ -46,20 +53,80 @@ def parse(kind: type[T], argv: Sequence[str] | None, presets: dict[str, T] | Non
 
 
 def script(main: Callable) -> Callable:
-    """A main(argv) whose bad input ends in one sentence on stderr and exit status 2, without a traceback."""
+    """A main(argv) whose bad input ends in one sentence on stderr and exit status 2, without a traceback.
+
+    Nobody has to listen: without a terminal, a pipe or a file to print to, it works all the same.
+    """
     @functools.wraps(main)
     def run(argv: Sequence[str] | None = None):
-        try:
-            return main(argv)
-        except (ValueError, OSError, MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not re.search(NO_MEMORY, str(error)):
-                raise
-            if isinstance(error, (MemoryError, RuntimeError)):
-                error = "there is not enough memory; use a smaller batch, size, network or number of pictures"
-            said = " ".join(str(error).split())
+        with patient_streams():
+            try:
+                result = main(argv)
+                sys.stdout.flush()
+                return result
+            except (ValueError, OSError, MemoryError, RuntimeError) as error:
+                if (said := sentence(error)) is None:
+                    raise
+                if said == NO_FILES:
+                    sys.unraisablehook = lambda _: None             # torch's half-made loader fails once more, deleted
             print(f"{Path(sys.modules[main.__module__].__file__).name}: {said}", file=sys.stderr)
-            raise SystemExit(2) from None
+            raise SystemExit(2)
     return run
+
+
+def sentence(error: Exception) -> str | None:
+    """What to tell the user of this error, on one line; None for a RuntimeError of unknown cause, which is a bug."""
+    if isinstance(error, MemoryError):
+        return NO_MEMORY
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return NO_FILES
+    if isinstance(error, RuntimeError):
+        return next((said for pattern, said in LIMITS.items() if re.search(pattern, str(error))), None)
+    in_worker = re.search(r"^Caught \w+ in DataLoader worker process .*\n\w+: (.*)", str(error), re.S)
+    return " ".join((in_worker[1] if in_worker else str(error)).split())
+
+
+class Patient:
+    """A text stream whose other end may be gone: what is written after that is dropped."""
+
+    def __init__(self, stream: TextIO, may_fail: bool):
+        self.stream, self.may_fail = stream, may_fail
+
+    def write(self, text: str) -> int:
+        with self.dropping():
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self.dropping():
+            self.stream.flush()
+
+    @contextlib.contextmanager
+    def dropping(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            with open(os.devnull, "wb") as nowhere:     # where Python writes what is left when it ends
+                os.dup2(nowhere.fileno(), self.stream.fileno())
+            if not isinstance(error, BrokenPipeError) and not self.may_fail:
+                raise OSError(f"cannot print: {error.strerror}") from error
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
+
+
+@contextlib.contextmanager
+def patient_streams() -> Iterator[None]:
+    """Inside, printing never fails for want of a reader, and the progress on stderr for no reason at all.
+
+    Closed descriptors are opened, else the next file to be opened would get the bytes that libraries print.
+    """
+    while (nowhere := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(nowhere)
+    out, err = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))          # noqa: SIM115
+    with contextlib.redirect_stdout(Patient(out, False)), contextlib.redirect_stderr(Patient(err, True)):
+        yield
 
 
 def check_range(config, names: str, least: float, most: float = math.inf) -> None:
@@ -91,20 +158,6 @@ def limit_threads(network: torch.nn.Module) -> None:
     """One CPU thread for a network of under a million parameters: two gain little, and on a busy machine lose much."""
     if sum(w.numel() for w in network.parameters()) < 1e6:
         torch.set_num_threads(1)
-
-
-def figure_path(out: str) -> Path:
-    """Where a figure will go: what could not be written is refused now, and a picture already there is left alone."""
-    from matplotlib.figure import Figure
-    Figure().savefig(io.BytesIO(), format=Path(out).suffix[1:] or None)
-    return writable(out)
-
-
-def writable(out: str) -> Path:
-    """Where a file will go: what could not be written is refused now, and a file already there is left alone."""
-    path = make_parent(Path(out))
-    path.open("ab").close()
-    return path
 
 
 def make_parent(path: Path) -> Path:

@@ -1,16 +1,19 @@
-"""Pictures for people to look at: grids, strips of the reverse chain, and the chain as a film."""
+"""Pictures for people to look at: grids, strips of the reverse chain, the chain as a film, and figures."""
 
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from data import to_pixels
-from data.image_files import to_image
+from data.files import check_writable, writing
+from data.image_files import SUFFIXES, to_image
+from run.cli import parse_integers
 
 FRAMES, GREYS = 40, 16              # of a film, at most: 100 digits then take under 2 MB
 
@@ -77,9 +80,23 @@ def strip(samples: Samples, times: Sequence[int]) -> Image.Image:
     return grid(x, len(times), [f"t = {t:.6g}" for t in times])
 
 
-def film_times(times: Sequence[int]) -> Sequence[int]:
-    """The times of a film's frames: evenly spaced among those that the chain visits, x_0 not counted."""
-    return times[::math.ceil(len(times) / FRAMES)]
+def kept_times(snapshots: Sequence[int], gif: bool, times: Sequence[int]) -> set[int]:
+    """Of the times that a chain visits, those whose x_t a strip of the snapshots, or a film, shows.
+
+    A film's frames are evenly spaced, x_0 not counted.
+    """
+    frames = times[::math.ceil(len(times) / FRAMES)] if gif else []
+    return {*frames, *(nearest(t, times) for t in snapshots)}
+
+
+def save(image: Image.Image, path: str | Path, sync: bool = True, **options) -> None:
+    """Writes a picture, in the format that its name ends in: whole, or not at all (see `writing`)."""
+    path, content = Path(path), io.BytesIO()
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"{path} is no name of a picture; let it end in {' '.join(SUFFIXES)}")
+    image.save(content, SUFFIXES[path.suffix.lower()], **options)
+    with writing(path, sync=sync) as file:
+        file.write(content.getvalue())
 
 
 def film(samples: Samples, path: Path) -> None:
@@ -91,7 +108,33 @@ def film(samples: Samples, path: Path) -> None:
     for t in sorted(samples.states, reverse=True):
         sheet = grid(samples.states[t], columns(samples)[0], [f"t = {t:.6g}"]).convert("RGB").reduce(2)
         frames.append(sheet.quantize(GREYS if samples.x.shape[1] == 1 else 4 * GREYS, dither=Image.Dither.NONE))
-    frames[0].save(path, save_all=True, append_images=frames[1:], loop=0, duration=[150] * (len(frames) - 1) + [2000])
+    save(frames[0], path, save_all=True, append_images=frames[1:], loop=0,
+         duration=[150] * (len(frames) - 1) + [2000])
+
+
+def write(samples: Samples, settings: Any) -> None:
+    """Writes grid.png and, if sample.py's settings ask for them, strip.png and the film reverse.gif."""
+    out, snapshots = Path(settings.out), parse_integers("snapshots", settings.snapshots)
+    save(grid(samples.x, *columns(samples)), out / "grid.png")
+    if snapshots:
+        save(strip(samples, [nearest(t, list(samples.states)) for t in snapshots]), out / "strip.png")
+    if settings.gif:
+        film(samples, out / "reverse.gif")
+
+
+def figure_path(out: str) -> Path:
+    """Where a figure will go: what could not be written is refused now, and a picture already there is left alone."""
+    from matplotlib.figure import Figure
+    Figure().savefig(io.BytesIO(), format=Path(out).suffix[1:] or None)
+    return check_writable(out)
+
+
+def save_figure(figure, path: str | Path, dpi: int) -> None:
+    """Writes a matplotlib figure, in the format that its name ends in: whole, or not at all."""
+    content = io.BytesIO()
+    figure.savefig(content, format=Path(path).suffix[1:] or None, dpi=dpi)
+    with writing(path) as file:
+        file.write(content.getvalue())
 
 
 def channel_statistics(name: str, x: Tensor) -> dict[str, list[float]]:

@@ -40,8 +40,9 @@ def latest(out: Path) -> tuple[Path, Checkpoint] | None:
 def check_training_state(path: Path, last: Checkpoint) -> None:
     """Raises ValueError unless what training would change, and sampling does not use, is sound and finite."""
     try:
-        if other := [name for copy in (last.weights, last.ema) for name, w in copy.items() if not w.isfinite().all()]:
-            raise ValueError(f"{other[0]} is not finite")
+        if other := [name for copy in (last.weights, last.ema) for name, w in copy.items()
+                     if w.dtype != torch.float32 or not w.isfinite().all()]:
+            raise ValueError(f"{other[0]} is not float32, or not finite")
         if type(last.settings.get("seed", 0)) is not int:
             raise ValueError("its seed is no whole number")
         if last.optimizer:

@@ -1,12 +1,17 @@
 """Scores of digit samples: a small classifier, Frechet distances, class agreement, memorisation, neighbours."""
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import data
 import noise
+from data.files import load_tensors, reading
 from scores import fid
+
+CLASSIFIER = {"conv1": (32, 1, 3, 3), "conv2": (64, 32, 3, 3), "features": (1024, 32), "classes": (32, 10)}    # shapes
 
 
 def features(weights: dict[str, Tensor], x: Tensor) -> Tensor:
@@ -21,13 +26,25 @@ def classify(weights: dict[str, Tensor], x: Tensor) -> Tensor:
     return features(weights, x) @ weights["classes"]
 
 
+def load_classifier(path: Path) -> dict[str, Tensor]:
+    """The weights that `evaluate.py classifier` saved. Raises ValueError for any others."""
+    mend = "train it with: python evaluate.py classifier"
+    if not path.is_file():
+        raise ValueError(f"no {path}; {mend}")
+    with reading(path, mend):
+        weights = load_tensors(path)
+        if {name: tuple(w.shape) for name, w in weights.items()} != CLASSIFIER or not all(
+                w.dtype == torch.float32 and w.isfinite().all() for w in weights.values()):
+            raise ValueError(f"its tensors are not the classifier's, {CLASSIFIER}")
+        return weights
+
+
 def train_classifier(steps: int) -> dict[str, Tensor]:
     """Deterministic training on the 1200 training digits, shifted by up to one pixel, with Gaussian noise (std 0.2)."""
-    shapes = {"conv1": (32, 1, 3, 3), "conv2": (64, 32, 3, 3), "features": (1024, 32), "classes": (32, 10)}
     fan_in = {"conv1": 9, "conv2": 288, "features": 1024, "classes": 32}
     seeds = noise.image_seeds(0, torch.arange(64))
     weights = {name: (noise.normal(seeds[k], 0, shape) * (2 / fan_in[name]) ** 0.5).requires_grad_()
-               for k, (name, shape) in enumerate(shapes.items())}
+               for k, (name, shape) in enumerate(CLASSIFIER.items())}
     optimizer = torch.optim.AdamW(weights.values(), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
     for step, (pixels, labels) in enumerate(data.batches(data.digits(), 64, 0, range(1, steps + 1)), 1):

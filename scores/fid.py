@@ -21,7 +21,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 import data
-from run.cli import check_range, choose_device, make_parent, parse
+from data import sets
+from data.files import reading, writing
+from run.cli import check_range, choose_device, parse
 
 Features = Callable[[Tensor], Tensor]           # uint8 (B, 3, H, W) -> (B, D)
 
@@ -83,19 +85,44 @@ def inception(device: torch.device) -> Features:
 
 
 def halves(pictures: data.Data, features: Features, batch: int, cache: Path) -> tuple[Statistics, Statistics]:
-    """Statistics of the even-numbered and of the odd-numbered pictures, read from the cache if present."""
+    """Statistics of the even-numbered and of the odd-numbered pictures, read from the cache if present.
+
+    Prints a warning for a damaged file of the cache, which is written anew, and for one that cannot be written.
+    """
     n, digest = len(pictures.images), hashlib.sha256(repr(pictures.shape).encode())
     chunks = torch.arange(n).split(batch)
     for chunk in chunks:
         digest.update(pictures.images[chunk].numpy().tobytes())
     path = cache / f"{n}-{digest.hexdigest()[:16]}.npz"
-    if not path.is_file():
-        x = torch.cat([features(to_rgb(pictures.images[c])) for c in tqdm(chunks, unit=" batches", leave=False)])
-        both = {k: statistics(x[k::2])._asdict() for k in (0, 1)}
-        np.savez(make_parent(path), **{f"{name}{k}": value for k in both for name, value in both[k].items()})
-    with np.load(path, allow_pickle=False) as file:
-        return tuple(Statistics(int(file[f"n{k}"]), *(torch.from_numpy(file[f"{name}{k}"])
-                                                     for name in ("mean", "scatter"))) for k in (0, 1))
+    try:
+        return load_statistics(path, n)
+    except FileNotFoundError:
+        pass
+    except ValueError as error:
+        print(f"warning: {error}")
+    x = torch.cat([features(to_rgb(pictures.images[c])) for c in tqdm(chunks, unit=" batches", leave=False)])
+    both = tuple(statistics(x[k::2]) for k in (0, 1))
+    try:
+        with writing(path) as file:
+            np.savez(file, **{f"{name}{k}": value for k in (0, 1) for name, value in both[k]._asdict().items()})
+    except OSError as error:
+        print(f"warning: {error}")
+    return both
+
+
+def load_statistics(path: Path, n: int) -> tuple[Statistics, Statistics]:
+    """What `halves` saved of n pictures. Raises FileNotFoundError, or ValueError for a file of anything else."""
+    path.lstat()
+    with reading(path, "it is computed anew"), sets.load_arrays(path) as file:
+        both = tuple(Statistics(file[f"n{k}"].item(), *(torch.from_numpy(file[f"{name}{k}"])
+                                                       for name in ("mean", "scatter"))) for k in (0, 1))
+        D = len(both[0].mean)
+        for half, expected in zip(both, (n - n // 2, n // 2), strict=True):
+            shapes = half.mean.shape, half.scatter.shape
+            if half.n != expected or shapes != ((D,), (D, D)) or not all(
+                    x.dtype == torch.float64 and x.isfinite().all() for x in half[1:]):
+                raise ValueError("it holds no statistics of these pictures")
+        return both
 
 
 def to_rgb(pixels: Tensor) -> Tensor:
@@ -118,6 +145,8 @@ def fid(argv: Sequence[str], network: Callable[[torch.device], Features] = incep
             raise ValueError(f"{name} has {len(pictures.images)} pictures; the FID needs at least 4, better thousands")
     features = network(choose_device(config.device))
     (a, b), (c, d) = (halves(x, features, config.batch, Path(config.cache)) for x in (samples, real))
+    if a.mean.shape != c.mean.shape:
+        raise ValueError(f"the statistics in {config.cache} are of two networks; remove that folder")
     print(f"FID {frechet(a + b, c + d):.3f}   N = {a.n + b.n} pictures of {config.pictures}, {c.n + d.n} of "
           f"{config.data} at {H} x {W}")
     print(f"FID {frechet(c, d):.3f}   real to real: {c.n} pictures of {config.data} to its other {d.n}")

@@ -11,7 +11,6 @@ are large, and each picture samples one t per interval: an unbiased estimate of 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -23,7 +22,8 @@ import data
 import ddpm
 import noise
 from run import checkpoint
-from run.cli import check_range, choose_device, make_parent, parse
+from run.cli import check_range, choose_device, parse
+from run.pictures import save_figure
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def nll(argv: Sequence[str]) -> None:
     print(f"{config.checkpoint} on {len(pictures.images)} pictures of {pictures.name} ({config.data}): "
           f"{len(parts) - 1} of {T} timesteps per picture, variance {variance}, seed {config.seed}")
     print_table(terms)
-    plot_terms(terms, T).savefig(make_parent(Path(config.out)), dpi=120)
+    save_figure(plot_terms(terms, T), config.out, dpi=120)
     print(f"see {config.out}")
 
 

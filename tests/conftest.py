@@ -1,14 +1,19 @@
 """Without a GPU the kernels run in Triton's interpreter, which must be chosen before Triton is imported.
 
-One thread: at test sizes two are slower on a busy machine.
+One thread: at test sizes two are slower on a busy machine. No TF32, which PyTorch's convolutions use on a GPU: its 11
+bits are fewer than the tolerances of float32 allow. The workspace is what cuBLAS needs to be deterministic.
 """
 
 import os
+import resource
+import signal
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
+torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 os.environ.setdefault("OMP_NUM_THREADS", "1")           # for the processes that tests start
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
@@ -23,6 +28,16 @@ def poison():
     yield
     torch.use_deterministic_algorithms(before[0])
     torch.utils.deterministic.fill_uninitialized_memory = before[1]
+
+
+@pytest.fixture
+def small_files():
+    """No file may grow beyond 4 KiB: what a full disk does, done by the kernel."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture

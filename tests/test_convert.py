@@ -452,7 +452,7 @@ def test_files_that_are_no_weights_are_refused_and_never_run(tmp_path, monkeypat
         torch.save({"evil": {"a": Malicious()}, "list": [torch.zeros(2)], "cut": {"a": torch.zeros(9)}}[content], name)
     if content == "cut":
         Path(name).write_bytes(Path(name).read_bytes()[:-200])
-    with pytest.raises(ValueError, match=f"{name} (is damaged|contains)"):
+    with pytest.raises(ValueError, match=f"{name} (is damaged|contains)|cannot read {name}: "):
         published.read(name)
     assert not Path("evil-was-here").exists()
 
@@ -464,7 +464,8 @@ def test_a_state_dict_needs_its_config():
 
 @pytest.mark.parametrize("source, message", [
     ("nowhere", "no file or folder nowhere"), ("runs/last.pt", "no file or folder runs/last.pt"),
-    ("empty", "contains no"), ("weights.pt", "flags is ''"), ("sizeless", "add sample_size"), ("torn", "not a JSON")])
+    ("empty", "contains no"), ("weights.pt", "flags is ''"), ("sizeless", "add sample_size"),
+    ("torn", "cannot read torn/unet/config.json: ")])
 def test_unusable_sources_are_one_sentence_and_exit_2(tmp_path, capsys, monkeypatch, source, message):
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
@@ -477,6 +478,102 @@ def test_unusable_sources_are_one_sentence_and_exit_2(tmp_path, capsys, monkeypa
             main([flag, source])
         error = capsys.readouterr().err
         assert stop.value.code == 2 and message in error and len(error.splitlines()) == 1
+
+
+# Hostile settings: each is one sentence with the file's name, soon, and nothing is written
+
+HOSTILE = [None, True, "x", "", -1, 0, 1.5, 10**9, 10**30, float("nan"), float("inf"), [], [1], {}, {"a": [[[]]]},
+           ["x", {}], [[1, 2], [3]], "9" * 400, [64] * 1000]
+OFTEN = {"in_channels", "block_out_channels", "layers_per_block", "norm_num_groups", "down_block_types", "sample_size",
+         "dropout", "norm_eps", "attention_head_dim", "num_class_embeds", "freq_shift", "downsample_padding"}
+
+
+def refused_or_written(main, capsys, flags, name):
+    """Runs convert.py: it writes a checkpoint that can be loaded, or ends in one sentence that names the file."""
+    try:
+        main([*flags, "--to", "new.pt"])
+    except SystemExit as stop:
+        said = capsys.readouterr().err
+        assert stop.code == 2 and said.count("\n") == 1 and name in said and len(said) < 1000, said
+        assert not Path("new.pt").exists()
+    else:
+        checkpoint.load("new.pt")
+        Path("new.pt").unlink()
+
+
+@pytest.mark.parametrize("key", sorted({*CONFIG, *published.diffusers.MODEL, "sample_size"} - {"_diffusers_version"}))
+def test_hostile_settings_of_a_network(tmp_path, monkeypatch, capsys, key):
+    monkeypatch.chdir(tmp_path)
+    path = folder(tmp_path / "model", "bin") / "unet" / "config.json"
+    for value in HOSTILE if key in OFTEN else HOSTILE[::4]:
+        path.write_text(json.dumps({**CONFIG, key: value}))
+        refused_or_written(convert.main, capsys, ["--source", "model"], "model")
+
+
+@pytest.mark.parametrize("key", ["num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas",
+                                 "clip_sample", "variance_type", "prediction_type", "thresholding"])
+def test_hostile_schedules(tmp_path, monkeypatch, capsys, key):
+    monkeypatch.chdir(tmp_path)
+    path = folder(tmp_path / "model", "bin") / "scheduler" / "scheduler_config.json"
+    for value in [*HOSTILE, [0.5, float("nan")], [0.5, 10**400], [1e-4] * 10]:
+        path.write_text(json.dumps({key: value}))
+        refused_or_written(convert.main, capsys, ["--source", "model"], "model")
+
+
+@pytest.mark.parametrize("key", published.openai.FLAGS)
+def test_hostile_flags(tmp_path, monkeypatch, capsys, key):
+    monkeypatch.chdir(tmp_path)
+    torch.save(golden("guided_unet_improved")[0], "m.pt")
+    for value in [*HOSTILE, "1,x", "0", "-1,2", "nan,inf", "1e300", "0,0"]:
+        Path("m.json").write_text(json.dumps({**OPENAI["guided_unet_improved"], key: value}))
+        refused_or_written(convert.main, capsys, ["--source", "m.pt"], "m.pt")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "3", "null", "[" * 10**5, '{"a": ' * 10**4, '{"block_out_channels": ' +
+                                     "9" * 5000 + "}", "\ud800", "{}", '{"sample_size": 16}'], ids=range(10))
+def test_hostile_json(tmp_path, monkeypatch, capsys, content):
+    monkeypatch.chdir(tmp_path)
+    path = folder(tmp_path / "model", "bin") / "unet" / "config.json"
+    path.write_text(content, errors="surrogatepass")
+    refused_or_written(convert.main, capsys, ["--source", "model"], "model")
+
+
+def test_json_is_not_read_without_end(tmp_path):
+    with (tmp_path / "config.json").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(ValueError, match="config.json: it has more than 67108864 bytes"):
+        published.files.read_json(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda w: dict.fromkeys(w, 3), lambda w: dict(enumerate(w.values())),
+    lambda w: {name: t.to_sparse() for name, t in w.items()}, lambda w: {name: t.to("meta") for name, t in w.items()},
+    lambda w: {name: torch.zeros(1).expand(t.shape) for name, t in w.items()},
+    lambda w: {name: t.cfloat() for name, t in w.items()}, lambda w: {**w, "conv_in.weight": None}], ids=range(7))
+def test_hostile_tensors(tmp_path, monkeypatch, capsys, spoil):
+    monkeypatch.chdir(tmp_path)
+    folder(tmp_path / "model", "bin")
+    torch.save(spoil(golden("diffusers_unet")[0]), "model/unet/diffusion_pytorch_model.bin")
+    with pytest.raises(SystemExit):
+        convert.main(["--source", "model", "--to", "new.pt"])
+    said = capsys.readouterr().err
+    assert "model" in said and said.count("\n") == 1 and not Path("new.pt").exists()
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_full_disk_leaves_the_old_folder(tmp_path, small_files, old, refused):
+    pytest.importorskip("safetensors")
+    names = {"model_index.json", "unet/config.json", "scheduler/scheduler_config.json",
+             "unet/diffusion_pytorch_model.safetensors"}
+    for name in names if old else ():
+        (tmp_path / "to" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "to" / name).write_text("old")
+    weights = str(Path(__file__).parents[1] / "weights" / "digits.pt")
+    assert "File too large; what was there is unchanged" in refused(
+        convert.main, ["--source", weights, "--to", str(tmp_path / "to")])
+    files = {path.relative_to(tmp_path / "to").as_posix(): path.read_text() for path in tmp_path.rglob("*")
+             if path.is_file()}
+    assert files == (dict.fromkeys(names, "old") if old else {})
 
 
 # The hub, replaced by a stub

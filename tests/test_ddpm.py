@@ -96,6 +96,15 @@ def test_schedule_tables(name, T):
     assert_close(beta_tilde[1:] * (1 - alpha_bar[1:]), beta[1:] * (1 - alpha_bar[:-1]))
 
 
+@pytest.mark.parametrize("T", [1, 10, 1000])
+def test_flow_is_the_straight_path_scaled(T):
+    schedule, t = ddpm.flow_schedule(T), torch.arange(T + 1)
+    x0, eps, u = torch.full((T + 1, 1), 0.7).double(), torch.full((T + 1, 1), -1.3).double(), t[:, None] / T
+    path = (1 - u) * x0 + u * eps
+    assert_close(q_sample(schedule, x0, t, eps), path / ((1 - u)**2 + u**2).sqrt(), rtol=1e-7, atol=1e-7)
+    assert training_target(schedule, x0, t, eps, "flow")[0].item() == pytest.approx(-2)
+
+
 def test_schedule_defaults():
     assert all(len(make().beta) == 1001 for make in SCHEDULES.values())
     for name in ("linear", "quadratic"):
@@ -240,6 +249,25 @@ def test_exact_denoiser_is_the_posterior_mean(target, T):
         assert_close(x0_hat[k], torch.einsum("n,nchw->chw", weights.float(), data), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("data", [0.5, 1.])
+def test_edm_is_v_prediction_of_scaled_data(data):
+    """Karras et al. 2022, table 1: c_in x is the state of data / sigma_data, F is -v, and lambda is v's own loss."""
+    x0, eps, F = (pictures(5, 2, 3, seed=k).double() for k in range(3))
+    sigma = torch.tensor([0.002, 0.1, 0.5, 3., 80.]).double()
+    alpha_bar = 1 / (1 + (sigma / data)**2)
+    schedule = ddpm.Schedule(*[torch.cat([torch.ones(1).double(), alpha_bar])] * 4)
+    t, s = torch.arange(1, 6), sigma.view(-1, 1, 1)
+    c_skip, c_out = data**2 / (s**2 + data**2), s * data / (s**2 + data**2).sqrt()
+    c_in, weight = 1 / (s**2 + data**2).sqrt(), (s**2 + data**2) / (s * data)**2
+    y = data * x0 + s * eps                                             # EDM's noisy data, of deviation data
+    xt = q_sample(schedule, x0, t, eps)
+    assert_close(c_in * y, xt)
+    x0_hat, _ = predict(schedule, -F, xt, t, "v")
+    assert_close(c_skip * y + c_out * F, data * x0_hat)
+    lost = loss(schedule, lambda xt, t: -F, x0, t, eps, target="v")
+    assert_close(lost, (weight * (c_skip * y + c_out * F - data * x0)**2).flatten(1).mean(1))
+
+
 def test_unknown_target():
     schedule, t, x = linear_schedule(10), torch.tensor([1]), torch.zeros(1, 1, 2, 2)
     with pytest.raises(ValueError, match="'score'"):
@@ -318,6 +346,37 @@ def test_losses_refuse_other_shapes(C):
         simple_loss(x, x[:1])
     with pytest.raises(ValueError, match="channels"):
         hybrid_loss(schedule, lambda xt, t: xt, x, t, x)
+
+
+@pytest.mark.parametrize("space", TARGETS)
+@each_target
+def test_space_is_whose_error_it_is(target, space):
+    """The same prediction, read as eps, x0, v or flow, and its squared error there."""
+    schedule, t = linear_schedule(50), torch.tensor([1, 20, 50])
+    x0, eps, output = (pictures(3, 2, 3, 3, seed=k).double() for k in range(3))
+    xt = q_sample(schedule, x0, t, eps)
+    x0_hat, eps_hat = predict(schedule, output, xt, t, target)
+    error = training_target(schedule, x0, t, eps, space) - training_target(schedule, x0_hat, t, eps_hat, space)
+    got = loss(schedule, lambda xt, t: output, x0, t, eps, target=target, space=space)
+    assert_close(got, error.square().flatten(1).mean(1))
+    assert_close(got, loss(schedule, lambda xt, t: output, x0, t, eps, target=target)) if space == target else None
+
+
+@pytest.mark.parametrize("target, published", [("x0", lambda snr: snr.clamp(max=5)),
+                                               ("eps", lambda snr: snr.clamp(max=5) / snr),
+                                               ("v", lambda snr: snr.clamp(max=5) / (snr + 1))])
+def test_min_snr_is_the_published_weight(target, published):
+    """Hang et al. 2023, section 3.4, gamma = 5."""
+    alpha_bar = cosine_schedule().alpha_bar[1:]
+    assert_close(ddpm.space_weight(alpha_bar, target, "min-snr"), published(alpha_bar / (1 - alpha_bar)))
+
+
+def test_spaces_are_refused_where_they_say_nothing():
+    schedule, t, x = linear_schedule(10), torch.tensor([1]), torch.zeros(1, 1, 2, 2)
+    with pytest.raises(ValueError, match="space is 'eps' and the loss l1"):
+        loss(schedule, lambda xt, t: xt, x, t, x, kind="l1", space="eps")
+    with pytest.raises(ValueError, match="space is 'score'"):
+        loss(schedule, lambda xt, t: xt, x, t, x, space="score")
 
 
 # The bound

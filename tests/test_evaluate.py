@@ -97,3 +97,25 @@ def test_a_model_of_other_pictures_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         evaluate.main(["digits", "--checkpoint", str(tmp_path / "x.pt")])
     assert "was trained on cats" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda w: b"", lambda w: b"no zip", lambda w: [w], lambda w: {}, lambda w: {**w, "more": torch.zeros(1)},
+    lambda w: {**w, "conv1": w["conv1"][:-1]}, lambda w: {**w, "conv1": w["conv1"].double()},
+    lambda w: {**w, "conv1": 3}, lambda w: {**w, "conv1": w["conv1"] * torch.nan},
+    lambda w: {**w, "conv1": torch.zeros(1).expand(32, 1, 3, 3)}, lambda w: {**w, "conv1": w["conv1"].to_sparse()},
+    lambda w: {**w, 1: w["conv1"]}, lambda w: None], ids=range(13))
+def test_a_file_of_other_weights_is_no_classifier(tmp_path, classifier, monkeypatch, refused, spoil):
+    path, content = tmp_path / "c.pt", spoil(classifier)
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    monkeypatch.setattr(evaluate, "CLASSIFIER", path)
+    said = refused(evaluate.main, ["digits", "--n", "20", "--steps", "1"])
+    assert str(path) in said and said.count("\n") == 1
+
+
+def test_a_full_disk_leaves_the_old_classifier(tmp_path, small_files, refused):
+    path = tmp_path / "c.pt"
+    path.write_bytes(b"old")
+    said = refused(evaluate.main, ["classifier", "--steps", "1", "--out", str(path)])
+    assert "c.pt: File too large; what was there is unchanged" in said
+    assert path.read_bytes() == b"old" and [*tmp_path.iterdir()] == [path]

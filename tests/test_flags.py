@@ -34,18 +34,20 @@ from scores import fid, likelihood
 ROOT = Path(__file__).parents[1]
 DIGITS = str(ROOT / "weights" / "digits.pt")
 HUGE = [2**31, 2**32, 2**63 - 1, 2**63, 10**30]
-INTS = st.sampled_from([0, 1, 2, 3, 598, -1, -2**31, *HUGE, *(-n for n in HUGE)])
-FLOATS = st.sampled_from([0., -0., 0.5, 1., 2., -1., 1e-300, 1e300, float("inf"), -float("inf"), float("nan")])
-PATHS = st.sampled_from(["", ".", "folder", "garbage", "nowhere", "nowhere.pt", "garbage/x.png", "new/x.png", "a.xyz",
-                         "x" * 300, "folder.png", "garbage.pt", "garbage.npz", "/dev/null", "/proc/nowhere/x.png"])
-TEXTS = st.one_of(PATHS, st.sampled_from([
+INTS = [0, 1, 2, 3, 598, -1, -2**31, *HUGE, *(-n for n in HUGE)]
+FLOATS = [0., -0., 0.5, 1., 2., -1., 1e-300, 1e300, float("inf"), -float("inf"), float("nan")]
+TEXTS = [
+    "", ".", "folder", "garbage", "nowhere", "nowhere.pt", "garbage/x.png", "new/x.png", "a.xyz", "x" * 300,
+    "folder.png", "garbage.pt", "garbage.npz", "/dev/null", "/proc/nowhere/x.png",
     "0", "-1", "1", "1,0", "2,1", "1,1", ",", "1.5", "nan", "8", "16x8", "0x8", "8x", "x", "9" * 40, "9" * 5000,
     "9" * 9 + "x8", "é", "数字", "٣", "²", "\udcff", "a\nb", "%s", "{0}", "none", "all", "dead-leaves", "digits",
     "digits:x", "mnist:nowhere", "stream:digits", "cifar10:folder", "crop", "pad", "cpu", "cuda", "auto", "ema", "raw",
     "eps", "v", "beta", "learned", "2m", "trailing", "leading", "linear", "bound", "importance", "bf16",
-    "--image_size 64", "--image_size 8 --x y"]), st.text(max_size=5).filter(lambda s: "\0" not in s))
-FLAGS = {int: INTS, float: FLOATS, str: TEXTS}
-SMALL = st.sampled_from([0, 1, 2, 3, -1, 10**30])       # for flags that work and memory grow with
+    "--image_size 64", "--image_size 8 --x y"]
+VALUES = {int: INTS, float: FLOATS, str: TEXTS}
+FLAGS = {int: st.sampled_from(INTS), float: st.sampled_from(FLOATS),
+         str: st.one_of(st.sampled_from(TEXTS), st.text(max_size=5).filter(lambda s: "\0" not in s))}
+SMALL = [0, 1, 2, 3, -1, 10**30]                        # for flags that work and memory grow with
 
 
 class Script(NamedTuple):
@@ -101,7 +103,8 @@ def flags_of(draw, script: Script) -> list[str]:
         if field.type is bool:
             argv.append(draw(st.sampled_from([f"--{name}", f"--no-{name}"])))
         else:
-            argv.append(f"--{name}={draw(SMALL if name in script.small.split() else FLAGS[field.type])}")
+            values = st.sampled_from(SMALL) if name in script.small.split() else FLAGS[field.type]
+            argv.append(f"--{name}={draw(values)}")
     return argv
 
 
@@ -113,11 +116,14 @@ def start(*args, **kwargs) -> None:
     raise Started
 
 
+LONG = ((swiss_roll, "train"), (swiss_roll_variants, "learn"), (heartbeat, "train"), (denoise_1d, "denoised"),
+        (kernels.__main__, "report"), (bench.report, "run"))         # work that is long for any flags
+
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Stops work that is long for any flags before it starts; nothing is downloaded."""
-    for module, name in ((swiss_roll, "train"), (swiss_roll_variants, "learn"), (heartbeat, "train"),
-                        (denoise_1d, "denoised"), (kernels.__main__, "report"), (bench.report, "run")):
+    for module, name in LONG:
         monkeypatch.setattr(module, name, start)
     monkeypatch.setattr(evaluate, "CLASSIFIER", ROOT / evaluate.CLASSIFIER)
     monkeypatch.setattr(data, "digits", functools.cache(data.digits))
@@ -127,7 +133,7 @@ def quick(monkeypatch):
 
 
 def lay_out(folder: Path) -> None:
-    """Creates the paths in PATHS: a folder, a folder named as a picture, and garbage under several names."""
+    """Creates paths of TEXTS: a folder, a folder named as a picture, and garbage under several names."""
     for name in ("folder", "folder.png"):
         (folder / name).mkdir()
     for name in ("garbage", "garbage.pt", "garbage.npz"):
@@ -177,7 +183,7 @@ def test_any_flags(name, tmp_path_factory, monkeypatch):
     ("neighbours", "--among=-1", "among is -1"),
     ("neighbours", "--among=1", "of 1 pictures"), ("nll", "--n=-1", "n is -1"), ("fid", "--n=-1", "n is -1"),
     ("fid", "--batch=0", "batch is 0"), ("classifier", "--steps=0", "steps is 0"),
-    ("classifier", "--out=", "directory"), ("classifier", "--out=" + "x" * 300, "too long"),
+    ("classifier", "--out=", "a folder"), ("classifier", "--out=" + "x" * 300, "too long"),
     ("interpolate", "--pairs=0", "pairs is 0"), ("interpolate", "--pairs=299", "pairs is 299"),
     ("interpolate", "--stops=-1", "stops is -1"), ("invert", "--n=0", "n is 0"), ("invert", "--n=-1", "n is -1"),
     ("memorise", "--n=0", "n is 0"), ("memorise", "--n=-1", "n is -1"), ("inpaint", "--n=598", "n is 598"),

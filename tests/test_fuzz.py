@@ -71,7 +71,7 @@ IMAGES = {(suffix, mode, *options): image_bytes(suffix, mode, **options) for suf
 
 
 def test_every_suffix_is_here():
-    assert {kind[0] for kind in IMAGES} == image_files.SUFFIXES
+    assert {kind[0] for kind in IMAGES} == {*image_files.SUFFIXES}
 
 
 @bounded

@@ -1,5 +1,10 @@
 import gc
+import os
+import resource
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -145,7 +150,8 @@ def test_weights_that_are_not_finite_are_told(tmp_path, capsys):
     checkpoint.save(tmp_path / "x.pt", last._replace(ema=spoilt))
     with pytest.raises(SystemExit) as stop:
         sample.main(["--checkpoint", str(tmp_path / "x.pt"), "--steps", "2", "--out", str(tmp_path / "out")])
-    assert stop.value.code == 2 and "not finite" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert stop.value.code == 2 and "not finite" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
 
 
 def test_weights_of_another_network_are_told(tmp_path, capsys):
@@ -206,12 +212,12 @@ def test_an_npz_is_resumed_after_a_stop(tmp_path, monkeypatch, capsys, torn):
 
 def test_an_npz_of_other_pictures_is_not_resumed():
     last = checkpoint.load(DIGITS)
-    keys = {sample.digest(Config(**settings), last) for settings in ({}, {"seed": 1}, {"labels": "3"}, {"n": 3})}
+    keys = {arrays.digest(Config(**settings), last) for settings in ({}, {"seed": 1}, {"labels": "3"}, {"n": 3})}
     ema = {name: w + (name == "last.bias") for name, w in last.ema.items()}
-    keys |= {sample.digest(Config(), other) for other in (
+    keys |= {arrays.digest(Config(), other) for other in (
         last._replace(ema=ema), last._replace(beta=last.beta / 2), last._replace(settings={**last.settings, "x": 1}))}
     assert len(keys) == 7
-    assert sample.digest(Config(batch=3, device="cpu"), last) == sample.digest(Config(), last)
+    assert arrays.digest(Config(batch=3, device="cpu"), last) == arrays.digest(Config(), last)
 
 
 def test_processes_that_read_different_checkpoints_do_not_sample(monkeypatch):
@@ -235,3 +241,80 @@ def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path, monkeypatch)
     for n in (40, 200):
         sample.main([*MANY, "--n", str(n), "--out", str(tmp_path / str(n))])
     assert 0 < alive[200] <= alive[40]
+
+
+# The folder
+
+def test_a_folder_belongs_to_one_sampler_at_a_time(tmp_path, refused):
+    """A run's lock is of its process, so another process has to have it."""
+    code = "import sys, time; from pathlib import Path; from run import folder\n" \
+           "with folder.lock(Path(sys.argv[1])):\n    print('locked', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        for flags in ([], ["--png"], ["--npz"], ["--gif"]):
+            command = ["--checkpoint", DIGITS, "--n", "2", "--steps", "1", "--out", str(tmp_path), *flags]
+            assert f"another process writes into {tmp_path}" in refused(sample.main, command)
+        other.kill()
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_fewer_pictures_leave_none_of_an_earlier_command(tmp_path):
+    (tmp_path / "png").mkdir()
+    others = {"x.png", "12.png", "0000012.png", "00001a.png", "000012.jpg", "000012.png.bak", "notes.txt"}
+    for name in {*others, "000012.png", "000003.png", "1000000.png", "000001.png.tmp"}:
+        (tmp_path / "png" / name).write_text("old")
+    (tmp_path / "png" / "000013.png").mkdir()
+    sample.main(["--checkpoint", DIGITS, "--n", "3", "--steps", "1", "--png", "--out", str(tmp_path)])
+    assert {path.name for path in (tmp_path / "png").iterdir()} == {
+        *others, "000000.png", "000001.png", "000002.png", "000013.png"}
+    assert all((tmp_path / "png" / name).read_text() == "old" for name in others)
+
+
+@pytest.mark.parametrize("flags, name", [
+    ([], "grid.png"), (["--png"], "png/000000.png"), (["--gif"], "reverse.gif"), (["--npz"], "pictures.npz"),
+    (["--snapshots", "1000,0"], "strip.png")])
+def test_a_full_disk_leaves_what_was_there(tmp_path, refused, monkeypatch, flags, name):
+    """Whichever file is the first that does not fit."""
+    out = tmp_path / "out"
+    command = ["--checkpoint", DIGITS, "--n", "40", "--steps", "2", "--out", str(out), *flags]
+    sample.main(command)
+    largest = (out / name).stat().st_size
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest - 1, limit[1]))
+    try:
+        said = refused(sample.main, [*command, "--seed", "1"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert "cannot write" in said and "File too large" in said
+    after = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert before.keys() - after.keys() == set() and before[out / name] == after[out / name]
+    assert not [path for path in after if path.suffix == ".tmp"]
+
+
+def test_links_in_the_folder_are_not_followed(tmp_path):
+    precious = tmp_path / "precious"
+    precious.write_bytes(b"precious")
+    out = tmp_path / "out"
+    out.mkdir()
+    name = f"pictures-{arrays.digest(Config(checkpoint=DIGITS, n=2, steps='1'), checkpoint.load(DIGITS))}.npy"
+    for link in (name, "grid.png", "grid.png.tmp", "pictures.npz", "pictures.npz.tmp"):
+        (out / link).symlink_to(precious)
+    sample.main(["--checkpoint", DIGITS, "--n", "2", "--steps", "1", "--npz", "--out", str(out)])
+    assert precious.read_bytes() == b"precious"
+    assert sorted(path.name for path in out.iterdir()) == [".lock", "grid.png", "pictures.npz"]
+    assert not any(path.is_symlink() for path in out.iterdir())
+
+
+def test_the_rows_stay_until_the_packed_file_is_on_the_disk(tmp_path, monkeypatch):
+    """The order of what the disk is told: all of the .npz, its name, then the end of the rows."""
+    told, real = [], {name: getattr(owner, name) for owner, name in ((os, "fsync"), (os, "replace"), (Path, "unlink"))}
+    monkeypatch.setattr(os, "fsync", lambda file: (told.append("fsync"), real["fsync"](file)))
+    monkeypatch.setattr(os, "replace", lambda *paths: (told.append("replace"), real["replace"](*paths)))
+    monkeypatch.setattr(Path, "unlink", lambda path, missing_ok=False: (
+        told.append(f"unlink {path.suffix}"), real["unlink"](path, missing_ok)))
+    arrays.append(tmp_path / "x.npy", 2, 0, torch.zeros(2, 1, 2, 2, dtype=torch.uint8))
+    told.clear()
+    arrays.finish(tmp_path / "x.npy", tmp_path / "x.npz", None)
+    assert [what for what in told if what != "unlink .tmp"] == ["fsync", "replace", "fsync", "unlink .npy"]

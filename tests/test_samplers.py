@@ -11,8 +11,20 @@ import torch
 from torch.testing import assert_close
 
 import ddpm
+import sample as sample_script
 import samplers
-from ddpm import exact_denoiser, from_betas, linear_schedule, p_mean_log_var, q_sample, simple_loss
+import train
+from ddpm import (
+    alpha_bar_at,
+    cosine_schedule,
+    exact_denoiser,
+    flow_schedule,
+    from_betas,
+    linear_schedule,
+    p_mean_log_var,
+    q_sample,
+    simple_loss,
+)
 from noise import image_seeds, normal
 from samplers import COLUMNS, VARIANCES, interpolate_log_var, sample, sampler_rows, step, timesteps
 from tests.helpers import (
@@ -172,6 +184,131 @@ def test_golden_dpm_solver():
         xt, x0_hat = step(rows, torch.tensor([i]), xt, 0.9 * xt, x0_hat)
         close(xt, expected)
     assert column(rows, "cp")[[0, -1]].tolist() == [0, 0]
+
+
+@each_clip
+@pytest.mark.parametrize("churn", [0., 2., 100.])
+def test_heun_is_edm_s_algorithm(churn, clip):
+    """Karras et al. 2022, algorithm 2, in its own coordinates: Heun's steps from churned states, at last Euler's."""
+    schedule, steps = linear_schedule(), 8
+    times = samplers.spaced_times(schedule, steps, "karras")
+    rows = sampler_rows(schedule, times, sampler="heun", churn=churn, target="x0", clip=clip)
+    sigma = torch.cat([(1 / alpha_bar_at(schedule, times) - 1).sqrt(), torch.zeros(1).double()])
+    z = pictures(len(rows), 2, 3, 4).double()
+
+    def denoise(x, sigma):
+        x0 = (2 * x / (1 + sigma**2).sqrt()).sin() * 1.3
+        return x0.clamp(-1, 1) if clip else x0
+
+    gamma = min(churn / steps, math.sqrt(2) - 1)
+    x = y = z[-1] * (1 + sigma[0]**2).sqrt()                            # z[-1] is not used else: the last row has none
+    past, k = None, 0
+    for i in range(steps):
+        raised = i > 0 and sigma[i] * (1 + gamma) < sigma[0]            # not beyond the first sigma
+        hat = sigma[i] * (1 + gamma) if raised else sigma[i]
+        x = x + (hat**2 - sigma[i]**2).sqrt() * z[k - 1] if raised else x
+        d = (x - denoise(x, hat)) / hat
+        following = x + (sigma[i + 1] - hat) * d
+        if i < steps - 1:
+            d2 = (following - denoise(following, sigma[i + 1])) / sigma[i + 1]
+            following = x + (sigma[i + 1] - hat) * (d + d2) / 2
+        x = following
+        for _ in range(2 if i < steps - 1 else 1):
+            level = (1 / alpha_bar_at(schedule, rows[k, 0]) - 1).sqrt()
+            output = denoise(y, level) if k else denoise(y, sigma[0])
+            s = (1 / alpha_bar_at(schedule, rows[k, 1]) - 1).sqrt()
+            state, past = step(rows, torch.tensor([k]), y / (1 + level**2).sqrt(), output, past, z=z[k])
+            y, k = state * (1 + s**2).sqrt(), k + 1
+        without = y - column(rows, "cz")[k - 1] * z[k - 1] * (1 + s**2).sqrt()     # its churn belongs to the next step
+        assert_close(without, x, rtol=1e-9, atol=1e-9 * x.abs().max().item())
+    assert k == len(rows) == 2 * steps - 1 and (column(rows, "cz") > 0).any() == (churn > 0)
+
+
+@pytest.mark.parametrize("spacing, level", [
+    ("karras", lambda sigma: sigma**(1 / 7)), ("logsnr", torch.log), ("flow", lambda sigma: sigma / (1 + sigma))])
+def test_spacings_are_even_in_the_noise(spacing, level):
+    schedule = linear_schedule()
+    times = samplers.spaced_times(schedule, 10, spacing)
+    assert times.dtype == torch.float64 and times[0] == 1000 and (times[-1] == 1) == (spacing != "flow")
+    sigma = (1 / alpha_bar_at(schedule, times) - 1).sqrt()
+    steps = level(torch.cat([sigma, torch.zeros(1)])).diff() if spacing == "flow" else level(sigma).diff()
+    assert_close(steps, steps[:1].expand_as(steps), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("shift", [0.5, 1., 3.])
+def test_flow_spacing_shifts(shift):
+    times = samplers.spaced_times(flow_schedule(), 4, "flow", shift)
+    u = torch.tensor([1, 0.75, 0.5, 0.25]).double()
+    u = shift * u / (1 + (shift - 1) * u)
+    assert_close((1 / alpha_bar_at(flow_schedule(), times) - 1).sqrt()[1:], (u / (1 - u))[1:])
+    assert times[0] == 1000 and (shift != 1 or times.tolist() == [1000, 750, 500, 250])
+
+
+@pytest.mark.parametrize("choice, message", [
+    ({"spacing": "odd"}, "'odd'"), ({"shift": 3.}, "shift is 3"), ({"spacing": "flow", "shift": 0.}, "shift is 0"),
+    ({"spacing": "karras", "steps": 1001}, "steps is 1001"), ({"spacing": "flow", "shift": math.nan}, "shift is nan")])
+def test_spaced_times_errors(choice, message):
+    with pytest.raises(ValueError, match=message):
+        samplers.spaced_times(linear_schedule(), **{"steps": 10} | choice)
+
+
+@pytest.mark.parametrize("spacing", ["karras", "logsnr"])
+def test_an_infinite_sigma_cannot_be_spaced(spacing):
+    with pytest.raises(ValueError, match="use trailing or flow"):
+        samplers.spaced_times(flow_schedule(), 10, spacing)
+
+
+def test_alpha_bar_between_the_times():
+    """The table's own entries at whole times, their geometric mean in sigma half way, and back again."""
+    schedule = cosine_schedule()
+    t = torch.arange(4, 4001, dtype=torch.float64) / 4
+    alpha_bar = alpha_bar_at(schedule, t)
+    same(alpha_bar[::4], schedule.alpha_bar[t[::4].long()])
+    same(alpha_bar_at(schedule, t[::4].long()), schedule.alpha_bar[t[::4].long()])
+    sigma = (1 / alpha_bar - 1).sqrt()
+    assert_close(sigma[2::4], (sigma[:-1:4] * sigma[4::4]).sqrt(), rtol=1e-9, atol=0)
+    assert (alpha_bar.diff() < 0).all()
+    assert_close(samplers.time_at(schedule, sigma.log()), t, rtol=0, atol=1e-9)
+    same(samplers.time_at(schedule, sigma[::4].log()), t[::4])
+
+
+def test_noise_between_the_times_is_its_own():
+    """A function of the time landed on, real or whole; whole ones keep what an integer has."""
+    seeds = seeds_of(3)
+    times = [1, 1.25, 1.5, 1.5 + 1e-6, 2, 999, 999.9999, 1000, 999 + 2**-14]
+    noises = [normal(seeds, t, (1, 8, 8)) for t in times]
+    for i, a in enumerate(noises):
+        same(a, normal(seeds, torch.tensor(times[i], dtype=torch.float64), (1, 8, 8)))
+        for b in noises[:i]:
+            assert (a - b).abs().mean() > 0.5
+    for t in (1, 2, 999, 1000):
+        same(normal(seeds, float(t), (1, 8, 8)), normal(seeds, torch.tensor(t), (1, 8, 8)))
+
+
+@pytest.mark.parametrize("name", ["ddpm", "2m sde", "heun churn", "consistency"])
+@pytest.mark.parametrize("spacing", samplers.NOISE_SPACINGS)
+def test_no_two_rows_share_their_noise(name, spacing):
+    schedule, seen = linear_schedule(), []
+    rows = sampler_rows(schedule, samplers.spaced_times(schedule, 60, spacing), **SAMPLERS[name] | {"clip": True})
+    for s in [rows[0, 0].item(), *rows[column(rows, "cz") > 0][:, 1].tolist()]:
+        seen.append(normal(seeds_of(1), s, (4,)).flatten().tolist())
+    assert len({tuple(z) for z in seen}) == len(seen) > 50
+
+
+def test_the_network_is_told_the_time_between():
+    schedule, told = linear_schedule(), []
+
+    def denoise(xt, t):
+        told.append(t)
+        return 0 * xt
+
+    times = samplers.spaced_times(schedule, 5, "karras")
+    list(sample(denoise, sampler_rows(schedule, times), (1, 2, 2), seeds_of(2)))
+    assert all(t.dtype == torch.float64 and t.shape == (2,) for t in told)
+    same(torch.stack(told)[:, 0], times)
+    del told[:]
+    list(sample(denoise, sampler_rows(schedule, times.round()), (1, 2, 2), seeds_of(2)))
+    assert all(t.dtype == torch.int64 for t in told)
 
 
 @each_schedule
@@ -437,11 +574,45 @@ def test_exact_denoiser_lands_on_the_data_in_equal_shares(name, target):
     assert nearest.bincount(minlength=3).min() > count / 3 - 30         # 3.7 standard deviations of a fair share
 
 
+@pytest.mark.parametrize("spacing", ["trailing", "flow"])
+@each_target
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_on_the_straight_path(name, target, spacing):
+    """alpha_bar_T is 0, the first step comes from an infinite sigma, and times may lie between the whole ones."""
+    schedule, data = flow_schedule(100), pictures(3, 2, 4, 4).sign() * 0.8
+    times = samplers.spaced_times(schedule, 30, spacing)
+    if target == "eps":
+        with pytest.raises(ValueError, match="use target v, x0 or flow"):
+            sampler_rows(schedule, times, target=target, **SAMPLERS[name])
+        return
+    rows = sampler_rows(schedule, times, target=target, **SAMPLERS[name])
+    x = last(sample(exact_denoiser(schedule, data, target), rows, (2, 4, 4), seeds_of(60)))
+    distance, nearest = (x[:, None] - data).abs().flatten(2).amax(2).min(1)
+    assert distance.max() < 0.01 and nearest.bincount(minlength=3).min() > 5
+
+
+def test_flow_matching_trains_and_samples(tmp_path):
+    flags = "--schedule flow --target flow --space v --batch 8 --steps 2 --T 50 --device cpu --out"
+    train.main([*flags.split(), str(tmp_path)])
+    checkpoint = ["--checkpoint", str(tmp_path / "last.pt"), "--n", "2", "--out", str(tmp_path / "out")]
+    for sampler in samplers.SAMPLERS:
+        sample_script.main([*checkpoint, "--sampler", sampler, "--steps", "5", "--spacing", "flow", "--shift", "3"])
+    assert (tmp_path / "out" / "grid.png").exists()
+
+
+@pytest.mark.parametrize("flags, says", [
+    ("--schedule flow --target eps", "target is eps and schedule flow"), ("--space odd", "space is 'odd'"),
+    ("--space v --loss l1", "space is v and loss l1; a space weights squared errors, use loss l2"),
+    ("--space v --loss hybrid", "space is v and loss hybrid")])
+def test_trainings_that_cannot_work(flags, says, refused):
+    assert says in refused(train.main, flags.split())
+
+
 def test_the_script_prints_a_table_for_each_sampler(capsys):
     runpy.run_path(ddpm.__file__, run_name="__main__")
     tables = capsys.readouterr().out.split("\n\n")[1:]
-    assert [table.splitlines()[0] for table in tables] == list(ddpm.SHOWN)
-    assert {choice.get("sampler", "ddim") for choice in ddpm.SHOWN.values()} == {*samplers.SAMPLERS} - {"unipc-bh1"}
+    assert [table.splitlines()[0] for table in tables] == list(samplers.SHOWN)
+    assert {choice.get("sampler", "ddim") for choice in samplers.SHOWN.values()} == {*samplers.SAMPLERS} - {"unipc-bh1"}
     for table in tables:
         name, head, *rows = table.strip().splitlines()
         assert head.split() == [*COLUMNS[:8], "cp2", "cz"] and len(rows) == (19 if "Heun" in name else 10)

@@ -140,6 +140,17 @@ def test_the_norm_is_the_one_given():
     assert calls.count(False) == sum(isinstance(m, Attention) for m in unet.modules()) > 0
 
 
+@pytest.mark.parametrize("time_scale", [1., 0.25])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_whole_time_is_the_same_whatever_its_dtype(dtype, time_scale):
+    unet, t = UNet(replace(CONFIGS["digits"], time_scale=time_scale)), torch.tensor([1, 7, 500, 1000])
+    labels = torch.arange(4)
+    whole = unet.embed(t, labels)
+    assert torch.equal(unet.embed(t.to(dtype), labels), whole)
+    between = unet.embed(t.to(dtype) - 0.5, labels)
+    assert between.dtype == whole.dtype and (between - whole).abs().amax(1).min() > 1e-4
+
+
 def test_sinusoid():
     t = torch.tensor([0., 3.])
     assert_close(sinusoid(t, 4, 1)[1], torch.tensor([3., 3e-4, 3., 3e-4]).mul(1).sin() * torch.tensor([1., 1, 0, 0])

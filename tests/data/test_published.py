@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 from torch.testing import assert_close
 
 import data
@@ -148,7 +148,7 @@ def test_a_folder_of_classes_takes_the_name_and_its_size(tmp_path):
 
 @pytest.mark.parametrize("name, says", [
     ("mnist:/nowhere", "no folder /nowhere for mnist"), ("mnits:/nowhere", "no data set 'mnits:/nowhere'"),
-    ("dead-leaves:/nowhere", "drawn, not read"), ("stream:dead-leaves", "drawn, not read"),
+    ("dead-leaves:/nowhere", "rendered, not read"), ("stream:dead-leaves", "rendered, not read"),
     ("stream:digits", "no data set 'stream:digits'")])
 def test_what_is_not_there_is_said(name, says):
     with pytest.raises(ValueError, match=says):
@@ -271,7 +271,8 @@ def test_a_hub_out_of_reach_is_one_sentence(datasets, monkeypatch, tmp_path, cap
         train.main(["--data", "cifar10", "--out", str(tmp_path)])
     error = capsys.readouterr().err
     assert stop.value.code == 2 and error.count("\n") == 1
-    assert "cannot load cifar10 from uoft-cs/cifar10: Couldn't reach it; " in error and "cifar10:FOLDER" in error
+    assert "cannot read cifar10 from uoft-cs/cifar10: Couldn't reach it and more; " in error
+    assert "cifar10:FOLDER" in error
 
 
 def test_without_the_library_a_sentence_says_what_to_install(monkeypatch):
@@ -281,8 +282,8 @@ def test_without_the_library_a_sentence_says_what_to_install(monkeypatch):
 
 
 @pytest.mark.parametrize("spoil, says", [
-    (lambda p: cut(p, 400), "cannot load cifar10:.*train-00000.*see that the files are whole"),
-    (lambda p: p.write_bytes(b"no table"), "cannot load cifar10:.*see that the files are whole")])
+    (lambda p: cut(p, 400), "cannot read cifar10:.*train-00000.*see that the files are whole"),
+    (lambda p: p.write_bytes(b"no table"), "cannot read cifar10:.*see that the files are whole")])
 def test_bad_tables_are_named(datasets, tmp_path, spoil, says):
     parquet(datasets, tmp_path, "cifar10", [(32, 32)] * 3)
     spoil(tmp_path / "data" / "train-00000-of-00001.parquet")
@@ -305,6 +306,46 @@ def test_a_damaged_picture_in_a_table_is_named(datasets, tmp_path):
     datasets.Dataset.from_dict({"img": cells, "label": [0, 1]}, features).to_parquet(tmp_path / "data" / "a.parquet")
     with pytest.raises(ValueError, match="cannot read the image in row 1 of cifar10:"):
         data.load(f"cifar10:{tmp_path}")
+
+
+def eps() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(buffer, "EPS")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("image, label, says", [
+    ("img", "number", "cannot read the image in row 0 of"), ("other", "number", "no column 'img'"),
+    ("img", "picture", "'label' is Image.*, not whole numbers"), ("img", "text", "'label' is Value.*, not whole")])
+@pytest.mark.parametrize("stream", ["", "stream:"])
+def test_no_column_of_a_table_starts_ghostscript(datasets, tmp_path, monkeypatch, stream, image, label, says):
+    """The library itself would open pictures of any format."""
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args, **kwargs: pytest.fail("Ghostscript was started"))
+    cell = {"bytes": eps(), "path": None}
+    cells = {"number": (0, datasets.ClassLabel(names=["a"])), "picture": (cell, datasets.Image(decode=False)),
+             "text": ("a", datasets.Value("string"))}
+    features = {image: datasets.Image(decode=False), "label": cells[label][1], "more": datasets.Image(decode=False)}
+    rows = {image: [cell], "label": [cells[label][0]], "more": [cell]}
+    (tmp_path / "data").mkdir()
+    datasets.Dataset.from_dict(rows, datasets.Features(features)).cast_column("more", datasets.Image()).to_parquet(
+        tmp_path / "data" / "a.parquet")
+    with pytest.raises(ValueError, match=says):
+        data.load(f"{stream}cifar10:{tmp_path}").images[[0]]
+
+
+@pytest.mark.parametrize("label", [-1, None, 7])
+def test_a_stream_s_labels_are_checked(datasets, tmp_path, label):
+    picture = Image.fromarray(pixels(32, 32, 3))
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    if label == 7:                                      # beyond the names: the library itself would refuse to write it
+        with pytest.raises(ValueError, match="row 3 of cars has the label 7"):
+            published.one_label(7, 2, "row 3 of cars")
+        return
+    (tmp_path / "data").mkdir()
+    datasets.Dataset.from_dict({"img": [picture], "label": [label]}, features).to_parquet(
+        tmp_path / "data" / "a.parquet")
+    with pytest.raises(ValueError, match=f"row 0 of .* has the label {label}"):
+        data.load(f"stream:cifar10:{tmp_path}").labels[[0]]
 
 
 # Dead leaves

@@ -3,13 +3,14 @@
 import shutil
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.testing import assert_close
 
 import ddpm
-from kernels import group_norm_silu, sampling_step
+from kernels import compile, group_norm_silu, sampling_step
 from kernels.compile import SubpixelUp, check_compiler, compile_denoiser, compile_loop, time_table
 from noise import image_seeds
 from unet import CONFIGS, UNet, UNetConfig, Up
@@ -109,6 +110,12 @@ def test_captured_loop_draws_the_plain_pictures_twice(choice, batch):
     for xs, again, (_, xs_plain, _) in zip(first, second, ours, strict=True):
         assert_close(xs, again, rtol=0, atol=0)
         assert_close(xs, xs_plain, rtol=1e-3, atol=1e-3)
+
+
+def test_a_loop_is_captured_with_the_quickest_convolutions(monkeypatch):
+    monkeypatch.setattr(compile, "capture", lambda *_: torch.backends.cudnn.benchmark)
+    rows = SimpleNamespace(device=torch.device("cuda"))
+    assert compile.compile_loop(None, rows, (), None) is True and torch.backends.cudnn.benchmark is False
 
 
 def test_a_missing_compiler_is_one_sentence(monkeypatch):

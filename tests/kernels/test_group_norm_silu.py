@@ -28,7 +28,7 @@ SHAPES = {
 # Half a unit in the last place; the interpreter rounds to bfloat16 towards zero, which costs up to a whole one.
 ROUNDING = {torch.float32: 2e-6, torch.float16: 2**-11, torch.bfloat16: 2**-7 if ops.INTERPRET else 2**-8}
 
-pytestmark = [pytest.mark.usefixtures("poison"), pytest.mark.filterwarnings("ignore:overflow encountered in exp")]
+pytestmark = [pytest.mark.usefixtures("poison"), pytest.mark.filterwarnings("ignore:overflow encountered in exp2")]
 
 
 @pytest.fixture
@@ -36,17 +36,15 @@ def way(monkeypatch):
     """Makes small shapes go the way of large ones, or several groups share a program."""
     def choose(name: str, programs: int = 4) -> str:
         resident, loop, slab = WAYS[name]
-        for size in (triton_file.FORWARD, triton_file.BACKWARD):
-            monkeypatch.setitem(size, "resident", resident)
-            monkeypatch.setitem(size, "loop", loop)
-        monkeypatch.setattr(triton_file, "SLAB", slab)
-        monkeypatch.setattr(triton_file, "PROGRAMS", programs)
+        for sizes in ("FORWARD", "BACKWARD"):
+            small = {"resident": resident, "loop": loop, "slab": slab, "programs": programs}
+            monkeypatch.setattr(triton_file, sizes, getattr(triton_file, sizes)._replace(**small))
         return name
     return choose
 
 
-def taken(x: Tensor, G: int, size: dict) -> str:
-    plan = triton_file.plan(x, G, not x.is_contiguous(), size)
+def taken(x: Tensor, G: int, sizes: triton_file.Sizes) -> str:
+    plan = triton_file.plan(x.shape, G, x.element_size(), not x.is_contiguous(), sizes)
     return "split" if plan.chunk else "resident" if plan.pixels >= x[0, 0].numel() else "loop"
 
 

@@ -1,9 +1,16 @@
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 
-from run.cli import choose_device, figure_path, limit_threads, parse, script
+import data
+from run.cli import choose_device, limit_threads, parse, script
+
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -75,12 +82,66 @@ def test_small_networks_run_on_one_thread(width, threads):
     assert after == threads
 
 
-def test_a_picture_s_name_is_tried_before_the_work_and_its_old_picture_kept(tmp_path):
-    old = tmp_path / "new" / "a.png"
-    assert figure_path(str(old)) == old and old.exists()
-    old.write_bytes(b"a picture")
-    figure_path(str(old))
-    assert old.read_bytes() == b"a picture"
-    for bad, error in ((tmp_path / "a.xyz", ValueError), (old / "b.png", OSError)):
-        with pytest.raises(error):
-            figure_path(str(bad))
+# Streams and limits, by real processes
+
+def command(line: str, folder: Path) -> subprocess.CompletedProcess:
+    """What bash makes of the line, in which $PYTHON stands for this Python."""
+    env = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "ROOT": str(ROOT)}
+    return subprocess.run(["bash", "-o", "pipefail", "-c", line], cwd=folder, env=env, capture_output=True, text=True,
+                          timeout=120)
+
+
+SAMPLE = "$PYTHON $ROOT/sample.py --checkpoint $ROOT/weights/digits.pt --n 2 --steps 1"
+TRAIN = "$PYTHON $ROOT/train.py --T 2 --steps 2 --batch 2 --warmup 1 --out run"
+
+
+def test_a_reader_that_left_is_no_error(tmp_path):
+    done = command(f"{SAMPLE} | true", tmp_path)
+    assert done.returncode == 0 and "Broken" not in done.stderr and (tmp_path / "out" / "grid.png").exists()
+
+
+def test_training_needs_no_streams(tmp_path):
+    done = command(f"{TRAIN} <&- >&- 2>&-", tmp_path)
+    assert done.returncode == 0 and (tmp_path / "run" / "last.pt").exists(), done
+    assert "\r" not in (tmp_path / "run" / "log.jsonl").read_text()             # the progress went into no file
+
+
+def test_progress_need_not_be_shown(tmp_path):
+    assert command(f"{SAMPLE} 2>/dev/full", tmp_path).returncode == 0
+
+
+def test_output_that_cannot_be_kept_is_a_sentence(tmp_path):
+    done = command(f"{SAMPLE} >/dev/full", tmp_path)
+    assert done.returncode == 2 and done.stderr.endswith("sample.py: cannot print: No space left on device\n")
+
+
+@pytest.mark.parametrize("line", ["$PYTHON -OO $ROOT/ddpm.py", "$PYTHON -OO $ROOT/sample.py --help"])
+def test_without_docstrings(tmp_path, line):
+    done = command(line, tmp_path)
+    assert done.returncode == 0 and not done.stderr and ("xs     = c0" in done.stdout or "--npz" in done.stdout)
+
+
+def test_too_few_file_descriptors_are_a_sentence(tmp_path):
+    done = command(f"ulimit -n 20; {TRAIN} --workers 4", tmp_path)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.endswith("train.py: there are too few file descriptors; raise their limit (ulimit -n), or use "
+                                "fewer --workers\n")
+
+
+class Bad:
+    """Pictures of which none can be read."""
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, indices):
+        raise ValueError("cannot read the image x.png: broken; mend or remove it")
+
+
+def test_what_a_worker_raises_is_the_same_sentence(capsys):
+    @script
+    def main(argv):
+        next(iter(data.batches(data.Data("bad", Bad(), None, (), (1, 8, 8)), 2, 0, range(1, 3), workers=1)))
+
+    with pytest.raises(SystemExit):
+        main([])
+    assert capsys.readouterr().err == "test_cli.py: cannot read the image x.png: broken; mend or remove it\n"

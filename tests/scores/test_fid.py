@@ -88,6 +88,46 @@ def test_statistics_are_cached_by_the_pixels(tmp_path):
     assert batches[3:] == [12]
 
 
+def spoil_arrays(path, **changes):
+    with np.load(path) as file:
+        arrays = {**file, **changes}
+    np.savez(path, **arrays)
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda p: p.write_bytes(b""), lambda p: p.write_bytes(b"no zip"), lambda p: p.write_bytes(p.read_bytes()[:-200]),
+    lambda p: spoil_arrays(p, n0=np.array(7)), lambda p: spoil_arrays(p, n1=np.array([6, 6])),
+    lambda p: spoil_arrays(p, mean0=np.full(12, np.nan)), lambda p: spoil_arrays(p, mean1=np.zeros(12, np.float32)),
+    lambda p: spoil_arrays(p, scatter0=np.zeros((12, 11))), lambda p: spoil_arrays(p, scatter1=np.zeros((1, 1, 1))),
+    lambda p: spoil_arrays(p, mean0=np.array([{}], object)), lambda p: np.savez(p, other=np.zeros(3))],
+    ids=range(11))
+def test_a_damaged_cache_is_said_and_computed_anew(tmp_path, capsys, spoil):
+    dataset = data.load(pictures(tmp_path / "a.npz", 12))
+    whole = fid.halves(dataset, stub("cpu"), 5, tmp_path / "c")
+    [path] = (tmp_path / "c").iterdir()
+    spoil(path)
+    for said in (f"warning: cannot read {path}: ", ""):
+        for a, b in zip(fid.halves(dataset, stub("cpu"), 5, tmp_path / "c"), whole, strict=True):
+            assert_close(a, b, rtol=0, atol=0)
+        out = capsys.readouterr().out
+        assert out.startswith(said) and ("computed anew" in out) == bool(said)
+
+
+def test_a_full_disk_costs_the_cache_alone(tmp_path, small_files, capsys):
+    x = data.Data("x", torch.zeros(8, 3, 8, 8, dtype=torch.uint8), None, (), (3, 8, 8))
+    wide = fid.halves(x, lambda pixels: torch.randn(len(pixels), 40), 5, tmp_path / "c")
+    assert wide[0].n == 4 and "warning: cannot write" in capsys.readouterr().out
+    assert not [*(tmp_path / "c").iterdir()]
+
+
+def test_statistics_of_two_networks_are_not_compared(tmp_path):
+    real, sampled = (pictures(tmp_path / f"{k}.npz", 8, seed=k) for k in range(2))
+    cache = str(tmp_path / "c")
+    fid.halves(data.load(real), lambda pixels: torch.randn(len(pixels), 3), 5, tmp_path / "c")
+    with pytest.raises(ValueError, match="are of two networks; remove that folder"):
+        fid.fid(["--pictures", sampled, "--data", real, "--cache", cache], stub)
+
+
 def test_grey_is_colour_and_alpha_is_refused(tmp_path):
     grey = torch.randint(256, (3, 1, 4, 4), dtype=torch.uint8)
     assert_close(fid.to_rgb(grey), grey.repeat(1, 3, 1, 1))

@@ -1,0 +1,137 @@
+"""data/image_files.py: what picture files say besides pixels, and which files are opened at all."""
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import EpsImagePlugin, Image, ImageOps
+from torch.testing import assert_close
+
+import data
+from data import image_files
+
+LANDSCAPE = np.random.default_rng(0).integers(0, 256, (8, 12, 3), np.uint8)
+LANDSCAPE[:4, :6] = 0                                   # which corner is up can be seen
+
+
+# Formats
+
+@pytest.mark.parametrize("name", ["x.png", "x.jpg", "x.tif"])
+def test_an_eps_under_another_name_never_starts_ghostscript(tmp_path, monkeypatch, name):
+    started = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args, **kwargs: started.append(args) or 1 / 0)
+    Image.new("RGB", (8, 8)).save(tmp_path / name, "EPS")
+    with pytest.raises(ValueError, match=f"cannot read the image .*{name}"):
+        data.load(str(tmp_path))
+    assert not started
+
+
+def test_every_promised_format_is_opened_under_any_promised_name(tmp_path):
+    for suffix, form in image_files.SUFFIXES.items():
+        Image.new("L", (4, 4), 7).save(tmp_path / f"{suffix[1:]}.png", form)
+    assert len(data.load(str(tmp_path)).images) == len(image_files.SUFFIXES)
+
+
+# EXIF
+
+def with_orientation(path: Path, k: int, form: str, **options) -> None:
+    exif = Image.Exif()
+    exif[0x112] = k
+    Image.fromarray(LANDSCAPE).save(path, form, exif=exif, **options)
+
+
+@pytest.mark.parametrize("k", range(1, 9))
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "TIFF"])
+def test_photographs_stand_upright(tmp_path, form, k):
+    """Against Pillow's own function; TIFFs are turned by Pillow itself."""
+    path = tmp_path / f"x.{form.lower()}"
+    with_orientation(path, k, form, **({"lossless": True} if form == "WEBP" else {}))
+    with Image.open(path) as image:
+        expected = torch.from_numpy(np.array(ImageOps.exif_transpose(image).convert("RGB"))).permute(2, 0, 1)
+    loaded = data.load(str(tmp_path))
+    assert loaded.shape == tuple(expected.shape) == ((3, 12, 8) if k >= 5 else (3, 8, 12))
+    assert_close(loaded.images[0], expected, rtol=0, atol=0)
+
+
+def test_photographs_turned_in_two_ways_have_two_sizes(tmp_path):
+    for k in (1, 6):
+        with_orientation(tmp_path / f"{k}.jpg", k, "JPEG")
+    with pytest.raises(ValueError, match="2 sizes, 8x12 to 12x8"):
+        data.load(str(tmp_path))
+
+
+def test_damaged_exif_is_counted_and_the_picture_taken_as_it_lies(tmp_path, capsys):
+    for k in range(3):
+        Image.fromarray(LANDSCAPE).save(tmp_path / f"{k}.jpg", exif=b"Exif\0\0" + b"no tiff!" * bool(k))
+    assert data.load(str(tmp_path)).shape == (3, 8, 12)
+    assert f"warning: 2 pictures of {tmp_path} may be damaged, look at them; the first: {tmp_path / '1.jpg'}: EXIF" in (
+        capsys.readouterr().err)
+
+
+# Transparent colours
+
+def png(rows: list[bytes], width: int, depth: int, colour: int, key: bytes) -> bytes:
+    """A PNG of these rows, `depth` bits a channel, colour type `colour`, whose transparent colour is `key`."""
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    header = struct.pack(">IIBBBBB", width, len(rows), depth, colour, 0, 0, 0)
+    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"tRNS", key)
+            + chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows))) + chunk(b"IEND", b""))
+
+
+@pytest.mark.parametrize("content, pixels", [
+    (png([bytes([10, 200])], 2, 8, 0, b"\0\x0a"), [[10, 10, 10, 0], [200, 200, 200, 255]]),
+    (png([bytes([1, 2, 3, 1, 2, 4])], 2, 8, 2, b"\0\1\0\2\0\3"), [[1, 2, 3, 0], [1, 2, 4, 255]]),
+    (png([b"\x40"], 2, 1, 0, b"\0\1"), [[0, 0, 0, 255], [255, 255, 255, 0]]),
+    (png([b"\x60"], 2, 2, 0, b"\0\2"), [[85, 85, 85, 255], [170, 170, 170, 0]]),
+    (png([b"\x9f"], 2, 4, 0, b"\0\x09"), [[153, 153, 153, 0], [255, 255, 255, 255]]),
+    (png([b"\x12\x34\xff\xff"], 2, 16, 0, b"\x12\x34"), [[18, 18, 18, 0], [255, 255, 255, 255]]),
+    (png([b"\1\2\3\4\5\6\7\x08\x09\x0a\x0b\x0c"], 2, 16, 2, b"\1\2\3\4\5\6"), [[1, 3, 5, 0], [7, 9, 11, 255]])],
+    ids=["grey", "colour", "1 bit", "2 bits", "4 bits", "16 bits of grey", "16 bits of colour"])
+def test_a_transparent_colour_becomes_an_alpha_channel(tmp_path, content, pixels):
+    (tmp_path / "x.png").write_bytes(content)
+    loaded = data.load(str(tmp_path))
+    assert loaded.shape == (4, 1, 2) and loaded.images[0, :, 0].T.tolist() == pixels
+
+
+# What is no picture, and what is none any more
+
+def test_hidden_files_and_macos_folders_are_no_classes(tmp_path):
+    for name in ("cat/1.png", "dog/2.png", "__MACOSX/cat/1.png", ".git/3.png", "cat/.thumbs/4.png", "dog/._2.png"):
+        path = tmp_path / ".data" / name                # the folder asked for may be hidden itself
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(LANDSCAPE).save(path)
+    loaded = data.load(str(tmp_path / ".data"))
+    assert loaded.classes == ("cat", "dog") and len(loaded.images) == 2
+
+
+def jpeg(lost: bool, **options) -> bytes:
+    """A JPEG of smooth noise; lost: the second half of its compressed pixels is zero."""
+    file = io.BytesIO()
+    Image.fromarray(LANDSCAPE).resize((256, 256), Image.Resampling.BICUBIC).save(file, "JPEG", **options)
+    raw = bytearray(file.getvalue())
+    if lost:
+        half = len(raw) // 2
+        raw[half:-2] = bytes(len(raw) - 2 - half)
+    return bytes(raw)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"optimize": True}, {"comment": bytes(999)}])
+def test_jpegs_that_lost_pixels_are_counted_and_named(tmp_path, capsys, options):
+    for k in range(4):
+        (tmp_path / f"{k}.jpg").write_bytes(jpeg(k > 1, **options))
+    data.load(str(tmp_path))
+    said = capsys.readouterr().err
+    assert f"warning: 2 pictures of {tmp_path} may be damaged, look at them; the first: {tmp_path / '2.jpg'}:" in said
+
+
+def test_large_sets_name_such_pictures_one_by_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(data.sets, "IN_MEMORY", 0)
+    (tmp_path / "x.jpg").write_bytes(jpeg(True))
+    images = data.load(str(tmp_path)).images
+    with pytest.warns(image_files.Damage, match="x.jpg: a part of its compressed pixels is zero"):
+        images[[0]]
