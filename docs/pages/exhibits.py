@@ -2,7 +2,6 @@
 
 import base64
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,7 +47,11 @@ def roll_chain(steps: int, points: int = 500) -> dict:
     torch.manual_seed(0)
     model, sobol = swiss_roll.Reverse(T), torch.quasirandom.SobolEngine(5, scramble=True, seed=0)
     optimiser = torch.optim.Adam(model.parameters(), lr=0.01, betas=(0.9, 0.99), fused=True)
-    swiss_roll.train(model, lambda: swiss_roll.bound(model, schedule, *swiss_roll.batch(sobol, 64, T)), [optimiser], steps)
+
+    def K():
+        return swiss_roll.bound(model, schedule, *swiss_roll.batch(sobol, 64, T))
+
+    swiss_roll.train(model, K, [optimiser], steps)
     chain = swiss_roll.sample(model, schedule, seeds)
     x0_hat = [chain[0], chain[1], *(predicted_x0(model, schedule, chain[t], t) for t in range(2, T + 1))]
     xt, x0 = ((torch.stack(x[::-1]) * 4096).round().clamp(-2**15, 2**15 - 1) for x in (chain, x0_hat))

@@ -34,7 +34,7 @@ def mathml(latex: str, display: bool) -> str:
         html = latex2mathml.converter.convert(latex, display="block" if display else "inline")
         letters = "".join(ET.fromstring(html).itertext())
     except Exception as error:
-        raise ValueError(f"the equation {latex} cannot be converted: {' '.join(str(error).split())}; mend it") from error
+        raise ValueError(f"the equation {latex} is no LaTeX: {' '.join(str(error).split())}; mend it") from error
     if "\\" in letters or "&" in letters:
         raise ValueError(f"the equation {latex} would show as {letters}; use commands that latex2mathml knows")
     return html
@@ -59,6 +59,13 @@ def functions(file: str) -> dict[str, ast.FunctionDef]:
         return {each.name: each for each in tree(file).body if isinstance(each, ast.FunctionDef)}
     except FileNotFoundError:
         return {}
+
+
+def figure(equation: Equation, caption: str, anchor: str = "") -> str:
+    """A displayed equation with its caption; it scrolls by keyboard where it is wider than the page."""
+    name = f' id="{anchor}"' if anchor else ""
+    return (f'<figure class="equation"{name}><div class="math" tabindex="0">{equation.mathml}</div>'
+            f'<figcaption>{caption}</figcaption></figure>')
 
 
 def test_anchor(file: str, name: str) -> str:
@@ -90,9 +97,8 @@ class Renderer:
         tests, anchor = tests_of(tokens[at].info, latex), f"equation-{len(self.equations) + 1}"
         self.equations.append(Equation(f"{self.page}.html#{anchor}", mathml(latex, True), tests))
         links = ", ".join(f'<a href="{test_anchor(*test)}">{test[1]}</a>' for test in tests)
-        return (f'<figure class="equation" id="{anchor}"><div class="math" tabindex="0">{self.equations[-1].mathml}</div>'
-                f'<figcaption><a class="number" href="#{anchor}">({len(self.equations)})</a> tested by {links}'
-                f'</figcaption></figure>\n')
+        number = f'<a class="number" href="#{anchor}">({len(self.equations)})</a>'
+        return figure(self.equations[-1], f"{number} tested by {links}", anchor) + "\n"
 
     def code(self, tokens, at, options, env) -> str:
         html, href = f"<code>{escape(tokens[at].content, quote=False)}</code>", self.find(tokens[at].content)

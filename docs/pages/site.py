@@ -9,7 +9,7 @@ from pathlib import Path
 
 from docs.figures import DOCS, FIGURES
 from docs.pages import exhibits, notes, unet_picture
-from docs.pages.markup import Equation, Link, Renderer, frame, functions, test_anchor
+from docs.pages.markup import Equation, Link, Renderer, figure, frame, functions, test_anchor
 from docs.pages.sources import SOURCES, Names, Piece, cut, definitions, highlight, module_of, read
 from unet import CONFIGS
 
@@ -29,7 +29,8 @@ WALK = {                            # groups of the contents; all pages in the o
 SIZES = {"digits": 8, "cifar10": 32, "lsun256": 256, "improved-cifar10": 32, "adm64": 64, "mnist32": 32, "cars64": 64,
          "folder128": 128, "imagenet64": 64}        # pixels of the pictures that each named network is for
 SCRIPTS = {"x_t": ("noise", "ddpm", "ui", "x_t"), "reverse": ("ui", "reverse"),
-           "table": ("noise", "ddpm", "samplers", "ui", "table"), "philox": ("noise", "ui", "philox"), "network": ("ui", "network")}
+           "table": ("noise", "ddpm", "samplers", "ui", "table"), "philox": ("noise", "ui", "philox"),
+           "network": ("ui", "network")}
 
 
 def build(steps: int) -> dict[str, bytes]:
@@ -63,7 +64,7 @@ def build(steps: int) -> dict[str, bytes]:
 
 
 def finder(names: Names, page: str, sources: dict[str, str]) -> Callable[[str], str | None]:
-    """Of a code span in the notes of a page, the place that explains what it names: q_sample, ddpm.q_sample, ddpm.py."""
+    """Where the thing is explained that a code span in the notes of a page names: q_sample, ddpm.q_sample, ddpm.py."""
     def find(code: str) -> str | None:
         module, _, name = code.rpartition(".")
         for source, file in sources.items():
@@ -127,7 +128,7 @@ def networks() -> str:
 
 
 def gallery(text: notes.Notes, renderer: Renderer) -> str:
-    """Every figure of docs/ with its note. Raises ValueError for a figure without a note, or made by another command."""
+    """Every figure of docs/ with its note. Raises ValueError for a figure without a note or with another command."""
     shown, there = [name for names, _ in text.notes for name in names], {path.name for path in DOCS.glob("*.png")}
     if {*shown} != there or len(shown) > len(there):
         raise ValueError(f"the gallery and docs/ differ in {', '.join(sorted({*shown} ^ there))}; it must show each "
@@ -153,12 +154,11 @@ def tests_body(equations: list[Equation]) -> str:
         node = functions(file)[name]
         first = min([node.lineno, *(each.lineno for each in node.decorator_list)])
         anchor = test_anchor(file, name).partition("#")[2]
-        note = "".join(f'<figure class="equation"><div class="math" tabindex="0">{each.mathml}</div><figcaption>'
-                       f'<a href="{each.href}">{each.href.replace(".html#equation-", " (")})</a></figcaption></figure>'
+        note = "".join(figure(each, f'<a href="{each.href}">{each.href.replace(".html#equation-", " (")})</a>')
                        for each in those)
         rows = code(file, Piece((name,), first, node.end_lineno), coloured(file))
         parts.append(f'<section class="piece"><div class="note"><h2><a id="{anchor}" href="#{anchor}">{name}</a></h2>'
                      f'<p><code>{file}</code></p>{note}</div>\n{rows.replace(" id=", " data-id=")}</section>\n')
     return (f'<article class="source"><h1>{TESTED}</h1><p class="lead">Every displayed equation of these pages names '
-            f'a test; these are the tests, {len(proved)} for {len(equations)} equations. <code>pytest</code> runs them, '
-            f'and the pages are not built when one is gone.</p>\n{"".join(parts)}</article>')
+            f'its tests. These are they: {len(proved)}, for {len(equations)} equations. <code>pytest</code> runs them, '
+            f'and the pages are not built if one is gone.</p>\n{"".join(parts)}</article>')

@@ -79,7 +79,7 @@ def cut(source: str, notes: Sequence[tuple[str, ...]]) -> list[Piece]:
     if gone := [name for name in named if name not in known]:
         raise ValueError(f"the notes of {source} explain {', '.join(gone)}, which it does not define; remove or rename")
     if missing := [name for name, (_, must) in known.items() if must and name not in named]:
-        raise ValueError(f"{source} defines {', '.join(missing)} without a note; explain each under a heading of its own")
+        raise ValueError(f"{source} defines {', '.join(missing)} without a note; give each a heading and a note")
     if named != sorted(named, key=lambda name: known[name][0].lineno) or len({*named}) < len(named):
         raise ValueError(f"the notes of {source} are not in its order; the order is "
                          f"{', '.join(name for name in known if name in named)}")

@@ -1,4 +1,4 @@
-"""A picture of any U-Net, drawn from its UNetConfig: levels, blocks, skips, where time and attention enter, and the cost.
+"""A picture of any U-Net, made of its UNetConfig: levels, blocks, skips, where time and attention enter, and the cost.
 
     python -m docs.pages.unet_picture --network cifar10
     python -m docs.pages.unet_picture --network cifar10 --change "widths=(64, 128) heads=(0, 4, 4)" --size 64
@@ -149,17 +149,26 @@ def picture(config: UNetConfig, H: int, W: int, alone: bool = False) -> str:
     flow = (f'<path class="flow" d="M{LEFT + width / 2:g} {ROW + 8}V{y:g}H{centre:g}V{y + ROW:g}H{RIGHT + width / 2:g}'
             f'V{ROW}"/>')
     body = flow + skips + "".join(box(blocks[name], x, at, most) for name, x, at in boxes)
-    total, end = blocks[""], y + ROW + height / 2 + 24
-    body += text(LEFT + width / 2, ROW, f"x_t, {config.in_channels} × {H} × {W}", middle=True)
-    body += text(RIGHT + width / 2, ROW - 8, f"output, {config.out_channels} × {H} × {W}", middle=True)
-    body += text(centre, 14, f"{number(total.parameters)} parameters, {number(total.flops)}FLOP per evaluation",
-                 middle=True)
-    body += (f'<circle class="time" cx="{LEFT + 6}" cy="{end - 4:g}" r="3.5"/>{text(LEFT + 14, end, "takes the time")}'
-             f'<path class="attention" d="M{LEFT + 110} {end - 4:g}l4 -4l4 4l-4 4z"/>{text(LEFT + 123, end, "attention")}'
-             f'<rect class="cost" x="{LEFT + 190}" y="{end - 5:g}" width="24" height="2"/>'
-             f'{text(LEFT + 220, end, "share of the most FLOPs")}')
+    end = y + ROW + height / 2 + 24
+    body += ends(config, blocks[""], H, W) + legend(end)
     return (f'<svg class="unet" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {end + 10:g}" role="img" '
             f'aria-label="The U-Net, block by block">{f"<style>{STYLE}</style>" if alone else ""}{body}</svg>')
+
+
+def ends(config: UNetConfig, whole: Block, H: int, W: int) -> str:
+    """What goes in and comes out, and the cost of all."""
+    return (text(LEFT + BOX[0] / 2, ROW, f"x_t, {config.in_channels} × {H} × {W}", middle=True)
+            + text(RIGHT + BOX[0] / 2, ROW - 8, f"output, {config.out_channels} × {H} × {W}", middle=True)
+            + text(WIDTH / 2, 14, f"{number(whole.parameters)} parameters, {number(whole.flops)}FLOP per evaluation",
+                   middle=True))
+
+
+def legend(y: float) -> str:
+    """What the marks mean."""
+    return (f'<circle class="time" cx="{LEFT + 6}" cy="{y - 4:g}" r="3.5"/>{text(LEFT + 14, y, "takes the time")}'
+            f'<path class="attention" d="M{LEFT + 110} {y - 4:g}l4 -4l4 4l-4 4z"/>{text(LEFT + 123, y, "attention")}'
+            f'<rect class="cost" x="{LEFT + 190}" y="{y - 5:g}" width="24" height="2"/>'
+            f'{text(LEFT + 220, y, "share of the most FLOPs")}')
 
 
 def change(config: UNetConfig, text: str) -> UNetConfig:

@@ -113,8 +113,9 @@ def test_a_missing_or_untitled_file_of_notes_is_named(tmp_path, monkeypatch):
 
 def test_what_stands_between_definitions_goes_with_the_next(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "ROOT", tmp_path)
-    (tmp_path / "between.py").write_text('"""Head."""\nA = 1\n\n# Part\n\n@cache\ndef f():\n    pass\n\nB = 2\n\ndef g(): pass\n'
-                                         "\nclass C:\n    x = 1\n\n    def m(self): pass\n\n    def n(self): pass\n\nD = 3\n")
+    (tmp_path / "between.py").write_text(
+        '"""Head."""\nA = 1\n\n# Part\n\n@cache\ndef f():\n    pass\n\nB = 2\n\ndef g(): pass\n'
+        "\nclass C:\n    x = 1\n\n    def m(self): pass\n\n    def n(self): pass\n\nD = 3\n")
     assert [tuple(piece) for piece in sources.cut("between.py", [("f",), ("g",), ("C",), ("C.n", "D")])] == [
         ((), 1, 2), (("f",), 4, 8), (("g",), 10, 12), (("C",), 14, 17), (("C.n", "D"), 19, 21)]
     monkeypatch.undo()
@@ -135,8 +136,7 @@ def test_names_are_links_unless_they_are_the_function_s_own(tmp_path, monkeypatc
 
 
 def test_code_is_linked_across_files(parsed):
-    assert {"#q_sample", "noise.html#normal"} <= {href.removeprefix("ddpm.html") for href in parsed["ddpm.html"].hrefs} | {
-        href for href in parsed["samplers.html"].hrefs}
+    assert "ddpm.html#q_sample" in parsed["ddpm.html"].hrefs and "noise.html#normal" in parsed["samplers.html"].hrefs
     assert "ddpm.html#Schedule" in parsed["train.html"].hrefs
     assert "samplers.html#sampler_rows" in parsed["sample.html"].hrefs      # by way of ddpm, which imports it
 
@@ -144,7 +144,7 @@ def test_code_is_linked_across_files(parsed):
 # Equations
 
 @pytest.mark.parametrize("latex, words", [
-    (r"\left( a", "cannot be converted"), (r"\begin{aligned} a &= b \end{aligned}", "would show as|cannot be"),
+    (r"\left( a", "is no LaTeX"), (r"\begin{aligned} a &= b \end{aligned}", "would show as"),
     (r"\nonsense x", "would show as"), (r"\text{time\_scale}", "would show as"),
 ])
 def test_equations_that_would_show_their_source_stop_the_build(latex, words):
@@ -210,8 +210,8 @@ def test_nothing_is_loaded_from_elsewhere(pages):
     for path in pages.iterdir():
         if path.suffix in (".html", ".css", ".js"):
             text = path.read_text().replace("http://www.w3.org/", "")       # names of XML, not addresses
-            assert not re.search(r"https?://|//\w+\.\w+/|@import|\burl\(|\bfetch\(|XMLHttpRequest|\bimport\b.*from ['\"]",
-                                 re.sub(r"<pre.*?</pre>", "", text, flags=re.S)), path.name
+            text = re.sub(r"<pre.*?</pre>", "", text, flags=re.S)
+            assert not re.search(r"https?://|//\w+\.\w+/|@import|\burl\(|\bfetch\(|XMLHttpRequest", text), path.name
 
 
 def test_the_site_is_small(pages):

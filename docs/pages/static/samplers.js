@@ -27,7 +27,7 @@ function timeAt(alphaBar, value) {
   const found = table.findIndex(each => each >= value) - 1;
   const below = Math.min(Math.max(found, 1), Math.max(T - 1, 1)), above = Math.min(below + 1, T);
   const part = (value - table[below]) / (table[above] - table[below]);
-  return roundHalfEven((below + Math.min(Math.max(part, 0), 1)) * 1e10) / 1e10;
+  return roundHalfEven((below + Math.min(Math.max(part, 0), 1)) * 1e11) / 1e11;
 }
 
 function roundHalfEven(x) {
