@@ -15,11 +15,12 @@ from mdit_py_plugins.dollarmath import dollarmath_plugin
 
 from docs.pages.sources import tree
 
+MATH_AND_STOP = re.compile(r'(<math [^>]*display="inline">(?:(?!</math>).)*</math>)([,.;:)]+)')
 TEST = re.compile(r"(tests/[\w/]+\.py)::(\w+)")
 
 
 class Equation(NamedTuple):
-    """A displayed equation: where it stands, its MathML, and the tests of it."""
+    """A displayed equation of one line or several: where it stands, its MathML, and the tests of it."""
     href: str
     mathml: str
     tests: tuple[tuple[str, str], ...]          # (file, function)
@@ -87,7 +88,7 @@ class Renderer:
             self.markdown.renderer.rules[rule] = render
 
     def render(self, text: str) -> str:
-        return self.markdown.render(text)
+        return MATH_AND_STOP.sub(r'<span class="together">\1\2</span>', self.markdown.render(text))
 
     def inline(self, tokens, at, options, env) -> str:
         return mathml(tokens[at].content.strip(), False)
@@ -95,7 +96,8 @@ class Renderer:
     def display(self, tokens, at, options, env) -> str:
         latex = " ".join(tokens[at].content.split())
         tests, anchor = tests_of(tokens[at].info, latex), f"equation-{len(self.equations) + 1}"
-        self.equations.append(Equation(f"{self.page}.html#{anchor}", mathml(latex, True), tests))
+        lines = "".join(mathml(line.strip(), True) for line in latex.split(r"\\"))
+        self.equations.append(Equation(f"{self.page}.html#{anchor}", lines, tests))
         links = ", ".join(f'<a href="{test_anchor(*test)}">{test[1]}</a>' for test in tests)
         number = f'<a class="number" href="#{anchor}">({len(self.equations)})</a>'
         return figure(self.equations[-1], f"{number} tested by {links}", anchor) + "\n"

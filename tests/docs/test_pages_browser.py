@@ -85,6 +85,9 @@ def test_a_page_is_readable_and_accessible(name, width, scheme, visit):
         !e.closest('svg, math') && [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim()) &&
         parseFloat(getComputedStyle(e).fontSize) < 11).map(e => e.outerHTML.slice(0, 80))""")
     assert not small
+    cut = page.evaluate("""[...document.querySelectorAll('.math, .code')].filter(e => e.scrollWidth > e.clientWidth + 1)
+        .map(e => e.textContent.slice(0, 80))""")
+    assert not cut or width < 1440                                      # a phone scrolls them
     paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, paper[4:-1].split(","))) < 150) == (scheme == "dark")
     if name in SOURCES and scheme == "light":                           # the colours are those of noise.html
