@@ -41,8 +41,9 @@ def build(steps: int) -> dict[str, bytes]:
     """
     sources = {module_of(source): source for source in SOURCES}
     texts = {page: notes.read(page) for group in WALK.values() for page in group if page != "tests"}
-    contents = {group: [Link(page, sources.get(page) or (texts[page].title if page in texts else TESTED))
-                        for page in pages] for group, pages in WALK.items()}
+    titles = {page: text.title for page, text in texts.items()} | {"tests": TESTED}
+    titles |= {page: Path(source).name for page, source in sources.items()}
+    contents = {group: [Link(page, titles[page]) for page in pages] for group, pages in WALK.items()}
     anchors = {module: {name: f"{module}.html#{name}" for names, _ in texts[module].notes for name in names}
                for module in sources}
     names, bodies, equations = Names(anchors), {}, []

@@ -126,12 +126,12 @@ def test_names_are_links_unless_they_are_the_function_s_own(tmp_path, monkeypatc
     (tmp_path / "linked_a.py").write_text("def f(): pass\n")
     (tmp_path / "linked_b.py").write_text(
         "import linked_a\nfrom linked_a import f as h\n\ndef g(x, step=h):\n    h()\n    return linked_a.f(x.f)\n\n"
-        "def own(h, x):\n    linked_a = x\n    return h(linked_a.f), [g for g in x]\n")
+        "def own(x, h=h):\n    linked_a = x\n    return h(linked_a.f), [g for g in x]\n")
     names = sources.Names({"linked_a": {"f": "a#f"}, "linked_b": {"g": "b#g", "own": "b#own"}})
     lines = (tmp_path / "linked_b.py").read_text().splitlines()
     found = [(line, lines[line - 1][first:last], href) for line, first, last, href in names.links("linked_b.py")]
     assert found == [(1, "linked_a", "linked_a.html"), (2, "f as h", "a#f"), (4, "h", "a#f"), (5, "h", "a#f"),
-                     (6, "linked_a.f", "a#f")]
+                     (6, "linked_a.f", "a#f"), (8, "h", "a#f")]
     monkeypatch.undo()
 
 
@@ -233,7 +233,7 @@ def test_the_command_writes_the_site(tmp_path, monkeypatch, capsys, refused):
 
 @pytest.mark.parametrize("change, words", [
     (lambda found: found[1:], "digits.png"), (lambda found: [*found, (("cat.png",), "python x.py")], "cat.png"),
-    (lambda found: [(found[0][0], "by hand"), *found[1:]], "does not say the command"),
+    (lambda found: [*found[:-1], (found[-1][0], "by hand")], "does not say the command"),
     (lambda found: [(found[0][0], "`python -m docs.variants`"), *found[1:]], "does not say the command"),
 ])
 def test_a_gallery_that_does_not_fit_stops_the_build(change, words):
@@ -297,6 +297,9 @@ def test_costs_are_those_of_the_whole_network(name, GMAC):
 def test_a_picture_shows_every_block_once_and_every_skip(change):
     config = replace(UNetConfig(), **change)
     blocks, svg = unet_picture.measure(config, 16, 32), unet_picture.picture(config, 16, 32, alone=True)
+    for name, (taker, *up) in unet_picture.pairs(blocks):               # a skip is straight, an Up above it
+        assert blocks[taker].size == blocks[name].size
+        assert [blocks[each].size for each in up] == [tuple(2 * side for side in blocks[name].size)] * len(up)
     root = ET.fromstring(svg)
     drawn = [each.text for each in root.iter("{http://www.w3.org/2000/svg}title")]
     expected = [f"{block.name}, {block.size[0]} x {block.size[1]}: " for name, block in blocks.items() if name]
