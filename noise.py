@@ -34,7 +34,7 @@ def words(seeds: Tensor, s: float | Tensor, n: int, stream: int) -> tuple[Tensor
 
     The fraction of a step that is not whole, as float32 has it, is the counter's last word.
     """
-    s = torch.as_tensor(s, device=seeds.device)
+    s = torch.as_tensor(s, device=seeds.device) if isinstance(s, Tensor) else torch.full((), s, device=seeds.device)
     if seeds.is_floating_point():
         raise ValueError(f"seeds are {seeds.dtype}; they must be whole numbers")
     seeds, s = torch.broadcast_tensors(seeds, s)

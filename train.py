@@ -17,6 +17,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,13 +28,13 @@ from tqdm import tqdm
 import data
 import ddpm
 import noise
-from kernels.compile import fast_unet
+from kernels.compile import compile_trained, fast_unet
 from run import folder, presets, processes
 from run.cli import DTYPES, check_range, choose_device, limit_threads, parse, script
 from run.importance import empty_history, importance, update_history
 from run.memory import Cast, recompute
 from run.resume import latest, resume
-from run.state import Progress, Run, describe, log, saved_on_error, write
+from run.state import Progress, Run, describe, due, log, saved_on_error, write
 from unet import CONFIGS, UNet, UNetConfig, check_size
 
 LOSSES, LEARNED = ("l2", "l1", "hybrid", "bound"), ("hybrid", "bound")
@@ -169,10 +170,25 @@ def learning_rate(config: Config, step: int) -> float:
     return config.lr * min(1, step / max(config.warmup, 1)) * (config.final + (1 - config.final) * cosine)
 
 
-def update_average(ema: dict[str, Tensor], weights: dict[str, Tensor], decay: float, k: int) -> None:
-    """ema <- d ema + (1 - d) weights, in place; d rises with the step k, so the first weights are soon forgotten."""
+def update_average(ema: dict[str, Tensor], weights: dict[str, Tensor], decay: float, k: int,
+                   finite: Tensor = torch.tensor(True)) -> None:
+    """ema <- d ema + (1 - d) weights, in place; d rises with the step k, so the first weights are soon forgotten.
+
+    finite: if it is false, nothing is changed. On a GPU nobody waits to know: the change is multiplied by 0.
+    """
     d = min(decay, (1 + k) / (10 + k))
-    torch._foreach_lerp_(list(ema.values()), [weights[name].detach() for name in ema], 1 - d)
+    ema, weights = list(ema.values()), [weights[name].detach() for name in ema]
+    if not finite.is_cpu:
+        move(ema, weights, (1 - d) * finite)
+    elif finite:
+        torch._foreach_lerp_(ema, weights, 1 - d)
+
+
+def move(ema: list[Tensor], weights: list[Tensor], share: Tensor) -> None:
+    """ema <- ema + share (weights - ema), in place, for a share that only the device knows."""
+    change = torch._foreach_sub(weights, ema)
+    torch._foreach_mul_(change, share)
+    torch._foreach_add_(ema, change)
 
 
 def objective(config: Config, schedule: ddpm.Schedule, denoise: Callable, x0, t, eps) -> Tensor:
@@ -192,7 +208,11 @@ def objective(config: Config, schedule: ddpm.Schedule, denoise: Callable, x0, t,
 def trained_model(run: Run) -> Callable:
     """(xt, t, labels) -> output, with the weights being trained, in the chosen dtype; gradients reach the weights."""
     model = run.unet if run.config.dtype == "float32" else Cast(run.unet, DTYPES[run.config.dtype])
-    return processes.average_gradients(torch.compile(model, fullgraph=True) if run.config.compile else model)
+    if run.config.compile:
+        device = run.schedule.beta.device
+        torch.backends.cudnn.benchmark = device.type == "cuda" and not run.config.deterministic
+        model = compile_trained(model, device)
+    return processes.average_gradients(model)
 
 
 class Batch(NamedTuple):
@@ -207,11 +227,19 @@ class Batch(NamedTuple):
 def make_batch(run: Run, step: int, t: Tensor, weight: Tensor, pixels: Tensor, labels: Tensor) -> Batch:
     """The share of the step's batch whose pixels and labels these are; t and weight are of the whole batch."""
     config, device, share = run.config, run.schedule.beta.device, processes.local_slice(run.config.batch)
-    y = hide_labels(config, step, labels, len(run.dataset.classes), share).to(device) if run.unet.classes else None
-    x0 = data.to_unit(pixels.to(device, non_blocking=True))
+    y = hide_labels(config, step, labels, len(run.dataset.classes), share) if run.unet.classes else None
+    pixels, t, y, weight = (to_device(part, device) for part in (pixels, t[share], y, weight[share]))
+    x0 = data.to_unit(pixels)
     seeds = noise.image_seeds(config.seed, torch.arange(config.batch, device=device)[share])
     eps = noise.normal(seeds, step, x0.shape[1:], noise.TRAIN)
-    return Batch(x0, t[share].to(device), eps, y, weight[share].to(device))
+    return Batch(x0, t, eps, y, weight)
+
+
+def to_device(part: Tensor | None, device: torch.device) -> Tensor | None:
+    """A CPU tensor on the device; from pinned memory, or the copy would wait for all that a GPU has yet to compute."""
+    if part is None or device.type != "cuda":
+        return part
+    return part.pin_memory().to(device, non_blocking=True)
 
 
 def backward(run: Run, model: Callable, batch: Batch) -> Tensor:
@@ -227,13 +255,14 @@ def backward(run: Run, model: Callable, batch: Batch) -> Tensor:
             loss = objective(config, run.schedule, denoise, batch.x0[part], batch.t[part], batch.eps[part])
             ((batch.weight[part] * loss[0]).sum() * processes.world_size() / config.batch).backward()
         losses.append(loss.detach())
-    return processes.all_gather(torch.cat(losses, dim=1), dim=1).cpu()
+    return processes.all_gather(torch.cat(losses, dim=1), dim=1)
 
 
-def update(run: Run, model: Callable, step: int, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """One update of the weights (Ho et al. 2020, algorithm 1); returns the step's record and the gradient's norm.
+def update(run: Run, model: Callable, step: int, pixels: Tensor, labels: Tensor) -> Tensor:
+    """One update of the weights (Ho et al. 2020, algorithm 1); returns the gradient's norm, on the device.
 
-    pixels, labels: this process's share of the batch. If the norm is not finite, nothing but the progress is changed.
+    pixels, labels: this process's share of the batch. If the norm is not finite, nothing but the progress is changed. A
+    GPU is waited for only where the losses choose the next t.
     """
     config = run.config
     p = None if run.history is None else importance(run.history)
@@ -244,17 +273,17 @@ def update(run: Run, model: Callable, step: int, pixels: Tensor, labels: Tensor)
     run.optimizer.zero_grad()
     losses = backward(run, model, batch)
     norm = torch.nn.utils.clip_grad_norm_(run.weights.values(), config.clip)
-    record, finite = folder.loss_record(config.T, t, weight, losses), bool(norm.isfinite())
-    if finite:
-        run.progress.step = None                                                  # what ends here cannot be saved
-        for group in run.optimizer.param_groups:
-            group["lr"] = learning_rate(config, step)
-        run.optimizer.step()
-        update_average(run.ema, run.weights, config.ema, step)
-        if run.history is not None:
-            update_history(run.history, t, losses[0])
-    run.progress.complete(step, record, finite)
-    return record, norm
+    finite = norm.isfinite()
+    run.progress.step = None                                                      # what ends here cannot be saved
+    for group in run.optimizer.param_groups:
+        group["lr"] = learning_rate(config, step)
+    run.optimizer.found_inf = (~finite).float()                                   # then it changes nothing
+    run.optimizer.step()
+    update_average(run.ema, run.weights, config.ema, step, finite)
+    if run.history is not None and finite:
+        update_history(run.history, t, losses[0].cpu())
+    run.progress.complete(step, partial(folder.loss_record, config.T, t, weight), norm, losses)
+    return norm
 
 
 # The loop
@@ -268,12 +297,14 @@ def train(run: Run) -> None:
     with (processes.interruptible() as interrupted, saved_on_error(run),
           tqdm(total=config.steps, initial=first, unit=" steps", disable=not writes) as bar):
         for step, (pixels, labels) in enumerate(loader, first + 1):
-            record, norm = update(run, model, step, pixels, labels)
+            norm = update(run, model, step, pixels, labels)
             stop = processes.any_process(interrupted.is_set())
-            run.progress.check_failures(record)
+            if stop or any(due(run, every) for every in (config.log_every, config.sample_every, config.save_every)):
+                run.progress.read()
+            run.progress.check_failures()
             bar.update()
             rate = (step - first) * config.batch / (time.perf_counter() - began)
-            if line := log(run, norm=norm.item(), lr=learning_rate(config, step), images_per_second=rate):
+            if line := log(run, norm=norm, lr=learning_rate(config, step), images_per_second=rate):
                 bar.set_postfix(loss=f"{line['loss']:.4f}", images=f"{rate:.0f}/s")
             write(run, stop)
             if stop:

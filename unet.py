@@ -100,6 +100,12 @@ class Down(nn.Conv2d):
         return super().forward(F.pad(x, self.pad))                                # B C H/2 W/2
 
 
+def nearest_up(x: Tensor) -> Tensor:
+    """Every pixel as 2x2 pixels. Compiled, its gradient is a sum, where F.interpolate's is scattered by atomics."""
+    B, C, H, W = x.shape
+    return x[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 2).reshape(B, C, 2 * H, 2 * W)
+
+
 class Up(nn.Conv2d):
     """Doubles H and W: nearest neighbour, then a 3x3 convolution."""
     time_width, resamples = 0, True
@@ -108,7 +114,7 @@ class Up(nn.Conv2d):
         super().__init__(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        return super().forward(F.interpolate(x, scale_factor=2, mode="nearest"))  # B C 2H 2W
+        return super().forward(nearest_up(x))                                     # B C 2H 2W
 
 
 class Attention(nn.Module):
@@ -134,7 +140,8 @@ class ResBlock(nn.Module):
     """norm, SiLU, conv, + time, norm, SiLU, dropout, conv, + input; then attention, if it has heads.
 
     resample ("down", "up" or none) changes H and W after the first SiLU and on the skip (Dhariwal & Nichol
-    2021, section 3). conv1's bias rides with the time into the second norm, where adding costs nothing.
+    2021, section 3). conv1's bias rides with the time into the second norm, where adding costs nothing; where the time
+    is added too it is part of `time` (`UNet.embed`), so that one sum is taken for all blocks.
     """
 
     def __init__(self, channels: int, width: int, heads: int, config: UNetConfig, norm: Callable, resample: str = ""):
@@ -142,7 +149,7 @@ class ResBlock(nn.Module):
         self.scale_shift, self.resamples = config.scale_shift, bool(resample)
         self.time_width = 2 * width if config.scale_shift else width
         self.norm1 = Norm(channels, config, norm)
-        self.resample = {"": nn.Identity(), "down": nn.AvgPool2d(2), "up": nn.Upsample(scale_factor=2)}[resample]
+        self.resample = {"": nn.Identity(), "down": nn.AvgPool2d(2), "up": nearest_up}[resample]
         self.conv1 = nn.Conv2d(channels, width, 3, padding=1)
         self.norm2 = Norm(width, config, norm)
         self.dropout = nn.Dropout(config.dropout)
@@ -157,7 +164,7 @@ class ResBlock(nn.Module):
             scale, shift = time.chunk(2, dim=1)                                   # B width
             h = self.norm2(h, add=self.conv1.bias.expand(len(x), -1), scale=scale, shift=shift)
         else:
-            h = self.norm2(h, add=self.conv1.bias + time)
+            h = self.norm2(h, add=time)
         h = self.conv2(self.dropout(h))
         return self.attention(self.skip(self.resample(x)) + h)                    # B width H W
 
@@ -213,7 +220,7 @@ class UNet(nn.Module):
         return self.trunk(xt, self.embed(t, labels))
 
     def embed(self, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        """The row (B, S): every block's projection of the time and the class."""
+        """The row (B, S): every block's projection of the time and the class, plus conv1's bias where it is added."""
         if (labels is None) != (self.classes is None):
             raise ValueError(f"the network has {self.config.classes} classes, but labels are "
                              f"{'missing' if labels is None else 'given'}; pass labels to networks with classes only")
@@ -222,7 +229,11 @@ class UNet(nn.Module):
         h = self.time_out(F.silu(self.time_in(h.to(self.time_in.weight.dtype))))  # B 4D
         if labels is not None:
             h = h + self.classes(labels)
-        return self.time(F.silu(h))                                               # B S
+        row = self.time(F.silu(h))                                                # B S
+        if self.config.scale_shift:
+            return row
+        blocks = (*self.downs, *self.middle, *self.ups)
+        return row + torch.cat([block.conv1.bias for block in blocks if block.time_width])
 
     def trunk(self, xt: Tensor, row: Tensor) -> Tensor:
         """The path of the picture: x_t and the row -> the output."""

@@ -60,7 +60,7 @@ def step_work(shape: tuple[int, ...], dtype: torch.dtype, layout: str, noise: bo
     Useful: x_t and the output read, x_s written.
     """
     rows = ddpm.sampler_rows(ddpm.linear_schedule(), ddpm.timesteps(1000, 50), eta=float(noise)).to(device())
-    xt, output, _, seeds = step_arguments(rows, shape, dtype, layout)
+    xt, output, seeds, *_ = step_arguments(rows, shape, dtype, layout)
     middle, last = (torch.tensor([k], device=device()) for k in (25, 49))
     true = ddpm.step(rows, last, xt.double(), output.double())[0]
 

@@ -6,13 +6,9 @@ import os
 import re
 import shutil
 import stat
-import warnings
-import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import torch
+from typing import BinaryIO
 
 NO_DESCRIPTORS = errno.EMFILE, errno.ENFILE             # no fault of the file that is being opened
 
@@ -51,61 +47,16 @@ class Watched:
         return getattr(self.file, name)
 
 
-def load_tensors(path: Path, mmap: bool = False) -> Any:
-    """What `torch.save` wrote: plain values and tensors, on the CPU; never executes code from the file.
-
-    Every tensor is dense, and all of them are no larger than the file. mmap: leave the tensors in the file. Raises
-    ValueError for a file that is damaged, packed, or contains anything else.
-    """
-    try:
-        size = path.stat().st_size
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as file:         # torch looks at neither the checksums nor the packing
-                packed = any(entry.compress_type for entry in file.infolist())
-                if packed or sum(entry.file_size for entry in file.infolist()) > 2 * size or file.testzip():
-                    raise zipfile.BadZipFile
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")             # torch warns of what is refused below
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-        check_dense(content, size)
-        return content
-    except PermissionError:
-        raise
-    except Exception as error:
-        raise ValueError(f"{path} is damaged or contains more than tensors; use another file") from error
-
-
-def check_dense(content: Any, size: int) -> None:
-    """Raises ValueError unless the tensors in nested dicts and lists are dense and can come from `size` bytes."""
-    waiting, seen, storages = [content], set(), {}
-    while waiting:
-        value = waiting.pop()
-        if id(value) in seen:                           # a few nested lists can contain each other endlessly
-            continue
-        seen.add(id(value))
-        if isinstance(value, torch.Tensor):
-            plain = type(value) in (torch.Tensor, torch.nn.Parameter) and value.layout is torch.strided
-            if not plain or value.device.type != "cpu" or value.is_quantized or vars(value) or (
-                    value.numel() * value.element_size() > value.untyped_storage().nbytes()):
-                raise ValueError(f"a tensor is {type(value).__name__} {tuple(value.shape)} {value.device}")
-            storages[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
-        elif isinstance(value, dict):
-            waiting += [*value.keys(), *value.values()]
-        elif isinstance(value, (list, tuple, set)):
-            waiting += value
-    if sum(storages.values()) > 2 * size:               # twice: the file may have been replaced meanwhile
-        raise ValueError(f"the tensors take {sum(storages.values())} bytes, the file {size}")
-
-
 @contextlib.contextmanager
-def writing(path: str | Path, *, sync: bool = True, previous: Path | None = None) -> Iterator[BinaryIO]:
+def writing(path: str | Path, previous: Path | None = None, check: Callable[[], None] = lambda: None,
+            sync: bool = True) -> Iterator[BinaryIO]:
     """A new binary file that takes the place of `path` when the block ends: whole, or not at all.
 
     It is written as NAME.tmp in the same folder, which is made if need be; a symbolic link of that name is removed,
     not followed. With `sync`, file and folder reach the disk before the block returns. If anything is raised, NAME.tmp
-    is removed and `path` stays as it was; a full disk is an OSError that says so, and so is a device or a pipe.
-    previous: the name under which the file that was at `path` is kept, in the same folder; at every moment there is a
-    whole file at `path`.
+    is removed and `path` stays as it was; a full disk is an OSError that says so, and so is a folder, a device or a
+    pipe under the name. previous: the name that what `path` was gets, in the same folder; at every moment there is a
+    whole file of the name `path`. check: called when all is written; what it raises leaves `path` as it was.
     """
     path, watched = Path(path), None
     temporary = path.parent / f"{path.name}.tmp"
@@ -119,6 +70,7 @@ def writing(path: str | Path, *, sync: bool = True, previous: Path | None = None
             file.flush()
             if sync:
                 os.fsync(file.fileno())
+        check()
         if previous and path.exists():
             add_name(path, previous)
         os.replace(temporary, path)

@@ -3,15 +3,12 @@
 A batch depends on (seed, step) alone, not on earlier batches or on the number of processes.
 """
 
-import atexit
 import functools
 import hashlib
 import math
-import multiprocessing
 import os
-import signal
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,12 +31,12 @@ from data.image_files import (
     to_tensor,
     visible,
 )
+from data.workers import from_workers
 
 IN_MEMORY = 2**30                                       # bytes of pixels up to which a set is read at once
 ENDLESS = 2**32                                         # pictures of a set without end: as many as noise has keys
 PACKED = 100                                            # times that an array of more than IN_MEMORY may be packed
 CLASSES = 10**6                                         # labels are below
-STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]   # of a run
 
 
 class Data(NamedTuple):
@@ -249,67 +246,6 @@ def batches(data: Data, batch: int, seed: int, steps: range, flip: bool = False,
         raise ValueError(f"workers is {workers}; a stream is read by one process, leave it at 0")
     wanted, cuda = Batches(data, batch, seed, flip, share), torch.cuda.is_available()
     settings = {"sampler": steps, "batch_size": None, "generator": torch.Generator()}
-    if not workers:
-        return DataLoader(wanted, pin_memory=cuda, **settings)
-    loader = DataLoader(Sent(wanted), num_workers=workers, collate_fn=as_it_is, worker_init_fn=ignore_stops, **settings)
-    return received(loader, pin=cuda)
-
-
-@dataclass(frozen=True)
-class Sent:
-    """Batches as a worker sends them: arrays, through a pipe, or the error that there is instead.
-
-    Tensors would be sent through /dev/shm, with an open file each; where it is full, or the files are too many, the
-    worker's queue would lose a batch and the run wait for it without end.
-    """
-    batches: Batches
-
-    def __getitem__(self, step: int) -> tuple[np.ndarray, ...] | ValueError:
-        try:
-            return tuple(part.numpy() for part in self.batches[step])
-        except (ValueError, OSError) as error:
-            return ValueError(str(error))                       # DataLoader would add the worker's traceback
-
-
-def as_it_is(sent):
-    """The identity, where DataLoader would make tensors of arrays."""
-    return sent
-
-
-def ignore_stops(worker: int) -> None:
-    """In a worker: Ctrl-C and the signals that stop a run are for its parent, which ends its workers itself."""
-    for stop in STOPS:
-        signal.signal(stop, signal.SIG_IGN)
-
-
-def received(loader: DataLoader, pin: bool) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches that the loader's workers send, in pinned memory if need be; raises what they raised."""
-    try:
-        for sent in started(loader):
-            if isinstance(sent, ValueError):
-                raise sent
-            tensors = map(torch.from_numpy, sent)
-            yield tuple(part.pin_memory() for part in tensors) if pin else tuple(tensors)
-    except (RuntimeError, OSError) as error:
-        reason = str(error).strip().splitlines()[-1]            # its first lines may be the worker's traceback
-        raise ValueError(f"the {loader.num_workers} processes that load images failed: {reason}; use fewer --workers, "
-                         f"or --workers 0") from error
-
-
-def started(loader: DataLoader) -> Iterator:
-    """The loader's iterator, its workers running. Raises OSError where there is no room for their queues.
-
-    DataLoader's handler of SIGCHLD is put away: it raises an error when a worker dies, even in the middle of an update.
-    Without it the death is noticed when the next batch is waited for. Workers that are left at the end of this process
-    are killed: they ignore the SIGTERM by which multiprocessing would end them, and wait for them without end.
-    """
-    queues = [multiprocessing.Queue() for _ in range(loader.num_workers + 3)]     # a trial: DataLoader's are as many
-    del queues
-    child = getattr(signal, "SIGCHLD", None)
-    handler, others = child and signal.getsignal(child), {*multiprocessing.active_children()}
-    iterator = iter(loader)
-    if child and signal.getsignal(child) != handler:
-        signal.signal(child, handler)
-    for worker in {*multiprocessing.active_children()} - others:
-        atexit.register(worker.kill)
-    return iterator
+    if workers:
+        return from_workers(wanted, workers, cuda, **settings)
+    return DataLoader(wanted, pin_memory=cuda, **settings)

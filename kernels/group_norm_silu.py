@@ -8,6 +8,7 @@ import os
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from unet import group_norm_silu_plain
 
@@ -37,88 +38,111 @@ def check(x: Tensor, groups: int, weight: Tensor, bias: Tensor, **rows: Tensor |
     """Raises ValueError, in a sentence, unless the shapes and devices fit."""
     if x.ndim != 4 or 0 in x.shape[1:]:
         raise ValueError(f"x is {x.dtype}, shape {tuple(x.shape)}; it must be (B, C, H, W) with at least one pixel")
-    C = x.shape[1]
+    B, C, H, W = x.shape
     if groups < 1 or C % groups:
         raise ValueError(f"groups is {groups}; it must divide the {C} channels of x, shape {tuple(x.shape)}")
-    if C * x.shape[2] * x.shape[3] >= 2**31:
+    if C * H * W >= 2**31:
         raise ValueError(f"x has shape {tuple(x.shape)}; one image must have fewer than 2**31 elements")
-    wanted = {"weight": (weight, (C,)), "bias": (bias, (C,)), **{k: (v, (x.shape[0], C)) for k, v in rows.items()}}
-    for name, (value, shape) in wanted.items():
+    wanted = (("weight", weight, (C,)), ("bias", bias, (C,)), *((name, row, (B, C)) for name, row in rows.items()))
+    for name, value, shape in wanted:
         if value is not None and (value.shape != shape or value.device != x.device or not value.is_floating_point()):
             raise ValueError(f"{name} is {value.dtype}, shape {tuple(value.shape)}, on {value.device}; for x of shape "
                              f"{tuple(x.shape)} on {x.device} it must be floating, shape {tuple(shape)}, there too")
 
 
-# The operator. Its fake makes the outputs and the real one fills them, so shapes and strides are defined once.
+# The operators. Their fakes make the outputs and the real ones fill them, so shapes and strides are defined once.
 
 def layout(x: Tensor) -> torch.memory_format | None:
     """How each image of x lies in memory, whatever the batch stride; None is neither of the two."""
-    for order in (torch.contiguous_format, torch.channels_last):
-        if x[:1].is_contiguous(memory_format=order):
-            return order
-    return None
+    orders = (torch.contiguous_format, torch.channels_last)
+    found = [order for order in orders if x.is_contiguous(memory_format=order)]           # quick, and mostly enough
+    found = found or [order for order in orders if x[:1].is_contiguous(memory_format=order)]
+    return found[0] if found else None
 
 
 def in_layout(x: Tensor, order: torch.memory_format) -> Tensor:
     """x itself if its images lie in this order, else a copy that does."""
-    return x if x[:1].is_contiguous(memory_format=order) else x.contiguous(memory_format=order)
+    return x if layout(x) == order else x.contiguous(memory_format=order)
 
 
 def forward_outputs(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None, shift: Tensor | None,
-                    add: Tensor | None, groups: int, norm_eps: float, silu: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Empty y like x, and the groups' mean and 1/sqrt(var + norm_eps), (B, G) float32."""
+                    add: Tensor | None, groups: int, norm_eps: float, silu: bool) -> tuple[Tensor, Tensor]:
+    """Empty y like x, and the groups' mean and 1/sqrt(var + norm_eps), (B, 2, G) float32."""
     y = torch.empty_like(x, memory_format=layout(x) or torch.contiguous_format)
-    return y, *(x.new_empty(x.shape[0], groups, dtype=torch.float32) for _ in range(2))
+    return y, x.new_empty((x.shape[0], 2, groups), dtype=torch.float32)
 
 
-@torch.library.custom_op("minimal_diffusion::group_norm_silu", mutates_args=(), device_types=("cuda", "cpu"))
-def forward_op(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None, shift: Tensor | None,
-               add: Tensor | None, groups: int, norm_eps: float, silu: bool) -> tuple[Tensor, Tensor, Tensor]:
+def forward(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None, shift: Tensor | None, add: Tensor | None,
+            groups: int, norm_eps: float, silu: bool) -> tuple[Tensor, Tensor]:
     from kernels import group_norm_silu_triton as kernels
-    y, mean, rstd = forward_outputs(x, weight, bias, scale, shift, add, groups, norm_eps, silu)
+    y, stats = forward_outputs(x, weight, bias, scale, shift, add, groups, norm_eps, silu)
     order = layout(y)
     with torch.cuda.device_of(x):
-        kernels.forward(in_layout(x, order), y, mean, rstd, weight, bias, scale, shift, add, norm_eps, silu,
+        kernels.forward(in_layout(x, order), y, stats, weight, bias, scale, shift, add, norm_eps, silu,
                         order == torch.channels_last)
-    return y, mean, rstd
+    return y, stats
 
 
-def backward_outputs(dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor,
-                     scale: Tensor | None, shift: Tensor | None, add: Tensor | None,
-                     silu: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Empty dx, dweight, dbias, dscale, dshift, dadd; that of an absent argument has no elements."""
+def backward_outputs(dy: Tensor, x: Tensor, stats: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None,
+                     shift: Tensor | None, add: Tensor | None, silu: bool) -> tuple[Tensor, Tensor]:
+    """Empty dx, and each image's dweight, dbias and those of dscale, dshift, dadd that are asked for, in float32."""
     dx = torch.empty_like(x, memory_format=layout(x) or torch.contiguous_format)
-    rows = (x.new_empty(0) if r is None else r.new_empty(r.shape) for r in (scale, shift, add))
-    return dx, weight.new_empty(weight.shape), bias.new_empty(bias.shape), *rows
+    given = sum(row is not None for row in (scale, shift, add))
+    return dx, x.new_empty((2 + given, *x.shape[:2]), dtype=torch.float32)
 
 
-@torch.library.custom_op("minimal_diffusion::group_norm_silu_backward", mutates_args=(), device_types=("cuda", "cpu"))
-def backward_op(dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor,
-                scale: Tensor | None, shift: Tensor | None, add: Tensor | None,
-                silu: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def backward(dy: Tensor, x: Tensor, stats: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None,
+             shift: Tensor | None, add: Tensor | None, silu: bool) -> tuple[Tensor, Tensor]:
     from kernels import group_norm_silu_triton as kernels
-    outputs = backward_outputs(dy, x, mean, rstd, weight, bias, scale, shift, add, silu)
-    order = layout(outputs[0])
+    dx, sums = backward_outputs(dy, x, stats, weight, bias, scale, shift, add, silu)
+    order = layout(dx)
     with torch.cuda.device_of(x):
-        kernels.backward(in_layout(dy, order), in_layout(x, order), mean, rstd, weight, bias, scale, shift, add, silu,
-                         order == torch.channels_last, *outputs)
-    return outputs
+        kernels.backward(in_layout(dy, order), in_layout(x, order), stats, weight, bias, scale, shift, add, silu,
+                         order == torch.channels_last, dx, sums)
+    return dx, sums
 
 
-def save(ctx, inputs: tuple, output: tuple) -> None:
+class Recomputed(torch.autograd.Function):
     """Keeps x and the statistics, not y: the backward recomputes what it needs from x."""
-    *tensors, _, _, ctx.silu = inputs
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(*tensors, *output[1:])
+
+    @staticmethod
+    def forward(ctx, *inputs) -> tuple[Tensor, Tensor]:
+        *tensors, _, _, ctx.silu = inputs
+        with torch._C._AutoDispatchBelowAutograd():
+            y, stats = forward_op(*inputs)
+        ctx.save_for_backward(*tensors, stats)
+        ctx.mark_non_differentiable(stats)
+        ctx.set_materialize_grads(False)                                # no zeros for the statistics
+        return y, stats
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy: Tensor, _) -> tuple[Tensor | None, ...]:
+        x, *affine, stats = ctx.saved_tensors
+        dx, sums = backward_op(dy, x, stats, *affine, ctx.silu)
+        found = iter((*sums[:2].sum(1), *sums[2:]))
+        return dx, *(None if value is None else next(found).to(value.dtype) for value in affine), None, None, None
 
 
-def backward(ctx, dy: Tensor, *_) -> tuple[Tensor | None, ...]:
-    x, weight, bias, scale, shift, add, mean, rstd = ctx.saved_tensors
-    dx, dweight, dbias, *drows = backward_op(dy, x, mean, rstd, weight, bias, scale, shift, add, ctx.silu)
-    drows = (d if r is not None else None for d, r in zip(drows, (scale, shift, add), strict=True))
-    return dx, dweight, dbias, *drows, None, None, None
+def differentiable(*inputs) -> tuple[Tensor, Tensor]:
+    if torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in inputs[:6]):
+        return Recomputed.apply(*inputs)
+    with torch._C._AutoDispatchBelowAutograd():
+        return forward_op(*inputs)
 
 
-forward_op.register_fake(forward_outputs)
-forward_op.register_autograd(backward, setup_context=save)
-backward_op.register_fake(backward_outputs)
+# torch.library.custom_op would do what follows, but takes several times as long in each call.
+AFFINE = "Tensor weight, Tensor bias, Tensor? scale, Tensor? shift, Tensor? add"
+LIBRARY = torch.library.Library("minimal_diffusion", "FRAGMENT")
+for schema, fake, real in (
+        (f"group_norm_silu(Tensor x, {AFFINE}, int groups, float norm_eps, bool silu) -> (Tensor, Tensor)",
+         forward_outputs, forward),
+        (f"group_norm_silu_backward(Tensor dy, Tensor x, Tensor stats, {AFFINE}, bool silu) -> (Tensor, Tensor)",
+         backward_outputs, backward)):
+    name = LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    LIBRARY.impl(name, real, "CUDA")
+    LIBRARY.impl(name, real, "CPU")
+    torch.library.register_fake(f"minimal_diffusion::{name}", fake, lib=LIBRARY)
+LIBRARY.impl("group_norm_silu", differentiable, "Autograd")
+forward_op = torch.ops.minimal_diffusion.group_norm_silu.default
+backward_op = torch.ops.minimal_diffusion.group_norm_silu_backward.default

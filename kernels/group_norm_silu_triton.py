@@ -138,9 +138,10 @@ def over_lanes(v, LANES):
 
 
 @triton.jit
-def of_group(ptr, n, c, C, CPG):
-    """Each channel's entry of a (B, G) argument."""
-    return tl.load(ptr + n * (C // CPG) + c // CPG)
+def of_groups(ptr, n, c, C, CPG):
+    """Each channel's pair of entries of a (B, 2, G) argument."""
+    ptr += n * (2 * (C // CPG)) + c // CPG
+    return tl.load(ptr), tl.load(ptr + C // CPG)
 
 
 @triton.jit
@@ -218,7 +219,7 @@ def normalise_pixels(x_ptr, y_ptr, line, c, start, stop, C, HW, LAST, PART, PIXE
 @triton.jit
 def forward_kernel(
     x_ptr, y_ptr,                                               # (B, C, HW) in either layout
-    mean_ptr, rstd_ptr,                                         # (B, G)
+    stats_ptr,                                                  # (B, 2, G): mean, rstd
     weight_ptr, bias_ptr,                                       # (C,)
     scale_ptr, shift_ptr, add_ptr,                              # (B, C) or None
     x_stride, scale_stride, shift_stride, add_stride,           # from image to image
@@ -249,9 +250,9 @@ def forward_kernel(
         mean, m2 = merge(mean, m2, size, CPG * HW, GROUPS)
 
     rstd = tl.rsqrt(m2 / (CPG * HW) + norm_eps)
-    g = n * (C // CPG) + block * GROUPS + tl.arange(0, GROUPS)
-    tl.store(mean_ptr + g, mean)
-    tl.store(rstd_ptr + g, rstd)
+    stats_ptr += n * (2 * (C // CPG)) + block * GROUPS + tl.arange(0, GROUPS)
+    tl.store(stats_ptr, mean)
+    tl.store(stats_ptr + C // CPG, rstd)
 
     line, _ = lines(over_lanes(mean, LANES), over_lanes(rstd, LANES), adds, weight_ptr, bias_ptr, scale_ptr, shift_ptr,
                     n, scale_stride, shift_stride, c, LANES, SILU)
@@ -310,36 +311,37 @@ def forward_part_kernel(
 
 @triton.jit
 def parts_of_group(part_ptr, C, HW, CHUNK, CPG):
-    """Where the partial sums of this program's group lie, (chunks, channels), and which are there; its image, chunks
-    and channels."""
+    """Where the partial sums of this program's group lie, (chunks, channels), and which are there; then its image and
+    group, its chunks, its channels, and which of those are there."""
     CHUNKS: tl.constexpr = (HW + CHUNK - 1) // CHUNK
     n, g = (tl.program_id(0) // (C // CPG)).to(tl.int64), tl.program_id(0) % (C // CPG)
     lane, k = tl.arange(0, triton.next_power_of_2(CPG)), tl.arange(0, triton.next_power_of_2(CHUNKS))
-    c = g * CPG + lane
-    return part_ptr + (n * CHUNKS + k)[:, None] * C + c[None, :], (k < CHUNKS)[:, None] & (lane < CPG)[None, :], n, k, c
+    c, there = g * CPG + lane, lane < CPG
+    part_ptr += (n * CHUNKS + k)[:, None] * C + c[None, :]
+    return part_ptr, (k < CHUNKS)[:, None] & there[None, :], n, g, k, c, there
 
 
 @triton.jit
 def forward_merge_kernel(
     part_ptr,                                                   # (2, B, chunks, C)
-    mean_ptr, rstd_ptr,                                         # (B, G)
+    stats_ptr,                                                  # (B, 2, G): mean, rstd
     add_ptr, add_stride, size, norm_eps,
     C: tl.constexpr, HW: tl.constexpr, CHUNK: tl.constexpr, CPG: tl.constexpr,
 ):
     """Split, 2 of 3: one group's mean and rstd."""
-    part_ptr, ok, n, k, c = parts_of_group(part_ptr, C, HW, CHUNK, CPG)
+    part_ptr, ok, n, g, k, c, there = parts_of_group(part_ptr, C, HW, CHUNK, CPG)
     pixels = tl.where(ok, tl.minimum(HW - k * CHUNK, CHUNK)[:, None], 0).to(tl.float32)
-    mean = tl.load(part_ptr, mask=ok, other=0) + row(add_ptr, n, add_stride, c, c < C)[None, :]
+    mean = tl.load(part_ptr, mask=ok, other=0) + row(add_ptr, n, add_stride, c, there)[None, :]
     mean, m2 = merge(mean, tl.load(part_ptr + size, mask=ok, other=0), pixels, CPG * HW, 1)
-    g = tl.program_id(0) + tl.arange(0, 1)
-    tl.store(mean_ptr + g, mean)
-    tl.store(rstd_ptr + g, tl.rsqrt(m2 / (CPG * HW) + norm_eps))
+    stats_ptr += n * (2 * (C // CPG)) + g + tl.arange(0, 1)
+    tl.store(stats_ptr, mean)
+    tl.store(stats_ptr + C // CPG, tl.rsqrt(m2 / (CPG * HW) + norm_eps))
 
 
 @triton.jit
 def forward_apply_kernel(
     x_ptr, y_ptr,                                               # (B, C, HW) in either layout
-    mean_ptr, rstd_ptr,                                         # (B, G)
+    stats_ptr,                                                  # (B, 2, G): mean, rstd
     weight_ptr, bias_ptr,                                       # (C,)
     scale_ptr, shift_ptr, add_ptr,                              # (B, C) or None
     x_stride, scale_stride, shift_stride, add_stride,           # from image to image
@@ -348,7 +350,7 @@ def forward_apply_kernel(
 ):
     """Split, 3 of 3: one chunk of pixels, the statistics being known."""
     n, k, c, _ = chunk_of(C, HW, CHUNK, LANES)
-    mean, rstd = of_group(mean_ptr, n, c, C, CPG), of_group(rstd_ptr, n, c, C, CPG)
+    mean, rstd = of_groups(stats_ptr, n, c, C, CPG)
     adds = rows(add_ptr, n, add_stride, c, LANES, 1)
     line, _ = lines(mean, rstd, adds, weight_ptr, bias_ptr, scale_ptr, shift_ptr, n, scale_stride, shift_stride, c,
                     LANES, SILU)
@@ -395,21 +397,23 @@ def sums(x_ptr, dy_ptr, rstd, line, c, start, stop, C, HW, LAST, PART, PIXELS, S
 
 
 @triton.jit
-def write_channels(dweight_ptr, dbias_ptr, dscale_ptr, dshift_ptr, dadd_ptr, weight_ptr, bias_ptr, scale_ptr, db, dw,
-                   sx, c1, c2, gain, rstd, n, scale_stride, HW, C, c, ok=True):
-    """The gradients that belong to an image and a channel: (B, C) each, contiguous."""
-    at = n * C + c
+def write_channels(sums_ptr, size, weight_ptr, bias_ptr, scale_ptr, shift_ptr, add_ptr, db, dw, sx, c1, c2, gain, rstd,
+                   n, scale_stride, C, HW, c, ok=True):
+    """The gradients that belong to an image and a channel, of the arguments that are there."""
+    sums_ptr += n * C + c
     more = 1 + row(scale_ptr, n, scale_stride, c, ok)
-    tl.store(dweight_ptr + at, dw * more, mask=ok)
-    tl.store(dbias_ptr + at, db * more, mask=ok)
-    if dscale_ptr is not None:
-        dscale = row(weight_ptr, 0, 0, c, ok) * dw + row(bias_ptr, 0, 0, c, ok) * db
-        tl.store(dscale_ptr + at, dscale.to(dscale_ptr.dtype.element_ty), mask=ok)
-    if dshift_ptr is not None:
-        tl.store(dshift_ptr + at, db.to(dshift_ptr.dtype.element_ty), mask=ok)
-    if dadd_ptr is not None:
-        dadd = rstd * (gain * db - HW * c2 - c1 * sx)
-        tl.store(dadd_ptr + at, dadd.to(dadd_ptr.dtype.element_ty), mask=ok)
+    tl.store(sums_ptr, dw * more, mask=ok)
+    sums_ptr += size
+    tl.store(sums_ptr, db * more, mask=ok)
+    if scale_ptr is not None:
+        sums_ptr += size
+        tl.store(sums_ptr, row(weight_ptr, 0, 0, c, ok) * dw + row(bias_ptr, 0, 0, c, ok) * db, mask=ok)
+    if shift_ptr is not None:
+        sums_ptr += size
+        tl.store(sums_ptr, db, mask=ok)
+    if add_ptr is not None:
+        sums_ptr += size
+        tl.store(sums_ptr, rstd * (gain * db - HW * c2 - c1 * sx), mask=ok)
 
 
 @triton.jit
@@ -432,12 +436,11 @@ def input_slopes(x_ptr, dy_ptr, dx_ptr, rstd, line, gains, c1, c2, c, start, sto
 @triton.jit
 def backward_kernel(
     x_ptr, dy_ptr, dx_ptr,                                      # (B, C, HW) in either layout
-    mean_ptr, rstd_ptr,                                         # (B, G)
+    stats_ptr,                                                  # (B, 2, G): mean, rstd
     weight_ptr, bias_ptr,                                       # (C,)
     scale_ptr, shift_ptr, add_ptr,                              # (B, C) or None
-    dweight_ptr, dbias_ptr,                                     # (B, C), one term of the sum over images
-    dscale_ptr, dshift_ptr, dadd_ptr,                           # (B, C) or None
-    x_stride, dy_stride, scale_stride, shift_stride, add_stride,
+    sums_ptr,                                                   # (2 to 5, B, C): dweight, dbias, dscale, dshift, dadd
+    x_stride, dy_stride, scale_stride, shift_stride, add_stride, size,          # from image to image; B * C
     C: tl.constexpr, HW: tl.constexpr, LAST: tl.constexpr, SILU: tl.constexpr,
     CPG: tl.constexpr, LANES: tl.constexpr, GROUPS: tl.constexpr, PIXELS: tl.constexpr,
 ):
@@ -450,7 +453,7 @@ def backward_kernel(
     x_ptr += n * x_stride
     dy_ptr += n * dy_stride
     dx_ptr += n * (C * HW)
-    mean, rstd = of_group(mean_ptr, n, c, C, CPG), of_group(rstd_ptr, n, c, C, CPG)
+    mean, rstd = of_groups(stats_ptr, n, c, C, CPG)
     adds = rows(add_ptr, n, add_stride, c, LANES, PARTS)
     line, gains = lines(mean, rstd, adds, weight_ptr, bias_ptr, scale_ptr, shift_ptr, n, scale_stride, shift_stride, c,
                         LANES, SILU)
@@ -460,10 +463,11 @@ def backward_kernel(
         for j in tl.static_range(PARTS):
             apart += (tl.where(ok, read(x_ptr, at + j * PART, ok) - line[j][0][None, :], 0.),)
             g += (slope(apart[j], read(dy_ptr, at + j * PART, ok), line[j], SILU),)
-            found += (tl.sum(g[j], axis=0), tl.sum(g[j] * apart[j], axis=0) * rstd, tl.sum(apart[j], axis=0) * rstd)
+            dw = tl.sum(g[j] * apart[j], axis=0) * rstd
+            found += (tl.sum(g[j], axis=0), dw, tl.sum(apart[j], axis=0) * rstd)
     else:
         found = sums(x_ptr, dy_ptr, rstd, line, c, 0, HW, C, HW, LAST, PART, PIXELS, SILU,
-                     dadd_ptr is not None)
+                     add_ptr is not None)
 
     c1, c2 = tl.zeros((GROUPS,), tl.float32), tl.zeros((GROUPS,), tl.float32)
     for j in tl.static_range(PARTS):
@@ -471,9 +475,9 @@ def backward_kernel(
         c2 += in_group(gains[j] * found[3 * j], GROUPS) / (CPG * HW)
     c1, c2 = over_lanes(c1, LANES), over_lanes(c2, LANES)
     for j in tl.static_range(PARTS):
-        write_channels(dweight_ptr, dbias_ptr, dscale_ptr, dshift_ptr, dadd_ptr, weight_ptr, bias_ptr, scale_ptr,
-                       found[3 * j], found[3 * j + 1], found[3 * j + 2], c1, c2, gains[j], rstd, n, scale_stride, HW,
-                       C, c + j * LANES)
+        write_channels(sums_ptr, size, weight_ptr, bias_ptr, scale_ptr, shift_ptr, add_ptr, found[3 * j],
+                       found[3 * j + 1], found[3 * j + 2], c1, c2, gains[j], rstd, n, scale_stride, C, HW,
+                       c + j * LANES)
     if PIXELS >= HW:
         for j in tl.static_range(PARTS):
             write(dx_ptr, at + j * PART, input_slope(apart[j], g[j], rstd, gains[j], c1, c2), ok)
@@ -485,7 +489,7 @@ def backward_kernel(
 def backward_part_kernel(
     x_ptr, dy_ptr,                                              # (B, C, HW) in either layout
     part_ptr,                                                   # (3, B, chunks, C): db, dw, sx of a chunk of pixels
-    mean_ptr, rstd_ptr,                                         # (B, G)
+    stats_ptr,                                                  # (B, 2, G): mean, rstd
     weight_ptr, bias_ptr,                                       # (C,)
     scale_ptr, shift_ptr, add_ptr,                              # (B, C) or None
     x_stride, dy_stride, scale_stride, shift_stride, add_stride, size,
@@ -494,7 +498,7 @@ def backward_part_kernel(
 ):
     """Split, 1 of 3: the channels' sums over one chunk of pixels."""
     n, k, c, chunks = chunk_of(C, HW, CHUNK, LANES)
-    mean, rstd = of_group(mean_ptr, n, c, C, CPG), of_group(rstd_ptr, n, c, C, CPG)
+    mean, rstd = of_groups(stats_ptr, n, c, C, CPG)
     adds = rows(add_ptr, n, add_stride, c, LANES, 1)
     line, gains = lines(mean, rstd, adds, weight_ptr, bias_ptr, scale_ptr, shift_ptr, n, scale_stride, shift_stride, c,
                         LANES, SILU)
@@ -508,32 +512,32 @@ def backward_part_kernel(
 @triton.jit
 def backward_merge_kernel(
     part_ptr,                                                   # (3, B, chunks, C)
-    c1_ptr, c2_ptr, rstd_ptr,                                   # (B, G)
+    stats_ptr, slopes_ptr,                                      # (B, 2, G): mean, rstd; c1, c2
     weight_ptr, bias_ptr,                                       # (C,)
-    scale_ptr,                                                  # (B, C) or None
-    dweight_ptr, dbias_ptr,                                     # (B, C), one term of the sum over images
-    dscale_ptr, dshift_ptr, dadd_ptr,                           # (B, C) or None
-    scale_stride, size,
+    scale_ptr, shift_ptr, add_ptr,                              # (B, C) or None
+    sums_ptr,                                                   # (2 to 5, B, C): dweight, dbias, dscale, dshift, dadd
+    scale_stride, part_size, size,
     C: tl.constexpr, HW: tl.constexpr, CHUNK: tl.constexpr, CPG: tl.constexpr,
 ):
     """Split, 2 of 3: one group's c1 and c2, and all gradients but dx."""
-    part_ptr, ok, n, _, c = parts_of_group(part_ptr, C, HW, CHUNK, CPG)
+    part_ptr, ok, n, g, _, c, there = parts_of_group(part_ptr, C, HW, CHUNK, CPG)
     db = tl.sum(tl.load(part_ptr, mask=ok, other=0), axis=0)
-    dw = tl.sum(tl.load(part_ptr + size, mask=ok, other=0), axis=0)
-    sx = tl.sum(tl.load(part_ptr + 2 * size, mask=ok, other=0), axis=0)
-    there, rstd = c < (tl.program_id(0) % (C // CPG) + 1) * CPG, tl.load(rstd_ptr + tl.program_id(0))
+    dw = tl.sum(tl.load(part_ptr + part_size, mask=ok, other=0), axis=0)
+    sx = tl.sum(tl.load(part_ptr + 2 * part_size, mask=ok, other=0), axis=0)
     gain = row(weight_ptr, 0, 0, c, there) * (1 + row(scale_ptr, n, scale_stride, c, there))
     c1, c2 = tl.sum(gain * dw) / (CPG * HW), tl.sum(gain * db) / (CPG * HW)
-    write_channels(dweight_ptr, dbias_ptr, dscale_ptr, dshift_ptr, dadd_ptr, weight_ptr, bias_ptr, scale_ptr,
-                   db, dw, sx, c1, c2, gain, rstd, n, scale_stride, HW, C, c, there)
-    tl.store(c1_ptr + tl.program_id(0), c1)
-    tl.store(c2_ptr + tl.program_id(0), c2)
+    g += n * (2 * (C // CPG))
+    rstd = tl.load(stats_ptr + g + C // CPG)
+    write_channels(sums_ptr, size, weight_ptr, bias_ptr, scale_ptr, shift_ptr, add_ptr, db, dw, sx, c1, c2, gain, rstd,
+                   n, scale_stride, C, HW, c, there)
+    tl.store(slopes_ptr + g, c1)
+    tl.store(slopes_ptr + g + C // CPG, c2)
 
 
 @triton.jit
 def backward_apply_kernel(
     x_ptr, dy_ptr, dx_ptr,                                      # (B, C, HW) in either layout
-    mean_ptr, rstd_ptr, c1_ptr, c2_ptr,                         # (B, G)
+    stats_ptr, slopes_ptr,                                      # (B, 2, G): mean, rstd; c1, c2
     weight_ptr, bias_ptr,                                       # (C,)
     scale_ptr, shift_ptr, add_ptr,                              # (B, C) or None
     x_stride, dy_stride, scale_stride, shift_stride, add_stride,
@@ -542,8 +546,8 @@ def backward_apply_kernel(
 ):
     """Split, 3 of 3: dx of one chunk of pixels."""
     n, k, c, _ = chunk_of(C, HW, CHUNK, LANES)
-    mean, rstd = of_group(mean_ptr, n, c, C, CPG), of_group(rstd_ptr, n, c, C, CPG)
-    c1, c2 = of_group(c1_ptr, n, c, C, CPG), of_group(c2_ptr, n, c, C, CPG)
+    mean, rstd = of_groups(stats_ptr, n, c, C, CPG)
+    c1, c2 = of_groups(slopes_ptr, n, c, C, CPG)
     adds = rows(add_ptr, n, add_stride, c, LANES, 1)
     line, gains = lines(mean, rstd, adds, weight_ptr, bias_ptr, scale_ptr, shift_ptr, n, scale_stride, shift_stride, c,
                         LANES, SILU)
@@ -554,7 +558,6 @@ def backward_apply_kernel(
 # Which way, and with which tile
 
 SECTOR = 64                 # bytes that must lie together for a read to waste nothing
-PARTS = 9                   # of a group, at most: more would fill the registers
 
 
 class Sizes(NamedTuple):
@@ -562,11 +565,12 @@ class Sizes(NamedTuple):
     loop: int               # elements of a tile otherwise
     a_thread: int           # of them a thread's
     share: int              # elements of a program for each thread, or sums over threads cost more than the elements
+    channels: int           # a thread may have of a group in parts, or registers spill
     slab: int = 96 * 1024   # bytes a program may read twice: the second read then comes from a cache
     programs: int = 264     # two a multiprocessor fill a large GPU
 
 
-FORWARD, BACKWARD = Sizes(8192, 8192, 16, 64), Sizes(4096, 4096, 8, 128)
+FORWARD, BACKWARD = Sizes(8192, 8192, 16, 64, 24), Sizes(4096, 4096, 8, 128, 12)
 
 
 class Plan(NamedTuple):
@@ -600,7 +604,7 @@ def plan(shape: tuple[int, ...], G: int, itemsize: int, last: bool, sizes: Sizes
            and (last and groups * CPG * itemsize < SECTOR or groups * CPG * whole < 1024)):
         groups *= 2
     width, vector = groups * CPG, min(16 // itemsize, lanes) if last else 16 // itemsize
-    if CPG // lanes > PARTS:
+    if lanes < CPG and CPG // lanes * (vector if last else 1) > sizes.channels:
         return split(shape, G, itemsize, last, sizes)
     if width * whole <= sizes.resident:
         most = warps(triton.next_power_of_2(width) * whole, 32)
@@ -637,62 +641,50 @@ def dense(*rows: Tensor | None) -> list[Tensor | None]:
     return [r if r is None or r.stride(-1) == 1 else r.contiguous() for r in rows]
 
 
-def forward(x: Tensor, y: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None,
+def forward(x: Tensor, y: Tensor, stats: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None,
             shift: Tensor | None, add: Tensor | None, norm_eps: float, silu: bool, last: bool) -> None:
-    """Fills y, mean and rstd. last: the images of x and y are channels_last, else contiguous."""
-    B, C, H, W = x.shape
-    HW, G = H * W, mean.shape[1]
+    """Fills y and stats, (B, 2, G) float32. last: the images of x and y are channels_last, else contiguous."""
+    (B, C, *pixels), G = x.shape, stats.shape[2]
+    HW = pixels[0] * pixels[1]
     if B == 0:
         return
     p = plan(x.shape, G, x.element_size(), last, FORWARD)
     weight, bias, scale, shift, add = dense(weight, bias, scale, shift, add)
     rows = (weight, bias, scale, shift, add, x.stride(0), stride(scale), stride(shift), stride(add))
     if not p.chunk:
-        forward_kernel[(B * G // p.groups,)](x, y, mean, rstd, *rows, norm_eps, C, HW, last, silu, C // G, p.lanes,
+        forward_kernel[(B * G // p.groups,)](x, y, stats, *rows, norm_eps, C, HW, last, silu, C // G, p.lanes,
                                              p.groups, p.pixels, num_warps=p.warps)
         return
     chunks = triton.cdiv(HW, p.chunk)
     part = x.new_empty(2, B, chunks, C, dtype=torch.float32)
     grid, size = (B * chunks * (C // p.lanes),), part.stride(0)
     forward_part_kernel[grid](x, part, x.stride(0), size, C, HW, last, p.chunk, p.lanes, p.pixels, num_warps=p.warps)
-    forward_merge_kernel[(B * G,)](part, mean, rstd, add, stride(add), size, norm_eps, C, HW, p.chunk, C // G,
+    forward_merge_kernel[(B * G,)](part, stats, add, stride(add), size, norm_eps, C, HW, p.chunk, C // G,
                                    num_warps=warps(C // G * chunks, 16))
-    forward_apply_kernel[grid](x, y, mean, rstd, *rows, C, HW, last, silu, C // G, p.chunk, p.lanes, p.pixels,
+    forward_apply_kernel[grid](x, y, stats, *rows, C, HW, last, silu, C // G, p.chunk, p.lanes, p.pixels,
                                num_warps=p.warps)
 
 
-def backward(dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None,
-             shift: Tensor | None, add: Tensor | None, silu: bool, last: bool, dx: Tensor, dweight: Tensor,
-             dbias: Tensor, dscale: Tensor, dshift: Tensor, dadd: Tensor) -> None:
-    """Fills dx to dadd; the last three only if their argument is there. dy, x and dx lie in one layout."""
-    B, C, H, W = x.shape
-    HW, G = H * W, mean.shape[1]
-    parts = x.new_empty(2, B, C, dtype=torch.float32)
-    if B:
-        p = plan(x.shape, G, x.element_size(), last, BACKWARD)
-        weight, bias, scale, shift, add = dense(weight, bias, scale, shift, add)
-        rows = (weight, bias, scale, shift, add)
-        strides = (x.stride(0), dy.stride(0), stride(scale), stride(shift), stride(add))
-        slopes = (*parts, *(None if r is None else d for r, d in ((scale, dscale), (shift, dshift), (add, dadd))))
-        if not p.chunk:
-            backward_kernel[(B * G // p.groups,)](x, dy, dx, mean, rstd, *rows, *slopes, *strides, C, HW, last, silu,
-                                                  C // G, p.lanes, p.groups, p.pixels, num_warps=p.warps)
-        else:
-            backward_split(p, dy, x, dx, mean, rstd, rows, slopes, strides, silu, last)
-    dw, db = parts.sum(1)
-    dweight.copy_(dw)
-    dbias.copy_(db)
-
-
-def backward_split(p: Plan, dy: Tensor, x: Tensor, dx: Tensor, mean: Tensor, rstd: Tensor, rows: tuple, slopes: tuple,
-                   strides: tuple, silu: bool, last: bool) -> None:
-    (B, C, H, W), G, (weight, bias, scale, *_) = x.shape, mean.shape[1], rows
-    HW, chunks = H * W, triton.cdiv(H * W, p.chunk)
-    part = x.new_empty(3, B, chunks, C, dtype=torch.float32)
-    c1, c2 = x.new_empty(2, B, G, dtype=torch.float32)
+def backward(dy: Tensor, x: Tensor, stats: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None,
+             shift: Tensor | None, add: Tensor | None, silu: bool, last: bool, dx: Tensor, sums: Tensor) -> None:
+    """Fills dx, which lies as dy and x do, and sums: of each image the terms of dweight and dbias, and those of
+    dscale, dshift and dadd whose argument is there, (2 to 5, B, C) float32."""
+    (B, C, *pixels), G = x.shape, stats.shape[2]
+    HW = pixels[0] * pixels[1]
+    if B == 0:
+        return
+    p = plan(x.shape, G, x.element_size(), last, BACKWARD)
+    weight, bias, scale, shift, add = rows = dense(weight, bias, scale, shift, add)
+    strides = (x.stride(0), dy.stride(0), stride(scale), stride(shift), stride(add))
+    if not p.chunk:
+        backward_kernel[(B * G // p.groups,)](x, dy, dx, stats, *rows, sums, *strides, B * C, C, HW, last, silu, C // G,
+                                              p.lanes, p.groups, p.pixels, num_warps=p.warps)
+        return
+    chunks = triton.cdiv(HW, p.chunk)
+    part, slopes = x.new_empty(3, B, chunks, C, dtype=torch.float32), torch.empty_like(stats)
     grid, size = (B * chunks * (C // p.lanes),), part.stride(0)
     shape = (C, HW, last, silu, C // G, p.chunk, p.lanes, p.pixels)
-    backward_part_kernel[grid](x, dy, part, mean, rstd, *rows, *strides, size, *shape, num_warps=p.warps)
-    backward_merge_kernel[(B * G,)](part, c1, c2, rstd, weight, bias, scale, *slopes, strides[2], size, C, HW, p.chunk,
+    backward_part_kernel[grid](x, dy, part, stats, *rows, *strides, size, *shape, num_warps=p.warps)
+    backward_merge_kernel[(B * G,)](part, stats, slopes, *rows, sums, stride(scale), size, B * C, C, HW, p.chunk,
                                     C // G, num_warps=warps(C // G * chunks, 16))
-    backward_apply_kernel[grid](x, dy, dx, mean, rstd, c1, c2, *rows, *strides, *shape, num_warps=p.warps)
+    backward_apply_kernel[grid](x, dy, dx, stats, slopes, *rows, *strides, *shape, num_warps=p.warps)

@@ -110,14 +110,13 @@ def norm(B: int, C: int, H: int, back: bool, dtype=torch.bfloat16, order=torch.c
     """Launches a norm of 32 groups in one direction, with the last so many of scale, shift and add."""
     from kernels import group_norm_silu_triton as fused
     x, y, dy, dx = (torch.empty(B, C, H, H, dtype=dtype, device="meta", memory_format=order) for _ in range(4))
-    mean, rstd, weight, bias, dweight, dbias, *given = (torch.empty(s, device="meta") for s in
-                                                        ((B, 32), (B, 32), C, C, C, C, *[(B, C)] * rows))
-    given = [None] * (3 - rows) + given
-    last = order == torch.channels_last
+    stats, weight, bias, sums, *given = (torch.empty(s, device="meta") for s in
+                                         ((B, 2, 32), C, C, (2 + rows, B, C), *[(B, C)] * rows))
+    given, last = [None] * (3 - rows) + given, order == torch.channels_last
     if back:
-        fused.backward(dy, x, mean, rstd, weight, bias, *given, True, last, dx, dweight, dbias, *given)
+        fused.backward(dy, x, stats, weight, bias, *given, True, last, dx, sums)
     else:
-        fused.forward(x, y, mean, rstd, weight, bias, *given, 1e-5, True, last)
+        fused.forward(x, y, stats, weight, bias, *given, 1e-5, True, last)
 
 
 # Reading machine code

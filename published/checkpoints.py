@@ -7,7 +7,7 @@ from data.files import reading
 from published.diffusers import from_diffusers, to_diffusers
 from published.files import check_number, diffusers_files, locate, read_flags, read_tensors
 from published.openai import FLAGS, from_openai
-from run import checkpoint
+from run import checkpoint, checks
 from run.checkpoint import Checkpoint
 from unet import UNet
 
@@ -35,12 +35,11 @@ def new_checkpoint(name: str, unet: UNet, schedule: ddpm.Schedule, choice: dict,
     H, W = size if isinstance(size, list) else (size, size)
     for side in (H, W):
         check_number("sample_size", side, 1, 2**13)
-    shape, config = (unet.config.in_channels, H, W), unet.config
-    with torch.device("meta"):                                                    # no memory, no arithmetic
-        UNet(config)(torch.ones(1, *shape), torch.ones(1).long(), torch.ones(1).long() if config.classes else None)
+    config, weights = unet.config, unet.state_dict()
     settings = {"target": choice["target"], "variance": choice["variance"], "clip_x0": choice["clip"]}
-    facts = {"name": name, "shape": shape, "classes": tuple(map(str, range(config.classes)))}
-    weights = unet.state_dict()
+    facts = {"name": name, "shape": (config.in_channels, H, W), "classes": tuple(map(str, range(config.classes)))}
+    checks.check_facts(facts, config)
+    checks.check_weights(config, facts["shape"], weights)
     return Checkpoint(config, weights, weights, 0, schedule.beta[1:], settings, facts, {}, [], checkpoint.versions())
 
 

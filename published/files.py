@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from data.files import load_tensors, reading, writing
+from data.files import reading, writing
+from run.checks import load_tensors
 
 JSON_BYTES = 2**26                      # of a JSON file, at most: a million betas fit
 SCHEDULER_FILE = "scheduler_config.json"

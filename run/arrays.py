@@ -121,18 +121,20 @@ def write(batches: Callable[[int], Iterator[Samples]], settings: Any, last: Chec
     batches: how many pictures an earlier run has completed -> the batches. Returns the first SHOWN pictures or so,
     with what all of them cost; None on all processes but the first.
     """
-    with folder.lock(Path(settings.out)):
-        samples = write_batches(batches, settings, last)
+    with folder.lock(Path(settings.out)) as check:
+        samples = write_batches(batches, settings, last, check)
         if processes.rank() > 0:
             return None
         pictures.write(samples, settings)
         return samples
 
 
-def write_batches(batches: Callable[[int], Iterator[Samples]], settings: Any, last: Checkpoint) -> Samples:
+def write_batches(batches: Callable[[int], Iterator[Samples]], settings: Any, last: Checkpoint,
+                  check: Callable[[], None]) -> Samples:
     """Writes the .npz and the files of the pictures while they are sampled; see `write`.
 
-    Pictures of an .npz are resumed, if there is neither a film nor a strip nor a file of each.
+    Pictures of an .npz are resumed, if there is neither a film nor a strip nor a file of each. check: raises ValueError
+    if the folder is another job's meanwhile.
     """
     n, out, png, npz, writes = settings.n, Path(settings.out), settings.png, settings.npz, processes.rank() == 0
     rows = out / f"pictures-{digest(settings, last) if npz else ''}.npy"
@@ -140,6 +142,7 @@ def write_batches(batches: Callable[[int], Iterator[Samples]], settings: Any, la
     done = processes.broadcast_first(count_complete(rows, n, tuple(last.data["shape"])) if resumable else 0)
     shown, labels, seconds, evaluations, first, new = [], [], 0., 0, 0, 0
     for batch in batches(done):
+        check()
         seconds, evaluations = seconds + batch.seconds, evaluations + batch.evaluations
         new += batch.n if batch.x is not None else 0
         if writes and batch.x is None and first < SHOWN:

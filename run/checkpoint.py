@@ -17,7 +17,7 @@ import PIL
 import torch
 from torch import Tensor
 
-from data.files import load_tensors, writing
+from data.files import writing
 from ddpm import from_betas
 from run import checks
 from run.cli import DTYPES, choose_device, limit_threads, parse, script
@@ -54,10 +54,14 @@ class Checkpoint(NamedTuple):
         return self.settings.get("clip_x0", True)
 
 
-def save(path: Path, checkpoint: Checkpoint, previous: Path | None = None) -> None:
-    """Writes the file whole or not at all. previous: the name that the file that was there gets."""
+def save(path: Path, checkpoint: Checkpoint, previous: Path | None = None,
+         check: Callable[[], None] = lambda: None) -> None:
+    """Writes the file whole or not at all.
+
+    previous: the name that the file that was there gets. check: called before the new one takes its place.
+    """
     content = checkpoint._replace(network=asdict(checkpoint.network))._asdict()
-    with writing(path, previous=previous) as file:
+    with writing(path, previous, check) as file:
         torch.save({"format": FORMAT, **content}, file)
 
 
@@ -75,7 +79,7 @@ def load(path: Path, parts: Sequence[str] = PARTS) -> Checkpoint:
     try:
         last = Checkpoint(**content)
         left_out = {name: {} for name in PARTS if name not in parts}
-        last = last._replace(network=check(last), **left_out)
+        last = last._replace(network=check(last, path.stat().st_size), **left_out)
         return copy.deepcopy(last)                                  # out of the map, which may change under us
     except Exception as error:                                      # what does not fit together fails in many ways
         reason = " ".join(str(error).split())[:300] or type(error).__name__
@@ -85,8 +89,10 @@ def load(path: Path, parts: Sequence[str] = PARTS) -> Checkpoint:
 def unpack(path: Path, mend: str) -> dict[str, Any]:
     """The content of a file that `save` wrote, its tensors mapped. Raises ValueError for any other."""
     try:
-        content = load_tensors(path, mmap=True)
-    except ValueError as error:
+        content = checks.load(path, mmap=True)
+    except PermissionError:
+        raise
+    except Exception as error:                                      # torch and zipfile raise many kinds
         raise ValueError(f"{path} is damaged or no checkpoint of train.py; {mend}") from error
     fields = {*Checkpoint._fields}
     if type(content) is not dict or content.pop("format", None) != FORMAT or not (
@@ -95,13 +101,16 @@ def unpack(path: Path, mend: str) -> dict[str, Any]:
     return content
 
 
-def check(last: Checkpoint) -> UNetConfig:
-    """The network, in the file a dict. Raises an error unless all that the file held fits together."""
-    list(checks.plain_tensors(last._asdict()))
+def check(last: Checkpoint, size: int) -> UNetConfig:
+    """The network, still a dict, of what a file of `size` bytes held. Raises an error unless all of it fits together.
+    """
+    checks.check_tensors(list(checks.plain_tensors(last._asdict())), size)
     network = checks.sound_network(last.network)
     checks.check_facts(last.data, network)
     checks.check_settings(last.settings, network)
     checks.check_weights(network, last.data["shape"], last.weights, last.ema)
+    if not isinstance(last.beta, Tensor):
+        raise ValueError("its schedule is no tensor")
     from_betas(last.beta)
     if type(last.step) is not int or not 0 <= last.step < 2**31:
         raise ValueError(f"step is {last.step}")

@@ -1,9 +1,12 @@
-"""Whether what a checkpoint holds fits together: types, sizes, shapes and layouts, before anything is made of it."""
+"""Reads files of tensors, and tells whether what a checkpoint holds fits together, before anything is made of it."""
 
 import math
+import warnings
+import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,6 +37,47 @@ def plain_tensors(value: Any, depth: int = 5, seen: set[int] | None = None) -> I
         raise ValueError(f"it holds a {type(value).__name__}{'' if depth else ', nested too deeply'}")
     elif len(str(value)) > LONGEST:
         raise ValueError(f"it holds a {type(value).__name__} of more than {LONGEST} characters")
+
+
+def load(path: Path, mmap: bool = False) -> Any:
+    """What `torch.save` wrote, on the CPU, checksums compared; never executes code from the file.
+
+    mmap: leaves the tensors in the file. Raises many kinds of error for damaged files, and for packed ones, which could
+    be as large as they like.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:                         # torch.load looks at neither
+            entries = file.infolist()
+            claimed = sum(entry.file_size for entry in entries)
+            if any(e.compress_type for e in entries) or claimed > 2 * path.stat().st_size or file.testzip():
+                raise zipfile.BadZipFile
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+
+
+def load_tensors(path: Path) -> Any:
+    """Nested dicts and lists of plain values and dense tensors. Raises ValueError for a file of anything else."""
+    try:
+        content = load(path)
+        check_tensors(list(plain_tensors(content)), path.stat().st_size)
+        return content
+    except Exception as error:
+        raise ValueError(f"{path} is damaged or contains more than tensors; use another file") from error
+
+
+def check_tensors(tensors: list[Tensor], size: int) -> None:
+    """Raises ValueError unless these are dense numbers on the CPU that can come from a file of `size` bytes."""
+    storages = {}
+    for w in tensors:
+        if w.layout != torch.strided or w.device.type != "cpu" or w.is_quantized or vars(w):
+            raise ValueError(f"a tensor is {w.layout} on {w.device}, not dense on the CPU")
+        storage = w.untyped_storage()
+        if w.numel() * w.element_size() > storage.nbytes():
+            raise ValueError(f"a tensor of shape {tuple(w.shape)} has a storage of {storage.nbytes()} bytes")
+        storages[storage.data_ptr()] = storage.nbytes()
+    if sum(storages.values()) > 2 * size:                           # twice: the file may have been replaced meanwhile
+        raise ValueError(f"its tensors take {sum(storages.values())} bytes, the file {size}")
 
 
 def sound_network(values: dict[str, Any]) -> UNetConfig:

@@ -67,8 +67,8 @@ def script(main: Callable) -> Callable:
             except (ValueError, OSError, MemoryError, RuntimeError) as error:
                 if (said := sentence(error)) is None:
                     raise
-                if said == NO_FILES:
-                    sys.unraisablehook = lambda _: None             # torch's half-made loader fails once more, deleted
+                hook, sys.unraisablehook = sys.unraisablehook, lambda _: None     # half-made objects complain
+            sys.unraisablehook = hook
             print(f"{Path(sys.modules[main.__module__].__file__).name}: {said}", file=sys.stderr)
             raise SystemExit(2)
     return run
@@ -82,19 +82,21 @@ def sentence(error: Exception) -> str | None:
         return NO_FILES
     if isinstance(error, RuntimeError):
         return next((said for pattern, said in LIMITS.items() if re.search(pattern, str(error))), None)
-    in_worker = re.search(r"^Caught \w+ in DataLoader worker process .*\n\w+: (.*)", str(error), re.S)
-    return " ".join((in_worker[1] if in_worker else str(error)).split())
+    return " ".join(str(error).split())
 
 
 class Patient:
-    """A text stream whose other end may be gone: what is written after that is dropped."""
+    """A text stream whose other end may be gone, or know few characters: the text is then dropped, or spelled out."""
 
     def __init__(self, stream: TextIO, may_fail: bool):
         self.stream, self.may_fail = stream, may_fail
 
     def write(self, text: str) -> int:
         with self.dropping():
-            self.stream.write(text)
+            try:
+                self.stream.write(text)
+            except UnicodeEncodeError:                  # as of a file's name that is no UTF-8
+                self.stream.write(text.encode("ascii", "backslashreplace").decode())
         return len(text)
 
     def flush(self) -> None:

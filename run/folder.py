@@ -138,7 +138,7 @@ def is_number(value: Any) -> bool:
 
 def append_log(out: Path, line: dict) -> None:
     """Adds a line to the log: whole, or, on a full disk, not at all, which is an OSError."""
-    path, rest = make_parent(out / "log.jsonl"), (json.dumps(line) + "\n").encode()
+    path, rest = out / "log.jsonl", (json.dumps(line) + "\n").encode()
     with open(path, "ab", buffering=0, opener=no_link) as file:
         before = file.tell()
         try:

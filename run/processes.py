@@ -22,7 +22,7 @@ import torch.distributed.nn  # noqa: F401  (imported later, as by DDP, its defau
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from data.sets import STOPS
+from data.workers import STOPS
 from run.cli import choose_device
 
 T = TypeVar("T")

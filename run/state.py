@@ -18,30 +18,52 @@ from run import checkpoint, folder, pictures, processes
 from unet import UNet
 
 PATIENCE = 5                        # consecutive updates that may fail before the run stops
+UNREAD = 50                         # updates whose outcome a GPU is not asked for, at most
 
 
 @dataclass
 class Progress:
     """How far a run is."""
     step: int | None = 0            # of the last complete update; None while one changes the run, which cannot be saved
+    unread: list[tuple] = field(default_factory=list)               # of the latest steps: what a GPU still computes
     records: list[Tensor] = field(default_factory=list)             # of the steps that the log does not have yet
-    failures: int = 0               # consecutive updates that failed, up to this step
+    failures: int = 0               # consecutive updates that failed, up to the latest that was read
+    failed: tuple = ()              # the latest of them: its step and record
     saved: int = 0                  # the step of the newest checkpoint, or of the latest attempt to write one
     sound: bool = False             # whether last.pt is this run's and sound, and so worth keeping as previous.pt
 
-    def complete(self, step: int, record: Tensor, finite: bool) -> None:
-        """The update of this step is done, and all of the run is that step's; not finite: it changed nothing."""
-        self.step, self.failures = step, 0 if finite else self.failures + 1
-        if finite:
-            self.records.append(record)
+    def complete(self, step: int, record: Callable[[Tensor], Tensor], norm: Tensor, losses: Tensor) -> None:
+        """The update of this step is done, and all of the run is that step's.
 
-    def check_failures(self, record: Tensor) -> None:
-        """Raises ValueError if too many updates in a row failed. record: of the latest."""
+        norm, losses (P, B): what came of it; where the norm is not finite, nothing was changed. record: makes the
+        step's record of the losses. A GPU is not waited for: what it computes is read later, with that of other steps.
+        """
+        self.step = step
+        self.unread.append((step, record, losses.shape, torch.cat([norm[None], losses.flatten()])))
+        if norm.is_cpu or len(self.unread) == UNREAD:
+            self.read()
+
+    def read(self) -> None:
+        """Waits for the updates that are not read yet; what follows too many failures in a row is not looked at."""
+        unread, self.unread = self.unread, []
+        results = torch.stack([values for *_, values in unread]).cpu() if unread else ()
+        for (step, record, shape, _), values in zip(unread, results, strict=True):
+            norm, losses = values[0], values[1:].view(shape)
+            self.failures = 0 if norm.isfinite() else self.failures + 1
+            if self.failures:
+                self.failed = step, record(losses)
+            else:
+                self.records.append(record(losses))
+            if self.failures == PATIENCE:
+                return
+
+    def check_failures(self) -> None:
+        """Raises ValueError if too many updates in a row failed."""
         if self.failures == PATIENCE:
-            loss = folder.mean_losses([record])["loss"]
-            raise ValueError(f"loss {loss:g} or its gradient was not finite {PATIENCE} steps in a row, up to step "
-                             f"{self.step}; lower --lr or look at the data. A checkpoint, if there is one, is from "
-                             f"before")
+            step, record = self.failed
+            raise ValueError(f"loss {folder.mean_losses([record])['loss']:g} or its gradient was not finite {PATIENCE} "
+                             f"steps in a row, up to step {step}; lower --lr or look at the data. A checkpoint, if "
+                             f"there is one, is from before")
 
 
 class Run(NamedTuple):
@@ -77,12 +99,12 @@ def due(run: Run, every: int) -> bool:
     return run.progress.step % every == 0 or run.progress.step == run.config.steps
 
 
-def log(run: Run, **facts: float) -> dict | None:
+def log(run: Run, **facts: float | Tensor) -> dict | None:
     """Adds a line to the log if one is due: the mean losses since the last one, and the facts; returns it."""
     progress = run.progress
     if not due(run, run.config.log_every) or not progress.records:
         return None
-    line = {"step": progress.step, **folder.mean_losses(progress.records), **facts}
+    line = {"step": progress.step, **folder.mean_losses(progress.records), **{k: float(v) for k, v in facts.items()}}
     if processes.rank() == 0:
         run.check_folder()
         folder.append_log(Path(run.config.out), line)
@@ -105,14 +127,13 @@ def write(run: Run, stop: bool) -> None:
 def save(run: Run) -> None:
     """Writes the last complete step to last.pt, keeps what that was as previous.pt, and plots the curves."""
     progress, path = run.progress, Path(run.config.out, "last.pt")
-    run.check_folder()
     progress.saved = progress.step
     facts = {"name": run.dataset.name, "shape": run.dataset.shape, "classes": run.dataset.classes, "digest": run.digest}
     weights = {name: w.detach() for name, w in run.weights.items()}
     checkpoint.save(path, checkpoint.Checkpoint(
         run.unet.config, weights, run.ema, progress.step, run.schedule.beta[1:], asdict(run.config), facts,
         run.optimizer.state_dict(), progress.records, checkpoint.versions(), run.history),
-        path.with_name("previous.pt") if progress.sound else None)
+        path.with_name("previous.pt") if progress.sound else None, run.check_folder)
     progress.sound = True
     folder.plot_log(Path(run.config.out))
 
@@ -130,6 +151,8 @@ def saved_on_error(run: Run) -> Iterator[None]:
         step = run.progress.step or 0
         if processes.rank() == 0 and step > run.progress.saved and run.progress.failures < PATIENCE:
             try:
+                run.progress.read()
+                run.progress.check_failures()
                 save(run)
                 print(f"an error ended the run; step {step} is saved, repeat the command to resume")
             except Exception as error:

@@ -8,7 +8,8 @@ from torch import Tensor
 
 import data
 import noise
-from data.files import load_tensors, reading
+from data.files import reading
+from run.checks import load_tensors
 from scores import fid
 
 CLASSIFIER = {"conv1": (32, 1, 3, 3), "conv2": (64, 32, 3, 3), "features": (1024, 32), "classes": (32, 10)}    # shapes

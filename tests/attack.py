@@ -1,6 +1,6 @@
 """Attacks every script with hostile files, flags, streams and disks, each case in a process of its own.
 
-    python -m tests.attack                          # all cases, about ten minutes of two cores
+    python -m tests.attack                          # all cases: about half an hour of two cores
     python -m tests.attack --only images --seed 3   # other cases of one kind
 
 The cases are in tests/hostile.py. A case ends well if the script works ("ok"), or prints one sentence and exits with
@@ -75,7 +75,8 @@ def play(case: Case, folder: Path, pipe: int, before: Path) -> None:
         before.write_text(json.dumps(state(folder)))
         for k in (1, 2):
             os.dup2(pipe, k)
-        sys.stdout, sys.stderr = (open(k, "w", buffering=1, closefd=False) for k in (1, 2))    # noqa: SIM115
+        sys.stdout, sys.stderr = (open(k, "w", 1, errors=how, closefd=False)                  # noqa: SIM115
+                                  for k, how in ((1, "strict"), (2, "backslashreplace")))
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         if case.disk is not None:

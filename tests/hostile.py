@@ -368,28 +368,30 @@ def published_weights(base: Path, rng: random.Random) -> Iterator[Case]:
     for name, write in tensor_files(rng, base / "openai.pt", 30):
         yield Case("published weights", name, sample.main, partial(alone, write))
 
-    def headers(raw: bytes) -> Iterator[tuple[str, bytes]]:
-        n = int.from_bytes(raw[:8], "little")
-        header, rest = json.loads(raw[8:8 + n]), raw[8 + n:]
-        first = next(name for name in header if name != "__metadata__")
-
-        def built(changes: Any) -> bytes:
-            text = json.dumps(changes).encode()
-            return len(text).to_bytes(8, "little") + text + rest
-        for value in ([], None, {}, "x", {"dtype": "F32"}, {"dtype": "X", "shape": [1], "data_offsets": [0, 4]},
-                      {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]},
-                      {"dtype": "F32", "shape": [2**32, 2**32], "data_offsets": [0, 0]},
-                      {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]},
-                      {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}):
-            yield f"{first} {value}", built({**header, first: value})
-        yield "a header of 2^63 bytes", (2**63 - 1).to_bytes(8, "little") + raw[8:]
-        yield "a nested header", (10**5).to_bytes(8, "little") + b"[" * 10**5
-        for k in range(8):
-            yield f"bits {k}", damaged(rng, raw)
-
-    for name, raw in headers((base / "safetensors" / names["safetensors"]).read_bytes()):
+    for name, raw in safetensors_headers(rng, (base / "safetensors" / names["safetensors"]).read_bytes()):
         yield Case("safetensors", name, convert.main, partial(
             in_folder, "safetensors", lambda path, raw=raw: path.write_bytes(raw)))
+
+
+def safetensors_headers(rng: random.Random, raw: bytes) -> Iterator[tuple[str, bytes]]:
+    """Names and contents of .safetensors files with hostile headers."""
+    n = int.from_bytes(raw[:8], "little")
+    header, rest = json.loads(raw[8:8 + n]), raw[8 + n:]
+    first = next(name for name in header if name != "__metadata__")
+
+    def built(changes: Any) -> bytes:
+        text = json.dumps(changes).encode()
+        return len(text).to_bytes(8, "little") + text + rest
+    for value in ([], None, {}, "x", {"dtype": "F32"}, {"dtype": "X", "shape": [1], "data_offsets": [0, 4]},
+                  {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]},
+                  {"dtype": "F32", "shape": [2**32, 2**32], "data_offsets": [0, 0]},
+                  {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]},
+                  {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}):
+        yield f"{first} {value}", built({**header, first: value})
+    yield "a header of 2^63 bytes", (2**63 - 1).to_bytes(8, "little") + raw[8:]
+    yield "a nested header", (10**5).to_bytes(8, "little") + b"[" * 10**5
+    for k in range(8):
+        yield f"bits {k}", damaged(rng, raw)
 
 
 # Data sets

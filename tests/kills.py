@@ -82,7 +82,7 @@ def main(argv=None) -> None:
         for out in (cut, whole):
             assert os.waitpid(forked(train.main, [*flags, str(out)]), 0)[1] == 0, f"{out} did not end well"
         same, step = same_end(cut, whole), checkpoint.load(cut / "last.pt").step
-    print(f"{config.kills} kills, {in_save} in a save, {len(set(reached))} steps gone on from; "
+    print(f"{config.kills} kills, {in_save} in a save, resumed from {len(set(reached))} different steps; "
           f"{'the same' if same else 'ANOTHER'} end at step {step}; {time.perf_counter() - began:.0f} s")
     raise SystemExit(not same)
 

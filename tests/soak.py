@@ -1,9 +1,10 @@
-"""Trains for a long time under kills and signals, draws from the newest checkpoint all the while, and says how it went.
+"""Trains for a long time under kills and signals, samples from the newest checkpoint meanwhile, and says how it went.
 
     python -m tests.soak --steps 15000
 
-Beside the disturbed run trains an undisturbed one; both must end at the same bits. Drawings are killed, too. Printed at
-the end: how often what happened, and the most memory and open files that each kind of process was seen to have.
+Beside the disturbed run trains an undisturbed one; both must end at the same bits, though a worker loads the pictures
+of the disturbed one. Sampling is killed, too. Printed at the end: how often what happened, and the most memory and open
+files that each kind of process was seen to have.
 """
 
 import os
@@ -27,7 +28,7 @@ from tests.kills import forked, same_end
 
 @dataclass(frozen=True)
 class Config:
-    """Trains under kills and signals while drawing from the newest checkpoint."""
+    """Trains under kills and signals while sampling from the newest checkpoint."""
     steps: int = 15000              # of the run
     wait: float = 60.               # seconds that a process is left in peace, at most
     seed: int = 0                   # of the times and the signals
@@ -72,12 +73,13 @@ def main(argv=None) -> None:
     chance = random.Random(config.seed)
     data.load("digits")                                             # imported before, not in every process
     with tempfile.TemporaryDirectory() as folder:
-        whole, cut, drawn = (Path(folder, name) for name in ("whole", "cut", "drawn"))
+        whole, cut, samples = (Path(folder, name) for name in ("whole", "cut", "samples"))
         last, flags = cut / "last.pt", ["--steps", str(config.steps), "--save_every", "50", "--out"]
         peace = Job(train.main, [*flags, str(whole)])
-        training = Job(train.main, [*flags, str(cut)], (signal.SIGKILL, signal.SIGTERM, signal.SIGINT), config.wait)
-        draws = ["--checkpoint", str(last), "--n", "500", "--eta", "1", "--npz", "--out", str(drawn)]
-        drawing = Job(sample.main, draws, (signal.SIGKILL,), config.wait)
+        training = Job(train.main, [*flags, str(cut), "--workers", "1"],
+                       (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP), config.wait)
+        sample_flags = ["--checkpoint", str(last), "--n", "500", "--eta", "1", "--npz", "--out", str(samples)]
+        sampling = Job(sample.main, sample_flags, (signal.SIGKILL,), config.wait)
         jobs, again = [peace, training], []
         for job in jobs:
             job.start(chance)
@@ -89,23 +91,23 @@ def main(argv=None) -> None:
                 reached = checkpoint.load(last).step if last.exists() else 0        # sound, whatever the moment
                 if job is training:
                     again.append(reached)
-                if job is drawing and end == "well":
-                    with np.load(drawn / "pictures.npz") as file:
+                if job is sampling and end == "well":
+                    with np.load(samples / "pictures.npz") as file:
                         assert file["arr_0"].shape == (500, 8, 8, 1)
                 if reached == config.steps or job is peace:
                     jobs.remove(job)
                 else:
                     job.start(chance)
-            if last.exists() and training in jobs and drawing not in jobs:
-                jobs.append(drawing)
-                drawing.start(chance)
+            if last.exists() and training in jobs and sampling not in jobs:
+                jobs.append(sampling)
+                sampling.start(chance)
         assert again == sorted(again), again
         same, step = same_end(cut, whole), checkpoint.load(last).step
         size = sum(file.stat().st_size for file in cut.rglob("*") if file.is_file()) / 1e6
-    for name, job in {"undisturbed": peace, "training": training, "drawing": drawing}.items():
+    for name, job in {"undisturbed": peace, "training": training, "sampling": sampling}.items():
         print(f"{name}: {dict(job.ends)}; at most {max(job.most)[0]} MB, {max(n for _, n in job.most)} files; "
               f"the first {job.most[0]}, the last {job.most[-1]}")
-    print(f"gone on from {len({*again})} different steps; the run's folder has {size:.1f} MB; "
+    print(f"resumed from {len({*again})} different steps; the run's folder has {size:.1f} MB; "
           f"{'the same' if same else 'ANOTHER'} end at step {step}; {time.perf_counter() - began:.0f} s")
     raise SystemExit(not same)
 

@@ -27,7 +27,17 @@ import kernels.__main__
 import sample
 import swiss_roll
 import train
-from examples import denoise_1d, heartbeat, inpaint, interpolate, invert, memorise, swiss_roll_variants
+from examples import (
+    denoise_1d,
+    heartbeat,
+    inpaint,
+    interpolate,
+    invert,
+    low_dimension,
+    memorise,
+    swiss_roll_variants,
+    work_precision,
+)
 from run import checkpoint, cli
 from scores import fid, likelihood
 
@@ -43,6 +53,7 @@ TEXTS = [
     "9" * 9 + "x8", "é", "数字", "٣", "²", "\udcff", "a\nb", "%s", "{0}", "none", "all", "dead-leaves", "digits",
     "digits:x", "mnist:nowhere", "stream:digits", "cifar10:folder", "crop", "pad", "cpu", "cuda", "auto", "ema", "raw",
     "eps", "v", "beta", "learned", "2m", "trailing", "leading", "linear", "bound", "importance", "bf16",
+    "heun", "unipc", "consistency", "karras", "logsnr", "flow", "x0", "min-snr",
     "--image_size 64", "--image_size 8 --x y"]
 VALUES = {int: INTS, float: FLOATS, str: TEXTS}
 FLAGS = {int: st.sampled_from(INTS), float: st.sampled_from(FLOATS),
@@ -84,6 +95,8 @@ SCRIPTS = {
     "interpolate": Script(interpolate.main, interpolate.Config,
                           f"--checkpoint {DIGITS} --pairs 1 --stops 2 --steps 1", "", "stops"),
     "invert": Script(invert.main, invert.Config, f"--checkpoint {DIGITS} --n 1 --steps 1"),
+    "low_dimension": Script(low_dimension.main, low_dimension.Config, "--steps 1 --batch 1 --n 1"),
+    "work_precision": Script(work_precision.main, work_precision.Config, f"--checkpoint {DIGITS} --n 2 --steps 1"),
     "memorise": Script(memorise.main, memorise.Config, f"--checkpoint {DIGITS} --n 1 --steps 1", "", "n"),
     "swiss_roll_variants": Script(swiss_roll_variants.main, swiss_roll_variants.Config, "--steps 1", "", "steps"),
     "kernels": Script(kernels.__main__.main, kernels.__main__.Config, ""),
@@ -116,8 +129,9 @@ def start(*args, **kwargs) -> None:
     raise Started
 
 
+# work that is long for any flags
 LONG = ((swiss_roll, "train"), (swiss_roll_variants, "learn"), (heartbeat, "train"), (denoise_1d, "denoised"),
-        (kernels.__main__, "report"), (bench.report, "run"))         # work that is long for any flags
+        (low_dimension, "sampled"), (work_precision, "digits"), (kernels.__main__, "report"), (bench.report, "run"))
 
 
 @pytest.fixture(autouse=True)

@@ -19,6 +19,7 @@ import noise
 import train
 from run import checkpoint, folder, pictures
 from run.importance import LATEST
+from run.state import PATIENCE, Progress
 from train import Config
 
 ROOT = Path(__file__).parents[1]
@@ -196,8 +197,11 @@ def test_one_bad_step_is_skipped(tmp_path, monkeypatch):
     before = {name: w.detach().clone() for name, w in run_.weights.items()}
     pixels, labels = data.Batches(run_.dataset, 8, 0, False)[1]
     monkeypatch.setattr(train, "objective", lambda *args: math.inf * args[2](args[3], args[4]).flatten(1).mean(1)[None])
-    _, norm = train.update(run_, train.trained_model(run_), 1, pixels, labels)
-    assert not norm.isfinite()
+    average = {name: w.clone() for name, w in run_.ema.items()}
+    norm = train.update(run_, train.trained_model(run_), 1, pixels, labels)
+    assert not norm.isfinite() and run_.progress.failures == 1 and not run_.progress.records
+    assert_close(run_.ema, average, rtol=0, atol=0)
+    assert all(moment.abs().max() == 0 for state in run_.optimizer.state.values() for moment in state.values())
     assert_close({name: w.detach() for name, w in run_.weights.items()}, before, rtol=0, atol=0)
 
 
@@ -252,7 +256,8 @@ def test_the_gradient_is_weighted(tmp_path, accumulate):
     eps = noise.normal(noise.image_seeds(0, torch.arange(8)), 1, (1, 8, 8), noise.TRAIN)
     losses = train.objective(config, run_.schedule, lambda xt, t: run_.unet(xt, t, y), data.to_unit(pixels), t, eps)[0]
     expected = torch.autograd.grad((losses / (20 * p[t - 1])).mean(), run_.weights["last.weight"])[0]
-    record, _ = train.update(run_, train.trained_model(run_), 1, pixels, labels)
+    train.update(run_, train.trained_model(run_), 1, pixels, labels)
+    [record] = run_.progress.records
     assert_close(run_.weights["last.weight"].grad, expected.float(), rtol=1e-4, atol=1e-6)
     assert_close(record[:, 0].sum(), (1 / (20 * p[t - 1])).sum(), rtol=1e-6, atol=0)
     assert run_.history[t[0] - 1, -1] == pytest.approx(losses[0].item(), rel=1e-4)
@@ -346,6 +351,30 @@ def test_average_is_ramped_and_takes_weights_alone():
     assert_close(ema["w"], torch.tensor([0.91]))
     assert set(train.start(Config(), data.load("digits")).ema) == {
         name for name, _ in train.UNet(train.network_for(Config(), data.load("digits"))).named_parameters()}
+
+
+def test_the_average_moves_by_a_share_that_only_the_device_knows():
+    ema, weights = [[torch.randn(5, 3), torch.randn(4)] for _ in range(2)]
+    moved = [w.clone() for w in ema]
+    train.move(moved, weights, torch.tensor(0.25))
+    assert_close(moved, [torch.lerp(a, w, 0.25) for a, w in zip(ema, weights, strict=True)])
+    still = [w.clone() for w in ema]
+    train.move(still, weights, 0.25 * torch.tensor(False))
+    assert all(map(torch.equal, still, ema))
+
+
+def test_a_gpu_is_read_late_and_nothing_is_missed():
+    """What `complete` keeps of a GPU: failures are counted in order, and end the run though another step follows."""
+    progress, good, bad = Progress(), torch.tensor(1.), torch.tensor(math.nan)
+    norms = [good, bad, bad, good, *[bad] * PATIENCE, good]
+    for step, norm in enumerate(norms, 1):
+        losses = torch.full((1, 2), float(step))
+        progress.unread.append((step, lambda losses: losses, losses.shape, torch.cat([norm[None], losses.flatten()])))
+    progress.read()
+    assert [record[0, 0] for record in progress.records] == [1, 4] and progress.failed[0] == 4 + PATIENCE
+    assert progress.unread == [] and progress.failures == PATIENCE
+    progress.read()
+    assert progress.failures == PATIENCE
 
 
 def test_learning_rate_rises_and_falls():

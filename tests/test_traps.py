@@ -12,7 +12,7 @@ import data
 import ddpm
 import sample
 import train
-from run import cli, pictures
+from run import cli, pictures, state
 from unet import CONFIGS, UNet
 
 ROOT = Path(__file__).parents[1]
@@ -40,7 +40,7 @@ def test_grids_are_sampled_without_dropout(tmp_path, monkeypatch):
     with torch.no_grad():
         for w in run.ema.values():
             w.add_(0.1 * torch.randn(w.shape, generator=torch.Generator().manual_seed(0)))
-    tints = [train.save_samples(run, tmp_path / f"{k}.png") for k in range(2)]
+    tints = [state.save_samples(run, tmp_path / f"{k}.png") for k in range(2)]
     assert tints[0] == tints[1] and run.unet.training
     assert (tmp_path / "0.png").read_bytes() == (tmp_path / "1.png").read_bytes()
 

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from kernels import group_norm_silu_plain
 from run.memory import Cast, cast, recompute
-from unet import CONFIGS, Attention, Norm, ResBlock, UNet, UNetConfig, check_size, sinusoid
+from unet import CONFIGS, Attention, Norm, ResBlock, UNet, UNetConfig, check_size, nearest_up, sinusoid
 
 SMALL = UNetConfig(in_channels=3, out_channels=3, D=8, widths=(8, 16), blocks=1, heads=(0, 2, 2), groups=4)
 
@@ -110,11 +110,36 @@ def test_block_is_the_published_formula(scale_shift):
     h = F.silu(F.group_norm(x, 4, block.norm1.weight, block.norm1.bias, 1e-6))
     h = block.conv1(h)
     each = time[:, :, None, None]
+    row = time if scale_shift else block.conv1.bias + time                         # as `UNet.embed` has it
     if scale_shift:
         h = F.group_norm(h, 4, block.norm2.weight, block.norm2.bias, 1e-6) * (1 + each[:, :16]) + each[:, 16:]
     else:
         h = F.group_norm(h + each, 4, block.norm2.weight, block.norm2.bias, 1e-6)
-    assert_close(block(x, time), block.skip(x) + block.conv2(F.silu(h)))
+    assert_close(block(x, row), block.skip(x) + block.conv2(F.silu(h)))
+
+
+@pytest.mark.parametrize("change", [{}, {"resample": "res"}, {"scale_shift": True}], ids=str)
+def test_the_row_has_the_biases_where_time_is_added(change):
+    unet = awake(replace(SMALL, **change))
+    t = torch.tensor([3, 900])
+    row = unet.embed(t)
+    blocks = [block for block in (*unet.downs, *unet.middle, *unet.ups) if isinstance(block, ResBlock)]
+    biases = [block.conv1.bias.clone() for block in blocks]
+    with torch.no_grad():
+        for block in blocks:
+            block.conv1.bias.zero_()
+    widths = [width for width in unet.time_widths if width]
+    for part, bare, bias in zip(row.split(widths, 1), unet.embed(t).split(widths, 1), biases, strict=True):
+        assert torch.equal(part, bare if "scale_shift" in change else bare + bias)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_nearest_up_is_torch_s(layout):
+    x = torch.randn(2, 3, 4, 5, dtype=torch.float64).to(memory_format=layout).requires_grad_()
+    up, true = nearest_up(x), F.interpolate(x, scale_factor=2, mode="nearest")
+    assert torch.equal(up, true)
+    dy = torch.randn_like(true)
+    assert_close(*(torch.autograd.grad(y, x, dy)[0] for y in (up, true)))
 
 
 def test_attention_is_softmax_of_scaled_products():

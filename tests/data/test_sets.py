@@ -1,3 +1,7 @@
+import multiprocessing
+import os
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -185,6 +189,36 @@ def test_batches_are_the_steps_asked_for(workers):
     for (x, y), (x_whole, y_whole) in zip(late, whole[3:], strict=True):
         assert_close(x, x_whole)
         assert_close(y, y_whole)
+
+
+def test_a_digest_tells_whether_a_set_changed(tmp_path, monkeypatch):
+    digits = data.digits()
+    images, labels = digits.images.clone(), digits.labels.clone()
+    images[7, 0, 3, 3] ^= 1
+    labels[7] = (labels[7] + 1) % 10
+    leaves = [data.load("dead-leaves", size) for size in ("8", "8", "16")]
+    sets = [digits, digits._replace(images=images), digits._replace(labels=labels), digits._replace(labels=None),
+            digits._replace(classes=tuple("abcdefghij")), data.digits(held_out=True), leaves[0], leaves[2]]
+    assert len({data.digest(each) for each in sets}) == len(sets)
+    assert data.digest(digits) == data.digest(data.digits()) and data.digest(leaves[0]) == data.digest(leaves[1])
+
+
+def test_workers_leave_signals_and_handlers_alone():
+    """A worker's death raises nothing in the middle of an update, and the signals that stop a run reach its parent."""
+    before = signal.getsignal(signal.SIGCHLD)
+    loader = iter(data.batches(data.digits(), 16, 3, range(1, 100), workers=2))
+    next(loader)
+    assert signal.getsignal(signal.SIGCHLD) == before
+    for worker in multiprocessing.active_children():
+        for stop in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            os.kill(worker.pid, stop)
+    assert len(list(loader)) == 98
+    loader = iter(data.batches(data.digits(), 16, 3, range(1, 100), workers=2))
+    next(loader)
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    with pytest.raises(ValueError, match="the 2 processes that load images failed: .*--workers 0"):
+        list(loader)
 
 
 def test_flip_mirrors_about_half():

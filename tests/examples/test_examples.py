@@ -6,7 +6,7 @@ from torch.testing import assert_close
 import data
 import ddpm
 import noise
-from examples import common, denoise_1d, inpaint, interpolate, invert, memorise
+from examples import common, denoise_1d, inpaint, interpolate, invert, low_dimension, memorise, work_precision
 from run import checkpoint
 
 
@@ -174,6 +174,39 @@ def test_signals_are_denoised_better_than_by_any_moving_average(out, capsys):
     assert (found["sampled"].abs() > 0.8).float().mean() > 0.9        # two levels, as the data
     assert 2 < denoise_1d.jumps(found["sampled"]) < 5.5
     assert "moving average" in capsys.readouterr().out and Image.open(out).width > 800
+
+
+# A curve in many dimensions
+
+def test_the_spiral_lies_in_a_plane_of_any_dimension():
+    for D in (2, 50):
+        directions = low_dimension.plane(D, 3)
+        assert_close(directions @ directions.T, torch.eye(2), rtol=0, atol=1e-5)
+    curve = low_dimension.spiral(torch.linspace(0, 1, 1000))
+    assert curve.norm(dim=1).max() == pytest.approx(1) and curve.norm(dim=1).min() == pytest.approx(1 / 3)
+    flat, near, away = low_dimension.distances(curve @ directions + 0.1 * torch.ones(50), directions)
+    assert away == pytest.approx((0.1 * torch.ones(50) - 0.1 * directions.sum(1) @ directions).norm().item(), rel=1e-3)
+    assert flat.shape == (1000, 2) and near < 0.2
+
+
+def test_only_x0_stays_in_the_plane(out):
+    flags = ["--dimensions", "64", "--width", "24", "--steps", "300", "--batch", "64", "--n", "50", "--out"]
+    found = low_dimension.main([*flags, str(out)])
+    away = {target: each[64][2] for target, each in found.items()}
+    assert away["x0"] < 0.2 < 1 < min(away["eps"], away["v"]) and Image.open(out).width > 200
+
+
+def test_dimensions_that_hold_no_plane(refused):
+    assert "dimensions is '1'; it must list numbers from 2 to 10000" in refused(low_dimension.main, ["--dimensions=1"])
+
+
+# Work and precision
+
+def test_work_and_precision_are_plotted(out, capsys):
+    frechet = work_precision.main(["--n", "20", "--steps", "2,3", "--out", str(out)])
+    assert [[evaluations for evaluations, _ in points] for points in frechet.values()] == [
+        [3, 5] if "Heun" in name else [2, 3] for name in frechet]
+    assert "| UniPC |" in capsys.readouterr().out and Image.open(out).width > 800
 
 
 # What they share

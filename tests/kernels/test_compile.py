@@ -1,6 +1,7 @@
 """Compiled sampling is the plain sampling: the same function, the same pictures."""
 
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -10,9 +11,10 @@ import torch
 from torch.testing import assert_close
 
 import ddpm
+import samplers
 from kernels import compile, group_norm_silu, sampling_step
-from kernels.compile import SubpixelUp, check_compiler, compile_denoiser, compile_loop, time_table
-from noise import image_seeds
+from kernels.compile import SubpixelUp, capture, check_compiler, compile_denoiser, compile_loop, time_table
+from noise import image_seeds, normal
 from unet import CONFIGS, UNet, UNetConfig, Up
 
 CONFIG = UNetConfig(2, 2, D=8, widths=(8, 16), blocks=1, heads=(0, 2, 2), classes=3, groups=4)
@@ -34,6 +36,37 @@ def test_subpixel_upsampling_is_exact(H, W):
     assert_close(SubpixelUp(up)(x, None), up(x, None), rtol=0, atol=1e-14)
 
 
+@pytest.mark.parametrize("channels, width", [(3, 16), (16, 3), (3, 6), (8, 8)])
+def test_padded_convolution_is_exact(channels, width):
+    conv = torch.nn.Conv2d(channels, width, 3, padding=1).double()
+    padded = compile.PaddedConv(conv)
+    assert padded.in_channels % 8 == padded.out_channels % 8 == 0
+    x = torch.randn(2, channels, 5, 6, dtype=torch.float64)
+    assert_close(padded(x), conv(x), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_rewritten_network_is_the_plain_one(dtype):
+    plain, fast = awake(replace(CONFIG, classes=0)), awake(replace(CONFIG, classes=0))
+    compile.rewrite(fast, pad=True)
+    assert fast.first.in_channels == fast.last.out_channels == 8
+    xt, t = torch.randn(2, 2, 8, 8), torch.tensor([3, 900])
+    tolerance = {torch.float32: 1e-6, torch.bfloat16: 0.02}[dtype]
+    output = fast.to(dtype)(xt, t).float()
+    assert (output - plain(xt, t)).norm() <= tolerance * plain(xt, t).norm() and output.shape == xt.shape
+
+
+@pytest.mark.parametrize("step", [samplers.step, sampling_step], ids=["plain", "fused"])
+@pytest.mark.parametrize("times", [[100, 50], [99.5, 50.25]], ids=str)
+def test_the_first_noise_is_that_of_the_plain_loop(step, times):
+    rows = samplers.sampler_rows(ddpm.cosine_schedule(100), times, eta=1.)
+    seeds, zeros = image_seeds(3, torch.arange(5)), torch.zeros(5, 2, 3, 3)
+    for table in (rows, rows.float()):
+        x, _ = step(compile.first_row(table), torch.tensor([0]), zeros, zeros, None, seeds)
+        plain = normal(seeds, table[0, 0], (2, 3, 3))
+        assert torch.equal(x, plain) if step is samplers.step else torch.allclose(x, plain, rtol=0, atol=2e-6)
+
+
 def test_subpixel_weights_are_summed_in_float32():
     up = Up(6, CONFIG)
     full = SubpixelUp(up).weight
@@ -44,11 +77,22 @@ def test_subpixel_weights_are_summed_in_float32():
     assert (exact - full).abs().max() > 0
 
 
+SCHEDULE = ddpm.cosine_schedule(100)
+CHAINS = {"ddim": {}, "ddpm": {"eta": 1.}, "2m": {"sampler": "2m"}, "unipc": {"sampler": "unipc"},
+          "heun churn": {"sampler": "heun", "churn": 1.}, "consistency": {"sampler": "consistency"},
+          "karras": {"sampler": "2m", "eta": 1., "times": samplers.spaced_times(SCHEDULE, 4, "karras")}}
+
+
+def chain_rows(name):
+    return samplers.sampler_rows(SCHEDULE, **{"times": [100, 60, 30, 10], "target": "v"} | CHAINS[name])
+
+
 @pytest.mark.parametrize("classes", [0, 3])
-def test_time_table_is_embed(classes):
-    unet = awake(replace(CONFIG, classes=classes))
-    times = torch.tensor([900, 400, 7])
-    t, labels = torch.tensor([7, 900, 400, 400]), torch.tensor([0, 1, 2, 2]) if classes else None
+@pytest.mark.parametrize("times", [[900, 400, 7], [900, 400, 400, 7], [900.25, 400, 399.5, 7]])
+def test_time_table_is_embed(times, classes):
+    """By the time itself, whole or not, and however often the chain visits it."""
+    unet, times = awake(replace(CONFIG, classes=classes)), torch.tensor(times)
+    t, labels = times[[3 % len(times), 0, 1, 1]], torch.tensor([0, 1, 2, 2]) if classes else None
     assert_close(time_table(unet, times)(t, labels), unet.embed(t, labels))
 
 
@@ -60,12 +104,12 @@ def test_a_table_too_large_is_computed_instead():
     assert_close(embed(t, labels), unet.embed(t, labels))
 
 
-@pytest.mark.parametrize("choice, batch", [({}, 3), ({"eta": 1.}, 1), ({"eta": 1.}, 8), ({"sampler": "2m"}, 3)])
-def test_compiled_loop_draws_the_plain_pictures(choice, batch):
-    plain, compiled = awake(), awake()
-    rows = ddpm.sampler_rows(ddpm.cosine_schedule(100), [100, 60, 30, 10], target="v", **choice)
+@pytest.mark.parametrize("name, batch", [("ddim", 3), ("unipc", 3), ("karras", 3), ("ddpm", 1), ("ddpm", 8)])
+def test_compiled_loop_samples_the_plain_pictures(name, batch):
+    torch._dynamo.reset()                               # every compilation of step counts as one more of the last
+    plain, compiled, rows = awake(), awake(), chain_rows(name)
     seeds, labels = image_seeds(3, torch.arange(batch)), torch.arange(batch) * 2 % 3
-    model = compile_denoiser(compiled, rows[:, 0].long())
+    model = compile_denoiser(compiled, samplers.network_times(rows))
     run = compile_loop(lambda xt, t: model(xt, t, labels), rows, (2, 8, 8), seeds)
     ours = ddpm.sample(lambda xt, t: plain(xt, t, labels), rows, (2, 8, 8), seeds)
     for (s, xs, x0), (s_plain, xs_plain, x0_plain) in zip(run(seeds), ours, strict=True):
@@ -96,14 +140,35 @@ def test_compilation_keeps_the_precision():
     assert output.dtype == torch.float32
 
 
+class Graph:
+    """What stands for a CUDA graph on a CPU: it replays by running the step again."""
+
+    def replay(self):
+        self.reads()
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_the_step_that_is_captured(name, monkeypatch):
+    """Its buffers and its index, twice: everything of `capture` but the graph itself."""
+    still = SimpleNamespace(wait_stream=lambda other: None)
+    for part, stand_in in {"Stream": lambda: still, "current_stream": lambda: still, "CUDAGraph": Graph,
+                           "stream": lambda s: nullcontext(), "graph": lambda g: nullcontext()}.items():
+        monkeypatch.setattr(torch.cuda, part, stand_in)
+    unet, rows, seeds = awake(replace(CONFIG, classes=0)), chain_rows(name), image_seeds(3, torch.arange(2))
+    run, plain = capture(unet, rows, (2, 8, 8), seeds + 1), [*samplers.sample(unet, rows, (2, 8, 8), seeds)]
+    for _ in range(2):
+        for (s, xs, x0), (s_plain, xs_plain, x0_plain) in zip(run(seeds), plain, strict=True):
+            assert s == s_plain
+            assert_close((xs, x0), (xs_plain, x0_plain), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
-@pytest.mark.parametrize("choice", [{}, {"eta": 1.}, {"sampler": "2m"}], ids=str)
+@pytest.mark.parametrize("name", CHAINS)
 @pytest.mark.parametrize("batch", [1, 3, 8])
-def test_captured_loop_draws_the_plain_pictures_twice(choice, batch):
-    plain, fast = awake().cuda(), awake(norm=group_norm_silu).cuda()
-    rows = ddpm.sampler_rows(ddpm.cosine_schedule(100), [100, 60, 30, 10], target="v", **choice).cuda()
+def test_captured_loop_samples_the_plain_pictures_twice(name, batch):
+    plain, fast, rows = awake().cuda(), awake(norm=group_norm_silu).cuda(), chain_rows(name).cuda()
     seeds, labels = image_seeds(3, torch.arange(batch)).cuda(), (torch.arange(batch) % 3).cuda()
-    model = compile_denoiser(fast, rows[:, 0].long())
+    model = compile_denoiser(fast, samplers.network_times(rows))
     run = compile_loop(lambda xt, t: model(xt, t, labels), rows, (2, 8, 8), seeds + 1)
     first, second = ([xs for _, xs, _ in run(seeds)] for _ in range(2))
     ours = ddpm.sample(partial(plain, labels=labels), rows, (2, 8, 8), seeds)

@@ -1,0 +1,258 @@
+"""run/state.py: however a run ends, what was trained is saved where it can be, and what was saved stays."""
+
+import contextlib
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch.testing import assert_close
+
+import train
+from run import checkpoint, folder, state
+
+ROOT = Path(__file__).parents[2]
+FLAGS = ["--T", "20", "--batch", "8", "--warmup", "2", "--final", "1", "--log_every", "2", "--sample_every", "1000000"]
+ENDLESS = ["--steps", "1000000", "--save_every", "1000000"]
+linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the workers in /proc")
+
+
+def run(out, *flags):
+    train.main([*FLAGS, "--out", str(out), *flags])
+
+
+def started(out, *flags, until="log.jsonl", **kwargs):
+    """train.py as a process that leads a group of its own, as a shell's and a scheduler's jobs do."""
+    process = subprocess.Popen([sys.executable, "train.py", *FLAGS, "--out", str(out), *flags], cwd=ROOT, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, **kwargs)
+    while until and not (out / until).exists():
+        assert process.poll() is None, process.communicate()
+    return process
+
+
+def sentence(process):
+    """What a process says that must end in one sentence with exit status 2; and its standard output."""
+    said, error = process.communicate(timeout=120)
+    assert process.returncode == 2 and "Traceback" not in error, error
+    return error.splitlines()[-1], said
+
+
+def workers(process):
+    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+
+# Signals
+
+@pytest.mark.parametrize("stop, count", [("SIGTERM", 2), ("SIGINT", 2), ("SIGHUP", 2), ("SIGHUP", 0)])
+def test_a_signal_to_the_whole_group_ends_the_run_with_a_checkpoint(tmp_path, stop, count):
+    """As Ctrl-C, a closed terminal and most schedulers send it: to the workers, too."""
+    process = started(tmp_path, *ENDLESS, "--workers", str(count))
+    os.killpg(process.pid, getattr(signal, stop))
+    said, error = process.communicate(timeout=60)
+    step = checkpoint.load(tmp_path / "last.pt").step
+    assert process.returncode == 0 and f"stopped at step {step};" in said and step > 0, error
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="there is no SIGHUP")
+def test_a_signal_that_is_ignored_stays_ignored(tmp_path):
+    """As nohup does."""
+    process = started(tmp_path, *ENDLESS, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    process.send_signal(signal.SIGHUP)
+    size = (tmp_path / "log.jsonl").stat().st_size
+    while (tmp_path / "log.jsonl").stat().st_size < size + 1000:
+        assert process.poll() is None
+    process.terminate()
+    assert "stopped at step" in process.communicate(timeout=60)[0] and process.returncode == 0
+
+
+# Workers
+
+@linux
+def test_a_worker_that_dies_ends_the_run_with_a_checkpoint(tmp_path):
+    process = started(tmp_path, *ENDLESS, "--workers", "2")
+    os.kill(workers(process)[0], signal.SIGKILL)
+    error, said = sentence(process)
+    assert "the 2 processes that load images failed: " in error and "--workers 0" in error
+    step = checkpoint.load(tmp_path / "last.pt").step
+    assert step > 0 and f"step {step} is saved" in said
+
+
+@linux
+def test_workers_end_with_the_run(tmp_path):
+    process = started(tmp_path, *ENDLESS, "--workers", "2")
+    pids = workers(process)
+    process.kill()
+    process.communicate()
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            while "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2]:
+                os.kill(pid, 0)
+        assert pid
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_picture_that_cannot_be_read_is_one_sentence(tmp_path, monkeypatch, refused, count):
+    """And what was trained until then is saved."""
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for k in range(40):
+        Image.effect_noise((8, 8), 50).save(pictures / f"{k:02}.png")
+    monkeypatch.setattr("data.sets.IN_MEMORY", 0)
+    flags = ["--data", str(pictures), "--out", str(tmp_path / "run"), "--workers", str(count), "--batch", "4"]
+    run(tmp_path / "run", *flags, "--steps", "1")
+    (pictures / "17.png").write_bytes((pictures / "17.png").read_bytes()[:80])
+    error = refused(train.main, [*FLAGS, *flags, "--steps", "10", "--accept_changes"])
+    assert "17.png" in error and "Caught" not in error and error.count("train.py:") == 1
+    assert checkpoint.load(tmp_path / "run" / "last.pt").step >= 1
+
+
+@pytest.mark.skipif(subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode != 0
+                    if shutil.which("unshare") else True, reason="cannot mount a /dev/shm of its own")
+@pytest.mark.parametrize("size, works", [("128k", True), ("4k", False)])
+def test_a_small_shared_memory_does_not_hang(tmp_path, size, works):
+    """As a container's: batches do not go through it; where not even a semaphore fits, --workers 0 is named."""
+    command = (f"mount -t tmpfs -o size={size} tmpfs /dev/shm && exec {sys.executable} train.py {' '.join(FLAGS)} "
+               f"--steps 3 --batch 1024 --workers 2 --out {tmp_path}")
+    result = subprocess.run(["unshare", "-rm", "sh", "-c", command], cwd=ROOT, text=True, capture_output=True,
+                            timeout=120)
+    assert result.returncode == (0 if works else 2), result.stderr
+    assert works or "--workers 0" in result.stderr and "Traceback" not in result.stderr
+
+
+# Errors
+
+def test_an_error_between_updates_is_saved_and_resumed_bitwise(tmp_path, monkeypatch, capsys):
+    run(tmp_path / "whole", "--steps", "6")
+    objective, calls = train.objective, []
+
+    def fails(*args):
+        calls.append(None)
+        if len(calls) == 4:
+            raise RuntimeError("a bug")
+        return objective(*args)
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="a bug"):
+        patch.setattr(train, "objective", fails)
+        run(tmp_path / "cut", "--steps", "6")
+    assert "step 3 is saved" in capsys.readouterr().out
+    run(tmp_path / "cut", "--steps", "6")
+    whole, cut = (checkpoint.load(tmp_path / name / "last.pt") for name in ("whole", "cut"))
+    for name in ("weights", "ema", "optimizer"):
+        assert_close(getattr(cut, name), getattr(whole, name), rtol=0, atol=0)
+    logs = [[{k: v for k, v in line.items() if k != "images_per_second"} for line in folder.read_log(tmp_path / name)]
+            for name in ("whole", "cut")]
+    assert logs[0] == logs[1]
+
+
+@pytest.mark.parametrize("name", ["update_average", "learning_rate"])
+def test_half_an_update_is_never_saved(tmp_path, monkeypatch, capsys, name):
+    """Weights of one step and their average of another would be resumed as if nothing had happened."""
+    run(tmp_path, "--steps", "2")
+    before, function = (tmp_path / "last.pt").read_bytes(), getattr(train, name)
+
+    def fails(*args):
+        if args[-1] == 4:
+            raise RuntimeError("in the middle")
+        return function(*args)
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="in the middle"):
+        patch.setattr(train, name, fails)
+        run(tmp_path, "--steps", "6")
+    assert (tmp_path / "last.pt").read_bytes() == before and "is saved" not in capsys.readouterr().out
+
+
+def test_failed_updates_are_not_saved(tmp_path, monkeypatch, refused):
+    """A run that is started again after every error would end with weights that never changed."""
+    run(tmp_path, "--steps", "2")
+    before, objective = (tmp_path / "last.pt").read_bytes(), train.objective
+    monkeypatch.setattr(train, "objective", lambda *args: objective(*args) * float("nan"))
+    assert "not finite 5 steps in a row" in refused(train.main, [*FLAGS, "--steps", "20", "--out", str(tmp_path)])
+    assert (tmp_path / "last.pt").read_bytes() == before
+
+
+# Full disks
+
+@pytest.mark.parametrize("limit, flags, name", [
+    (10**6, ["--save_every", "1"], "last.pt"), (1200, ["--log_every", "1", "--steps", "20"], "log.jsonl"),
+    (1000, ["--log_every", "100", "--sample_every", "1"], "samples/000003.png")])
+def test_a_full_disk_is_a_sentence_and_the_old_checkpoint_is_resumed(tmp_path, limit, flags, name):
+    """No file may grow beyond the limit: what a full disk does, done by the kernel."""
+    run(tmp_path, "--steps", "2", "--log_every", "100")
+    before = (tmp_path / "last.pt").read_bytes()
+    process = started(tmp_path, "--steps", "6", *flags, until="", preexec_fn=lambda: resource.setrlimit(
+        resource.RLIMIT_FSIZE, (limit, limit)))
+    error, said = sentence(process)
+    assert error.startswith(f"train.py: cannot write {tmp_path / name}: File too large; what was there is unchanged")
+    assert (tmp_path / "last.pt").read_bytes() == before and not list(tmp_path.rglob("*.tmp"))
+    assert name == "last.pt" or "could not be saved: cannot write" in said
+    assert folder.read_log(tmp_path) and "warning" not in said
+    run(tmp_path, "--steps", "6")
+    assert checkpoint.load(tmp_path / "last.pt").step == 6
+
+
+def test_links_are_not_followed(tmp_path):
+    """Neither those that a temporary file finds in its place, nor the run's own files."""
+    other, out = tmp_path / "precious", tmp_path / "run"
+    other.write_text("precious")
+    out.mkdir()
+    for name in ("last.pt.tmp", "previous.pt.tmp", "log.jsonl.tmp", "loss.png.tmp", "loss.png", "previous.pt"):
+        os.symlink(other, out / name)
+    (out / "previous.pt").unlink()
+    run(out, "--steps", "3", "--save_every", "1")
+    run(out, "--steps", "4")
+    assert other.read_text() == "precious"
+    assert [path.name for path in out.iterdir() if path.is_symlink() or path.suffix == ".tmp"] == []
+
+
+# One folder, one job
+
+def test_the_folder_is_taken_before_its_checkpoint_is_read(tmp_path, monkeypatch):
+    """Data may take long to read; a job that ran to its end meanwhile would be overwritten."""
+    load, told = train.data.load, []
+
+    def slow(*args):
+        told.append(started(tmp_path, "--steps", "2", until=""))
+        told.append(told[0].communicate(timeout=120))
+        return load(*args)
+
+    monkeypatch.setattr(train.data, "load", slow)
+    run(tmp_path, "--steps", "3")
+    assert told[0].returncode == 2 and "another process writes into" in told[1][1]
+    assert checkpoint.load(tmp_path / "last.pt").step == 3
+
+
+def test_a_folder_made_anew_under_a_job_is_left_to_the_new_one(tmp_path):
+    out = tmp_path / "run"
+    old = started(out, *ENDLESS)
+    out.rename(tmp_path / "gone")
+    new = started(out, "--steps", "4", "--save_every", "2", until="")
+    error, _ = sentence(old)
+    assert f"{out} is no longer this job's" in error
+    assert "last.pt" in new.communicate(timeout=120)[0] and new.returncode == 0
+    assert checkpoint.load(out / "last.pt").step == 4
+    assert [line["step"] for line in folder.read_log(out)] == [2, 4, 4]
+
+
+def test_a_folder_taken_during_a_save_is_left_alone(tmp_path, monkeypatch, refused):
+    def replaced(*args, save=torch.save):
+        save(*args)
+        (tmp_path / ".lock").unlink()
+        (tmp_path / "last.pt").write_bytes(b"another job's")
+
+    monkeypatch.setattr(torch, "save", replaced)
+    assert "is no longer this job's" in refused(train.main, [*FLAGS, "--steps", "2", "--out", str(tmp_path)])
+    assert (tmp_path / "last.pt").read_bytes() == b"another job's" and not list(tmp_path.glob("*.tmp"))
+
+
+def test_progress_is_none_only_within_an_update():
+    progress = state.Progress()
+    progress.step = None
+    progress.complete(7, torch.zeros(4, 2), finite=True)
+    progress.complete(8, torch.zeros(4, 2), finite=False)
+    assert (progress.step, progress.failures, len(progress.records)) == (8, 1, 1)
