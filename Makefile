@@ -1,5 +1,6 @@
 # make        a picture from the committed weights, then training, then a picture from the new model
 # make test   style and tests
+# make docs   the pages: docs/site/index.html
 
 PYTHON ?= python3
 RUN = .venv/bin/python
@@ -15,9 +16,12 @@ test: .venv/requirements-test.txt
 	$(RUN) -m ruff check .
 	$(RUN) -m pytest
 
-.venv/%.txt: %.txt requirements.txt
+docs: .venv/requirements-docs.txt
+	$(RUN) -m docs.pages
+
+.venv/%.txt: %.txt requirements.txt requirements-docs.txt
 	$(PYTHON) -m venv .venv
 	$(RUN) -m pip install --quiet --requirement $<
 	cp $< $@
 
-.PHONY: run test
+.PHONY: run test docs

@@ -1,0 +1,367 @@
+"""The site in a real browser: no errors, nothing loaded, readable, usable by keyboard, and its numbers are Python's."""
+
+import itertools
+import math
+import shutil
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+import ddpm
+import noise
+import samplers
+from docs.pages import exhibits, site, sources
+from docs.pages.sources import module_of
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+if CHROMIUM is None:
+    pytest.skip("no Chromium is installed (apt-get install chromium)", allow_module_level=True)
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+
+FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync"]
+PAGES = [page for group in site.WALK.values() for page in group]
+SOURCES = {module_of(source) for source in sources.SOURCES} - {"noise"}
+LOOKS = [(390, "dark"), (1440, "light")]
+RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"], "resultTypes": ["violations"],
+         "preload": False}                              # else it asks for the style sheet once more
+# Lines of code are all alike, and so are the tests: those of noise.html, and the first few tests, stand for all.
+FEW = ".code .row:nth-child(n+4), #page[data-tests] .piece:nth-of-type(n+9) { display: none }"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser, pages):
+    """page name -> the open page; fails in the end if one said anything on the console or asked for another file."""
+    said, opened = [], []
+
+    def visit(name, width=1440, scheme="light"):
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        page.on("console", lambda message: said.append(f"{name}: {message.text}"))
+        page.on("pageerror", lambda error: said.append(f"{name}: {error}"))
+        page.on("requestfailed", lambda request: said.append(f"{name}: {request.url} failed"))
+        page.on("request", lambda request: None if request.url.startswith(("file://" + str(pages), "data:")) else
+                said.append(f"{name}: asks for {request.url}"))
+        page.goto(f"file://{pages}/{name}.html")
+        opened.append(page)
+        return page
+
+    yield visit
+    for page in opened:
+        page.close()
+    assert not said
+
+
+@pytest.fixture(scope="module")
+def table(browser, pages):
+    """The sampler table's page, for its functions."""
+    page = browser.new_page()
+    page.goto(f"file://{pages}/table.html")
+    yield page
+    page.close()
+
+
+def picture_of(page, canvas):
+    return page.evaluate("id => document.getElementById(id).toDataURL()", canvas)
+
+
+# Every page
+
+@pytest.mark.parametrize("width, scheme", LOOKS)
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_is_readable_and_accessible(name, width, scheme, visit):
+    page = visit(name, width, scheme)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    small = page.evaluate("""[...document.querySelectorAll('main *')].filter(e => e.checkVisibility() &&
+        !e.closest('svg, math') && [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim()) &&
+        parseFloat(getComputedStyle(e).fontSize) < 11).map(e => e.outerHTML.slice(0, 80))""")
+    assert not small
+    cut = page.evaluate("""[...document.querySelectorAll('.math, .code')].filter(e => e.scrollWidth > e.clientWidth + 1)
+        .map(e => e.textContent.slice(0, 80))""")
+    assert not cut or width < 1440                                      # a phone scrolls them
+    paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, paper[4:-1].split(","))) < 150) == (scheme == "dark")
+    if name in SOURCES and scheme == "light":                           # the colours are those of noise.html
+        return
+    if name != "noise":
+        page.evaluate("here => document.querySelector('#page').toggleAttribute('data-tests', here)", name == "tests")
+        page.add_style_tag(content=FEW)
+    found = axe.Axe().run(page, options=RULES).response["violations"]
+    assert not [(each["id"], [node["html"][:120] for node in each["nodes"][:3]]) for each in found]
+
+
+def test_the_walk_can_be_walked(visit):
+    page, seen = visit("index"), ["index"]
+    while (following := page.locator("footer a[rel=next]")).count():
+        following.click()
+        seen.append(page.evaluate("location.pathname.split('/').pop().replace('.html', '')"))
+        assert page.locator("h1").count() == 1
+    assert seen == PAGES
+
+
+def test_a_link_in_the_code_leads_to_its_note(visit):
+    page = visit("train")
+    page.get_by_text("ddpm.Schedule", exact=True).first.click()
+    assert page.evaluate("location.pathname.endsWith('ddpm.html')") and page.evaluate("location.hash") == "#Schedule"
+    assert page.evaluate("document.querySelector(':target').getBoundingClientRect().top") < 900
+
+
+@pytest.mark.parametrize("name", ["x_t", "table", "reverse", "philox", "network", "noise"])
+def test_the_keyboard_reaches_everything_in_sight(name, visit):
+    page = visit(name, 390)
+    wanted = {*page.evaluate("""[...document.querySelectorAll('*')].map((e, k) => [e, k]).filter(([e]) =>
+        e.matches('a[href], button, input, select, summary, [tabindex]') && e.checkVisibility() && !e.disabled)
+        .map(([, k]) => k)""")}
+    seen, without = set(), set()
+    for _ in range(len(wanted) + 5):
+        page.keyboard.press("Tab")
+        at, ring = page.evaluate("""[[...document.querySelectorAll('*')].indexOf(document.activeElement),
+            document.activeElement.matches(':focus-visible') &&
+            getComputedStyle(document.activeElement).outlineStyle !== 'none']""")
+        seen |= {at}
+        without |= set() if ring else {at}
+    assert wanted <= seen and not without & wanted
+
+
+def test_the_contents_open_by_keyboard(visit):
+    page = visit("ddpm", 390)
+    page.locator("summary").focus()
+    page.keyboard.press("Enter")
+    page.locator("nav a", has_text="noise.py").click()
+    assert page.locator("h1").inner_text().startswith("noise.py")
+
+
+# Sliders
+
+@pytest.mark.parametrize("name, slider, key, output, canvases", [
+    ("x_t", "t", "ArrowRight", "t-value", ["xt"]),
+    ("reverse", "roll-step", "ArrowRight", "roll-t", ["roll-xt", "roll-x0"]),
+    ("reverse", "digits-step", "ArrowLeft", "digits-t", ["digits-xt", "digits-x0"]),
+    ("table", "step", "ArrowLeft", "step-value", ["points"]),
+])
+def test_a_slider_moves_by_keyboard_and_the_picture_with_it(name, slider, key, output, canvases, visit):
+    page = visit(name)
+    before = [page.locator(f"#{output}").inner_text(), *(picture_of(page, each) for each in canvases)]
+    page.locator(f"#{slider}").focus()
+    page.keyboard.press(key)
+    after = [page.locator(f"#{output}").inner_text(), *(picture_of(page, each) for each in canvases)]
+    assert all(a != b for a, b in zip(before, after, strict=True))
+
+
+def test_play_runs_to_the_end_and_can_be_stopped(visit):
+    page = visit("reverse")
+    page.locator("#roll-step").fill("38")
+    page.locator("#roll-play").click()
+    page.wait_for_function("document.getElementById('roll-t').value === 't = 0'")
+    assert page.locator("#roll-play").inner_text() == "play"
+    page.locator("#roll-play").click()                                  # from the start
+    page.wait_for_function("document.getElementById('roll-step').value > 0")
+    page.locator("#roll-play").click()
+    assert page.locator("#roll-play").inner_text() == "play" and page.locator("#roll-t").inner_text() != "t = 0"
+
+
+def test_the_mixture_is_q_sample(visit):
+    page = visit("x_t")
+    page.locator("#t").fill("600")
+    page.locator("#digit").fill("5")
+    x0 = torch.tensor(exhibits.forward()["digits"][5]).view(1, 64) / 127.5 - 1
+    eps = noise.normal(noise.image_seeds(0, torch.zeros(1, dtype=torch.int64)), 0, (64,), noise.TRAIN)
+    xt, limit = ddpm.q_sample(ddpm.cosine_schedule(), x0, torch.tensor([600]), eps)[0], 1 + 2 * math.sqrt(
+        1 - ddpm.cosine_schedule().alpha_bar[600])
+    pixels = page.evaluate("""[...document.getElementById('xt').getContext('2d').getImageData(0, 0, 8, 8).data]
+                              .filter((_, k) => k % 4 === 0)""")
+    assert_close(torch.tensor(pixels).float(), ((xt / limit + 1) * 127.5).clamp(0, 255), rtol=0, atol=1)
+
+
+def test_only_the_settings_of_a_schedule_are_shown(visit):
+    page = visit("x_t")
+    page.locator("#kind").select_option("sigmoid")
+    assert page.locator("#tau").is_visible() and not page.locator("#s").is_visible()
+    before = page.locator("#facts").inner_text()
+    page.locator("#tau").fill("0.5")
+    assert page.locator("#facts").inner_text() != before
+    page.locator("#T").fill("")                                         # on the way to another number
+    assert "of 1000" in page.locator("#t-value").inner_text()
+
+
+def test_the_chosen_network_is_shown(visit):
+    page = visit("network")
+    page.locator("#name").select_option("cifar10")
+    assert page.locator("section.network:visible h2").inner_text() == "cifar10"
+    assert page.locator("svg:visible").count() == 1
+    assert "35.7 M parameters" in page.locator("svg:visible").text_content()
+
+
+# The numbers
+
+@pytest.mark.parametrize("kind, arguments", [
+    ("linear", []), ("linear", [1e-3, 0.2]), ("quadratic", [1e-4, 0.05]), ("cosine", []), ("cosine", [0.02]),
+    ("sigmoid", []), ("sigmoid", [-4, 2, 0.7]), ("flow", []),
+])
+@pytest.mark.parametrize("T", [2, 10, 1000])
+def test_schedules_are_those_of_ddpm(kind, arguments, T, table):
+    schedule = ddpm.SCHEDULES[kind](T, *arguments)
+    mine = table.evaluate("([kind, T, more]) => SCHEDULES[kind](T, ...more)", [kind, T, arguments])
+    for name, expected in zip(("beta", "alpha", "alphaBar", "betaTilde"), schedule, strict=True):
+        assert_close(torch.tensor(mine[name], dtype=torch.float64), expected, rtol=1e-9, atol=1e-13)
+    if schedule.alpha_bar[-1] > 0:
+        bits = table.evaluate("bar => bitsLeft(bar)", schedule.alpha_bar.tolist())
+        assert bits == pytest.approx(ddpm.schedule_check(schedule), rel=1e-6, abs=1e-12)
+
+
+def test_the_tables_are_those_of_ddpm_to_the_bit(table):
+    tables = table.evaluate("tables")
+    assert {*tables} == {*ddpm.SCHEDULES}
+    assert all(tables[name] == make().alpha_bar.tolist() for name, make in ddpm.SCHEDULES.items())
+
+
+@pytest.mark.parametrize("spacing", samplers.SPACINGS)
+def test_times_are_those_of_timesteps(spacing, table):
+    for T, stride in ((10, 1), (251, 1), (1000, 13)):
+        counts = list(range(1, T + 1, stride))
+        mine = table.evaluate("([T, counts, kind]) => counts.map(n => timesteps(T, n, kind))", [T, counts, spacing])
+        assert mine == [samplers.timesteps(T, steps, spacing).tolist() for steps in counts]
+
+
+@pytest.mark.parametrize("kind", ddpm.SCHEDULES)
+@pytest.mark.parametrize("spacing, shift", [("karras", 1), ("logsnr", 1), ("flow", 1), ("flow", 3)])
+def test_times_between_are_those_of_spaced_times(kind, spacing, shift, table):
+    schedule = ddpm.SCHEDULES[kind]()
+    arguments = [kind, spacing, shift]
+    run = "([kind, spacing, shift]) => [1, 2, 7, 50].map(n => spacedTimes(tables[kind], n, spacing, shift))"
+    if spacing != "flow" and schedule.alpha_bar[-1] == 0:
+        with pytest.raises(playwright.Error, match="alpha_bar is 0"):
+            table.evaluate(run, arguments)
+        return
+    for mine, steps in zip(table.evaluate(run, arguments), (1, 2, 7, 50), strict=True):
+        expected = samplers.spaced_times(schedule, steps, spacing, shift)
+        assert_close(torch.tensor(mine, dtype=torch.float64), expected.double(), rtol=0, atol=1.5e-11)
+
+
+CHOICES = [{"sampler": sampler, **more} for sampler in samplers.SAMPLERS for more in (
+    [{"eta": eta, "variance": variance} for eta in (0., 0.3, 1.) for variance in samplers.VARIANCES]
+    if sampler in ("ddim", "2m") else [{"churn": 0.}, {"churn": 5.}, {"churn": 200.}] if sampler == "heun" else [{}])]
+
+
+@pytest.mark.parametrize("kind", ddpm.SCHEDULES)
+def test_rows_are_those_of_sampler_rows(kind, table):
+    schedule = ddpm.SCHEDULES[kind]()
+    lists = [samplers.spaced_times(schedule, n, spacing).tolist() for n in (1, 2, 3, 10, 50)
+             for spacing in ("trailing", "leading", "linspace", "flow", *(["karras"] if kind != "flow" else []))]
+    styles = itertools.cycle(itertools.product(samplers.TARGETS, (True, False)))
+    asked = [(times, {"target": target, "clip": clip, **choice}) for choice in CHOICES
+             for times, (target, clip) in zip(lists, styles, strict=False)
+             if target != "eps" or schedule.alpha_bar[int(times[0])] > 0]
+    made = table.evaluate("""([kind, asked]) => asked.map(([times, choice]) => samplerRows(tables[kind], times, choice)
+        .map(row => row.map(v => v === Infinity ? 'inf' : v)))""", [kind, asked])
+    for (times, choice), rows in zip(asked, made, strict=True):
+        mine = torch.tensor([[float(v) for v in row] for row in rows], dtype=torch.float64)
+        assert_close(mine, samplers.sampler_rows(schedule, times, **choice), rtol=1e-12, atol=1e-12,
+                     msg=lambda m, c=choice, t=times: f"{c} {t}: {m}")
+    assert len(asked) > 200
+
+
+def test_the_columns_are_those_of_samplers(table, visit):
+    assert table.evaluate("COLUMNS") == list(samplers.COLUMNS)
+    page = visit("table")
+    page.locator("#sampler").select_option("unipc")
+    page.locator("#spacing").select_option("trailing")
+    page.locator("#steps").fill("7")
+    head, *rows = page.locator("#rows tr").all()
+    assert head.inner_text().split() == [*samplers.COLUMNS[:9], "cp2"] and len(rows) == 7
+    assert [row.locator("td").first.inner_text() for row in rows] == [
+        str(t) for t in samplers.timesteps(1000, 7).tolist()]
+
+
+def test_what_cannot_be_is_said_and_can_be_left_again(visit):
+    page = visit("table")
+    page.locator("#kind").select_option("flow")
+    assert "needs a finite sigma" in page.locator("#refused").inner_text()
+    page.locator("#spacing").select_option("trailing")
+    page.locator("#target").select_option("eps")
+    assert "use target v" in page.locator("#refused").inner_text()
+    page.locator("#target").select_option("flow")
+    assert page.locator("#refused").inner_text() == "" and page.locator("#rows tr").count() == 11
+    assert page.locator("#eta").is_enabled() and page.locator("#churn").is_disabled()
+    page.locator("#sampler").select_option("heun")
+    assert page.locator("#churn").is_enabled() and page.locator("#rows tr").count() == 20
+
+
+def mixture_denoiser(xt, alpha_bar):
+    """E[x0 | x_t] of the page's mixture, by autograd: Tweedie's formula on the density."""
+    means, weights = (torch.tensor(exhibits.MIXTURE[name]).double() for name in ("means", "weights"))
+    spread = alpha_bar * exhibits.MIXTURE["std"]**2 + 1 - alpha_bar
+    xt = xt.detach().requires_grad_()
+    log_p = (weights.log() - (xt[:, None] - alpha_bar.sqrt() * means).square().sum(2) / (2 * spread)).logsumexp(1)
+    [score] = torch.autograd.grad(log_p.sum(), xt)
+    return ((xt + (1 - alpha_bar) * score) / alpha_bar.sqrt()).detach()
+
+
+@pytest.mark.parametrize("choice", [
+    {"sampler": "ddim", "eta": 0.}, {"sampler": "ddim", "eta": 1.}, {"sampler": "2m", "eta": 0.}, {"sampler": "unipc"},
+    {"sampler": "heun", "churn": 3.}, {"sampler": "consistency"}, {"sampler": "ddim", "eta": 1., "variance": "learned"},
+])
+def test_a_chain_in_the_browser_is_the_chain_here(choice, table):
+    schedule, target = ddpm.cosine_schedule(), "v"
+    rows = samplers.sampler_rows(schedule, samplers.spaced_times(schedule, 9, "karras"), target=target, clip=False,
+                                 **choice)
+    states = table.evaluate("([rows, target]) => chain('cosine', rows.map(row => row.with(4, Infinity)), target, 30)",
+                            [rows.nan_to_num(posinf=0.).tolist(), target])
+    seeds = noise.image_seeds(0, torch.arange(30))
+    xt, x0_hat, before = noise.normal(seeds, rows[0, 0], (2,)).double(), None, None
+    for k, (t, s) in enumerate(rows[:, :2]):
+        alpha_bar = ddpm.alpha_bar_at(schedule, t)
+        x0 = mixture_denoiser(xt, alpha_bar)
+        v = alpha_bar.sqrt() * (xt - alpha_bar.sqrt() * x0) / (1 - alpha_bar).sqrt() - (1 - alpha_bar).sqrt() * x0
+        output = torch.cat([v, 0 * v], dim=1) if choice.get("variance") == "learned" else v
+        xs, x0 = samplers.step(rows, torch.tensor([k]), xt, output, x0_hat, x0_prev2=before,
+                               z=noise.normal(seeds, s, (2,)).double())
+        xt, x0_hat, before = xs, x0, x0_hat
+        assert_close(torch.tensor(states[k + 1]).view(30, 2), xt, rtol=1e-6, atol=1e-6, check_dtype=False)
+
+
+def test_the_error_falls_as_the_order_says(table):
+    lines = table.evaluate("""errors({kind: 'linear', spacing: 'logsnr', shift: 1, sampler: 'ddim', target: 'v',
+        variance: 'beta_tilde', eta: 0, churn: 0, clip: false})""")
+    points = {line["name"]: dict(map(tuple, line["points"])) for line in lines}
+    assert [*points] == ["ddim", "2m", "heun", "unipc"] and [line["strong"] for line in lines] == [True] + 3 * [False]
+    assert 1.8 < points["ddim"][32] / points["ddim"][64] < 2.2
+    for name, few, twice in (("2m", 32, 64), ("heun", 39, 79), ("unipc", 25, 50)):
+        assert 3 < points[name][few] / points[name][twice] < 12, name
+    noisy = table.evaluate("""errors({kind: 'linear', spacing: 'logsnr', shift: 1, sampler: 'ddim', target: 'v',
+        variance: 'beta_tilde', eta: 1, churn: 0, clip: false})""")
+    assert [line["name"] for line in noisy] == ["ddim"]
+    assert noisy[0]["points"][-1][1] < 2 * table.evaluate("sliced(samples(1), samples(2))")
+
+
+@pytest.mark.parametrize("seed, index, s, stream", [
+    (0, 0, 0, 0), (0, 7, 1000, 0), (5, 123456789, 17, 1), (2**31 - 1, 2**32 - 1, 999, 5), (1, 2, 3.25, 0),
+    (1, 2, 731.123456789, 0),
+])
+def test_noise_is_that_of_noise_py(seed, index, s, stream, table):
+    words, normals = table.evaluate("""([seed, index, s, stream]) => [words(imageKey(seed, index), s, 1001, stream),
+                                    normal(imageKey(seed, index), s, 1001, stream)]""", [seed, index, s, stream])
+    key = noise.image_seeds(seed, torch.tensor(index))
+    assert words == torch.stack(noise.words(key, s, 1001, stream), dim=-1).flatten()[:1001].tolist()
+    assert_close(torch.tensor(normals), noise.normal(key, s, (1001,), stream), rtol=0, atol=1e-6)
+
+
+def test_the_page_checks_its_noise_and_would_see_a_wrong_word(visit):
+    page = visit("philox")
+    said = page.locator("#check.good").inner_text()
+    assert "3 of 3 known blocks" in said and "192 of 192 words equal" in said
+    assert page.evaluate("data.cases[1].words[5] ^= 1, compare().equal") == 191
+    assert page.evaluate("data.cases[0].normals[9] += 1, compare().most") == pytest.approx(1, abs=1e-6)
+    assert page.evaluate("data.known[2].words[0] ^= 1, compare().known") == 2
+    before = picture_of(page, "noise"), page.locator("#words").inner_text()
+    page.locator("#index").fill("8")
+    assert picture_of(page, "noise") != before[0] and page.locator("#words").inner_text() != before[1]
