@@ -30,14 +30,23 @@ def poison():
     torch.utils.deterministic.fill_uninitialized_memory = before[1]
 
 
-@pytest.fixture
-def small_files():
-    """No file may grow beyond 4 KiB: what a full disk does, done by the kernel."""
+def pytest_configure(config) -> None:
+    config.addinivalue_line("markers", "largest_file(bytes): no file may grow beyond this, as on a full disk")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem):
+    """The kernel's own limit, around the test alone: a fixture would also limit the file that pytest prints to."""
+    marker = pyfuncitem.get_closest_marker("largest_file")
+    if not marker:
+        return (yield)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (*marker.args, before[1]))
+    try:
+        return (yield)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture

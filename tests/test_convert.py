@@ -560,8 +560,9 @@ def test_hostile_tensors(tmp_path, monkeypatch, capsys, spoil):
     assert "model" in said and said.count("\n") == 1 and not Path("new.pt").exists()
 
 
+@pytest.mark.largest_file(4096)
 @pytest.mark.parametrize("old", [False, True])
-def test_a_full_disk_leaves_the_old_folder(tmp_path, small_files, old, refused):
+def test_a_full_disk_leaves_the_old_folder(tmp_path, old, refused):
     pytest.importorskip("safetensors")
     names = {"model_index.json", "unet/config.json", "scheduler/scheduler_config.json",
              "unet/diffusion_pytorch_model.safetensors"}

@@ -113,7 +113,8 @@ def test_a_file_of_other_weights_is_no_classifier(tmp_path, classifier, monkeypa
     assert str(path) in said and said.count("\n") == 1
 
 
-def test_a_full_disk_leaves_the_old_classifier(tmp_path, small_files, refused):
+@pytest.mark.largest_file(4096)
+def test_a_full_disk_leaves_the_old_classifier(tmp_path, refused):
     path = tmp_path / "c.pt"
     path.write_bytes(b"old")
     said = refused(evaluate.main, ["classifier", "--steps", "1", "--out", str(path)])

@@ -2,9 +2,7 @@
 
 import json
 import os
-import resource
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -111,17 +109,8 @@ def test_the_log_is_a_file_of_its_own(tmp_path):
     assert other.read_text() == json.dumps(LINE) + "\n" and folder.read_log(tmp_path) == [LINE, LINE]
 
 
-@pytest.fixture
-def small_files():
-    """No file may grow beyond 200 bytes: what a full disk does, done by the kernel."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (200, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def test_a_line_that_does_not_fit_leaves_the_log_as_it_was(tmp_path, small_files):
+@pytest.mark.largest_file(200)
+def test_a_line_that_does_not_fit_leaves_the_log_as_it_was(tmp_path):
     folder.append_log(tmp_path, LINE)
     folder.append_log(tmp_path, LINE)
     with pytest.raises(OSError, match="cannot write .*log.jsonl: File too large; what was there is unchanged"):

@@ -19,10 +19,11 @@ def test_a_figure_s_name_is_tried_before_the_work_and_its_old_picture_kept(tmp_p
     assert [*old.parent.iterdir()] == [old]
 
 
+@pytest.mark.largest_file(4096)
 @pytest.mark.parametrize("write", [
     lambda path: pictures.save(Image.effect_noise((200, 200), 90), path),
     lambda path: pictures.save_figure(Figure(), path, 150)], ids=["picture", "figure"])
-def test_a_full_disk_leaves_the_old_picture(tmp_path, small_files, write):
+def test_a_full_disk_leaves_the_old_picture(tmp_path, write):
     path = tmp_path / "x.png"
     path.write_bytes(b"old")
     with pytest.raises(OSError, match="cannot write .*x.png: File too large; what was there is unchanged"):

@@ -113,7 +113,8 @@ def test_a_damaged_cache_is_said_and_computed_anew(tmp_path, capsys, spoil):
         assert out.startswith(said) and ("computed anew" in out) == bool(said)
 
 
-def test_a_full_disk_costs_the_cache_alone(tmp_path, small_files, capsys):
+@pytest.mark.largest_file(4096)
+def test_a_full_disk_costs_the_cache_alone(tmp_path, capsys):
     x = data.Data("x", torch.zeros(8, 3, 8, 8, dtype=torch.uint8), None, (), (3, 8, 8))
     wide = fid.halves(x, lambda pixels: torch.randn(len(pixels), 40), 5, tmp_path / "c")
     assert wide[0].n == 4 and "warning: cannot write" in capsys.readouterr().out
