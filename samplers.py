@@ -113,8 +113,8 @@ def spaced_times(schedule, steps: int, spacing: str = "trailing", shift: float =
     """`timesteps` of the schedule, or `steps` real-valued times from T down that are even in a function of the noise.
 
     "karras" is even in sigma^(1/7) ([6] eq. 5) and "logsnr" in log sigma, both down to t = 1. "flow" is even in
-    u = sigma / (1 + sigma), the last of its steps being that to 0; shift k moves those to more noise, u to
-    k u / (1 + (k - 1) u) where u is 1 at T. Raises ValueError for "karras" and "logsnr" if alpha_bar_T = 0.
+    u = sigma / (1 + sigma), the last of its steps being that to 0; shift k > 1 moves those to more noise, from
+    v = u / u_T to k v / (1 + (k - 1) v). Raises ValueError for "karras" and "logsnr" if alpha_bar_T = 0.
     """
     check_choice("spacing", spacing, (*SPACINGS, *NOISE_SPACINGS))
     if not 0 < shift < math.inf or shift != 1 and spacing != "flow":
@@ -228,9 +228,10 @@ def multistep_weights(bar_t: Tensor, bar_s: Tensor, c0: Tensor, ct: Tensor, samp
 
 
 def with_corrections(schedule, t: Tensor, churn: float) -> Tensor:
-    """Every time but the first twice, as Heun's method visits them: landed on, then left, from above if churned.
+    """The times as Heun's method visits them: all but the first twice, for the correction and for the next step.
 
-    Churn raises sigma by the factor 1 + churn / steps, at most sqrt(2), but not beyond that of the first time.
+    Churn makes the next step begin at 1 + churn / steps times sigma, or sqrt(2) times if that is less; where it would
+    be beyond the first sigma, there is none.
     """
     level = log_sigma(alpha_bar_at(schedule, t))
     churned = level + math.log1p(min(churn / len(t), math.sqrt(2) - 1))
@@ -244,12 +245,12 @@ def heun_weights(bar_t: Tensor, bar_s: Tensor, c0: Tensor, ct: Tensor) -> tuple[
     Both slopes of a step from sigma to n are (x - x0_hat) / n on the predicted state x, so the correction is
     (sigma - n) / 2n (x0_hat - x0_prev). From an infinite sigma it is that of flow matching, which is finite.
     """
-    n, again = (1 / bar_t - 1).sqrt(), torch.arange(len(c0), device=c0.device) % 2 == 1
+    n, correction = (1 / bar_t - 1).sqrt(), torch.arange(len(c0), device=c0.device) % 2 == 1
     sigma = n.roll(1)
     w = torch.where(sigma == math.inf, 1 / n + 1, sigma / n - 1) / 2 * bar_s.sqrt()
     churn = (1 - bar_s / bar_t).clamp(min=0).sqrt()
-    return (torch.where(again, w, c0), torch.where(again, (bar_s / bar_t).sqrt(), ct),
-            torch.where(again, -w, 0), torch.where(again, churn, 0))
+    return (torch.where(correction, w, c0), torch.where(correction, (bar_s / bar_t).sqrt(), ct),
+            torch.where(correction, -w, 0), torch.where(correction, churn, 0))
 
 
 def check_chain(schedule, times, sampler: str, variance: str, eta: float, churn: float) -> Tensor:

@@ -79,7 +79,8 @@ def test_subpixel_weights_are_summed_in_float32():
 
 SCHEDULE = ddpm.cosine_schedule(100)
 CHAINS = {"ddim": {}, "ddpm": {"eta": 1.}, "2m": {"sampler": "2m"}, "unipc": {"sampler": "unipc"},
-          "heun churn": {"sampler": "heun", "churn": 1.}, "consistency": {"sampler": "consistency"},
+          "heun churn": {"sampler": "heun", "churn": 1., "times": [90, 60, 30, 10]},      # from T, where sigma is 2000,
+          "consistency": {"sampler": "consistency"},                  # Heun multiplies the rounding of x0_hat by 400
           "karras": {"sampler": "2m", "eta": 1., "times": samplers.spaced_times(SCHEDULE, 4, "karras")}}
 
 
