@@ -41,7 +41,7 @@ def test_the_report_passes_and_can_be_read(small, tmp_path, capsys):
     assert {(case["dtype"], case["layout"]) for case in norms} == {
         (dtype, layout) for dtype in ("float32", "bfloat16", "float16") for layout in ("nchw", "channels_last")}
     assert norms[0]["errors"].keys() == {"y", "dx", "dweight", "dbias", "dadd"}
-    assert cases[4]["errors"]["z"]["kernel"] < 1e-6
+    assert next(case for case in cases if case.get("case") == "noise")["errors"]["z"]["kernel"] < 1e-6
     assert f"{len(cases)} cases, 0 fail" in capsys.readouterr().out
 
 

@@ -253,6 +253,6 @@ def test_a_folder_taken_during_a_save_is_left_alone(tmp_path, monkeypatch, refus
 def test_progress_is_none_only_within_an_update():
     progress = state.Progress()
     progress.step = None
-    progress.complete(7, torch.zeros(4, 2), finite=True)
-    progress.complete(8, torch.zeros(4, 2), finite=False)
+    for step, norm in ((7, 1.), (8, torch.nan)):
+        progress.complete(step, lambda losses: torch.zeros(4, 2), torch.tensor(norm), torch.zeros(1, 4))
     assert (progress.step, progress.failures, len(progress.records)) == (8, 1, 1)
