@@ -5,6 +5,7 @@ lie in an .npy file, which `finish` packs.
 """
 
 import hashlib
+import io
 import os
 import re
 import zipfile
@@ -47,9 +48,18 @@ def read_header(path: Path) -> tuple[tuple[int, ...], int]:
     with path.open("rb") as file:
         version = np.lib.format.read_magic(file)
         shape, columns_first, dtype = np.lib.format.read_array_header_1_0(file)
-        if version != (1, 0) or columns_first or dtype != np.uint8:
+        start = file.tell()
+        file.seek(0)
+        if version != (1, 0) or columns_first or dtype != np.uint8 or file.read(start) != header(shape):
             raise ValueError(f"{path} holds no pictures")
-        return shape, file.tell()
+        return shape, start
+
+
+def header(shape: tuple[int, ...]) -> bytes:
+    """What an .npy file of uint8 of this shape begins with."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return file.getvalue()
 
 
 def append(path: Path, n: int, done: int, pixels: Tensor) -> None:
@@ -67,8 +77,7 @@ def append(path: Path, n: int, done: int, pixels: Tensor) -> None:
                 file.truncate(start + done * rows[0].size)
                 file.seek(0, os.SEEK_END)
             else:
-                header = {"descr": "|u1", "fortran_order": False, "shape": (n, *rows.shape[1:])}
-                np.lib.format.write_array_header_1_0(file, header)
+                file.write(header((n, *rows.shape[1:])))
             file.write(rows.data)
             file.flush()
             os.fsync(file.fileno())

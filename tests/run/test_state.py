@@ -157,7 +157,7 @@ def test_half_an_update_is_never_saved(tmp_path, monkeypatch, capsys, name):
     before, function = (tmp_path / "last.pt").read_bytes(), getattr(train, name)
 
     def fails(*args):
-        if args[-1] == 4:
+        if any(type(each) is int and each == 4 for each in args):
             raise RuntimeError("in the middle")
         return function(*args)
 
