@@ -17,7 +17,7 @@ from data import parse_size
 from data.files import writing
 from ddpm import check_choice
 from run.cli import parse, script
-from unet import CONFIGS, ResBlock, UNet, UNetConfig, check_size
+from unet import CONFIGS, ResBlock, UNet, UNetConfig, check_size, nearest_up
 
 BOX, ROW, LEFT, RIGHT, WIDTH = (136, 34), 42, 8, 236, 380                   # sizes and places, in pixels
 STYLE = """
@@ -79,7 +79,7 @@ def measure(config: UNetConfig, H: int, W: int) -> dict[str, Block]:
 def describe(name: str, module: torch.nn.Module) -> str:
     """What a box says: kind and channels."""
     if isinstance(module, ResBlock):
-        how = {torch.nn.AvgPool2d: "down, ", torch.nn.Upsample: "up, "}.get(type(module.resample), "")
+        how = "" if not module.resamples else "up, " if module.resample is nearest_up else "down, "
         return f"{how}res {module.conv2.out_channels}"
     if isinstance(module, UNet):
         return "U-Net"
