@@ -321,7 +321,8 @@ def test_a_picture_of_any_network_by_flag(tmp_path, capsys, refused):
     unet_picture.main(["--network", "cifar10", "--change", "blocks=1 widths=(64, 128) heads=(0, 2, 4) resample='res'",
                        "--size", "16x24", "--out", str(out)])
     text = out.read_text()
-    assert "8 × 12" in text and "down, res 64" in text and "up, res 128" in text and "attention of 4 heads" in text and "<style>" in text
+    for words in ("8 × 12", "down, res 64", "up, res 128", "attention of 4 heads", "<style>"):
+        assert words in text, words
     for flags, said in [(["--change", "blocks"], "change is 'blocks'"), (["--change", "cats=3"], "change is 'cats=3'"),
                         (["--change", "widths=64"], "change is"), (["--change", "widths=(64, 128)"], "heads is"),
                         (["--network", "cats"], "network is 'cats'"), (["--size", "30"], "30 x 30 pixels")]:
