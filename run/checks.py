@@ -136,7 +136,7 @@ def check_optimizer(optimizer: dict[str, Any], weights: dict[str, Tensor], step:
     state, [group] = optimizer["state"], optimizer["param_groups"]
     if list(plain_tensors(dict(group))):
         raise ValueError("the optimizer's settings are tensors")
-    if state and {*state} != {*range(len(weights))}:                # empty as long as no update succeeded
+    if state and {*state} != {*range(len(weights))}:                # empty before the first update
         raise ValueError(f"the optimizer has moments of {len(state)} weights, the network {len(weights)}")
     for k, (name, w) in enumerate(weights.items() if state else ()):
         moments, count = [state[k][each] for each in MOMENTS], state[k]["step"]
@@ -144,5 +144,5 @@ def check_optimizer(optimizer: dict[str, Any], weights: dict[str, Tensor], step:
             raise ValueError(f"the optimizer's moments of {name} are of another shape or dtype")
         if not all(m.isfinite().all() for m in moments) or (moments[1] < 0).any():
             raise ValueError(f"the optimizer's moments of {name} are not finite, or a square is negative")
-        if count.shape or count.dtype != torch.float32 or not 1 <= count <= step:
-            raise ValueError(f"the optimizer's count of steps for {name} is not between 1 and {step}")
+        if count.shape or count.dtype != torch.float32 or not 0 <= count <= step:
+            raise ValueError(f"the optimizer's count of steps for {name} is not between 0 and {step}")

@@ -145,6 +145,24 @@ def test_a_checkpoint_that_cannot_be_resumed_is_a_sentence_and_kept(out, refused
     assert (out / "last.pt").read_bytes() == before and (out / "log.jsonl").read_bytes() == log
 
 
+def test_a_run_whose_first_updates_failed_resumes_to_the_bit(tmp_path, monkeypatch):
+    """Adam has moments then, of 0 steps."""
+    objective, failing = train.objective, iter([math.nan] * 4)
+
+    def failing_first(*args):
+        return objective(*args) * next(failing, 1.)
+
+    monkeypatch.setattr(train, "objective", failing_first)
+    resumed(tmp_path / "broken", steps=4)
+    assert {float(state["step"]) for state in checkpoint.load(tmp_path / "broken" / "last.pt").optimizer["state"].values()
+            } == {0.}
+    resumed(tmp_path / "broken", steps=6)
+    failing = iter([math.nan] * 4)
+    resumed(tmp_path / "unbroken", steps=6)
+    weights = [checkpoint.load(tmp_path / name / "last.pt").weights for name in ("broken", "unbroken")]
+    assert_close(*weights, rtol=0, atol=0)
+
+
 def nested(values, depth=5, width=1000):
     """A value that fits in a few kilobytes and would fill the memory if it were written out."""
     part = ["x"] * width
