@@ -63,6 +63,7 @@ def state(out: Path) -> tuple:
 def main(argv=None) -> None:
     config, began = cli.parse(Config, argv), time.perf_counter()
     times = random.Random(config.seed)
+    torch.set_num_threads(1)                                        # threads do not survive a fork, and are waited for
     data.load("digits")                                          # imported before, not in every process
     run_folder.plot_log = lambda out: None                          # slow, and not what is tested
     flags = ["--T", "20", "--batch", "8", "--log_every", "3", "--sample_every", "100000", "--save_every", "1",

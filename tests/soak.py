@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 
 import data
 import sample
@@ -71,6 +72,7 @@ class Job:
 def main(argv=None) -> None:
     config, began = cli.parse(Config, argv), time.perf_counter()
     chance = random.Random(config.seed)
+    torch.set_num_threads(1)                                        # threads do not survive a fork, and are waited for
     data.load("digits")                                             # imported before, not in every process
     with tempfile.TemporaryDirectory() as folder:
         whole, cut, samples = (Path(folder, name) for name in ("whole", "cut", "samples"))

@@ -23,6 +23,18 @@ ENDLESS = ["--steps", "1000000", "--save_every", "1000000"]
 linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the workers in /proc")
 
 
+STARTED = []
+
+
+@pytest.fixture(autouse=True)
+def ended():
+    """No process outlives a test that failed."""
+    yield
+    while STARTED:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(STARTED.pop().pid, signal.SIGKILL)
+
+
 def run(out, *flags):
     train.main([*FLAGS, "--out", str(out), *flags])
 
@@ -31,6 +43,7 @@ def started(out, *flags, until="log.jsonl", **kwargs):
     """train.py as a process that leads a group of its own, as a shell's and a scheduler's jobs do."""
     process = subprocess.Popen([sys.executable, "train.py", *FLAGS, "--out", str(out), *flags], cwd=ROOT, text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, **kwargs)
+    STARTED.append(process)
     while until and not (out / until).exists():
         assert process.poll() is None, process.communicate()
     return process
