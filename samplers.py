@@ -18,6 +18,8 @@ alpha_bar, (T+1,) float64, as ddpm.Schedule.
 
 import inspect
 import math
+import os
+import sys
 from collections.abc import Callable, Iterator
 
 import torch
@@ -345,4 +347,7 @@ def print_tables(schedule) -> None:
         lines += [f"\n{name}", "".join(f"{c:>9}" for c in columns)]
         for row in sampler_rows(schedule, times, **choice).tolist():
             lines.append("".join(f"{row[COLUMNS.index(c)]:9.4g}" for c in columns))
-    print("\n".join(lines))
+    try:
+        print("\n".join(lines), flush=True)
+    except BrokenPipeError:                                                       # of python ddpm.py | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())            # what is left goes nowhere

@@ -123,6 +123,11 @@ def test_without_docstrings(tmp_path, line):
     assert done.returncode == 0 and not done.stderr and ("xs     = c0" in done.stdout or "--npz" in done.stdout)
 
 
+def test_the_tables_need_no_reader(tmp_path):
+    done = command("$PYTHON $ROOT/ddpm.py | true", tmp_path)
+    assert done.returncode == 0 and not done.stderr
+
+
 @pytest.mark.parametrize("encoding, text, written", [
     ("ascii", "ü", b"\\xfc\n"), ("utf-8", "\udcff", b"\\udcff\n"), ("utf-8", "ü", "ü\n".encode())])
 def test_names_that_cannot_be_printed_are_spelled_out(monkeypatch, encoding, text, written):
