@@ -1,11 +1,12 @@
 """Why what the network predicts matters: a curve in a plane, the plane in D dimensions, and eps, v and x0 predicted.
 
-    python -m examples.low_dimension    about five minutes of one CPU core
+    python -m examples.low_dimension    about twelve minutes of one CPU core
 
 x0 lies on a spiral in a plane, however large D is; eps fills all D dimensions, and so does v. A network that is
 narrower than D can pass the first on, but not the others: with more dimensions than units, what it predicts of eps is
 missing most of it, and the samples leave the plane. Predicting x0, with v's loss, it never has to know them
-(Li and He 2025, section 3.4, from which the experiment is taken).
+(Li and He 2025, section 3.4, from which the experiment is taken). The units are rectified: D small inputs leave a
+smooth unit linear, and the network would not learn to bend.
 """
 
 import math
@@ -24,26 +25,26 @@ import samplers
 from run.cli import check_range, make_parent, parse, parse_integers, script
 from unet import sinusoid
 
-SCHEDULE, TIME = ddpm.linear_schedule(), 32
+SCHEDULE, TIME, RADIUS = ddpm.linear_schedule(), 64, 2
 PREDICTIONS = {"eps": "", "v": "", "x0": "v"}           # and the space of its loss; empty is its own
 
 
 @dataclass(frozen=True)
 class Config:
     """Trains a small network to predict eps, v or x0 of a spiral that lies in D dimensions, and samples from it."""
-    dimensions: str = "2,8,32,128,512"          # every D
-    width: int = 128                            # units of each hidden layer
-    steps: int = 2000                           # updates of each network
-    batch: int = 256                            # points per update
+    dimensions: str = "2,16,128,512"            # every D
+    width: int = 256                            # units of each hidden layer
+    steps: int = 4000                           # updates of each network
+    batch: int = 512                            # points per update
     n: int = 500                                # samples of each
     seed: int = 0                               # of the weights, the points and all noise
     out: str = "out/low_dimension.png"          # the picture
 
 
 def spiral(u: Tensor) -> Tensor:
-    """The points (N, 2) of one and a half turns at u in [0, 1], within the unit circle."""
+    """The points (N, 2) of one and a half turns at u in [0, 1], within a circle of that radius."""
     angle = 1.5 * math.pi * (1 + 2 * u)
-    return torch.stack([angle.cos(), angle.sin()], dim=1) * (angle / angle.new_tensor(4.5 * math.pi))[:, None]
+    return RADIUS * torch.stack([angle.cos(), angle.sin()], dim=1) * (1 + 2 * u)[:, None] / 3
 
 
 def plane(D: int, seed: int) -> Tensor:
@@ -55,7 +56,7 @@ def plane(D: int, seed: int) -> Tensor:
 def network(D: int, width: int) -> tuple[nn.Module, Callable]:
     """Four hidden layers, and their output (B, D) for (xt, t)."""
     sizes = [D + TIME, *[width] * 4]
-    hidden = [layer for a, b in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(a, b), nn.SiLU())]
+    hidden = [layer for a, b in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(a, b), nn.ReLU())]
     net = nn.Sequential(*hidden, nn.Linear(width, D))
     return net, lambda xt, t: net(torch.cat([xt, sinusoid(t, TIME, 0)], dim=1))
 
@@ -69,7 +70,8 @@ def train(config: Config, D: int, target: str) -> Callable:
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
     for k in trange(1, config.steps + 1, leave=False, desc=f"D = {D}, {target}"):
         x0 = spiral(noise.uniform(config.seed, k, config.batch, noise.FLIPS)) @ directions
-        t = (noise.uniform(config.seed, k, config.batch, noise.TIMES) * 1000).long() + 1
+        u = torch.arange(config.batch) + noise.uniform(config.seed, k, config.batch, noise.TIMES)
+        t = (u * 1000 / config.batch).long().clamp(max=999) + 1                   # one of each part, as in train.py
         eps = noise.normal(seeds, k, (D,), noise.TRAIN)
         optimizer.zero_grad()
         ddpm.loss(SCHEDULE, denoise, x0, t, eps, target=target, space=PREDICTIONS[target]).mean().backward()
@@ -99,12 +101,12 @@ def plot(out: str, found: dict[str, dict[int, tuple[Tensor, float, float]]]) -> 
     columns = len(next(iter(found.values())))
     figure = Figure(figsize=(2.2 * columns, 2.4 * len(found)), layout="constrained")
     axes = figure.subplots(len(found), columns, squeeze=False)
-    curve = spiral(torch.linspace(0, 1, 400))
+    curve, edge = spiral(torch.linspace(0, 1, 400)), 1.3 * RADIUS
     for row, (target, each) in zip(axes, found.items(), strict=True):
         for axis, (D, (flat, near, away)) in zip(row, each.items(), strict=True):
             axis.plot(*curve.T, color="0.8", lw=4, zorder=0)
             axis.scatter(*flat.T, s=3)
-            axis.set(xlim=(-1.3, 1.3), ylim=(-1.3, 1.3), xticks=[], yticks=[], aspect="equal")
+            axis.set(xlim=(-edge, edge), ylim=(-edge, edge), xticks=[], yticks=[], aspect="equal")
             axis.set_title(f"D = {D}: {near:.2f} from the curve,\n{away:.2f} out of the plane", fontsize=7)
         row[0].set_ylabel(f"predicts {target}")
     figure.savefig(make_parent(Path(out)), dpi=110)
