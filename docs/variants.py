@@ -1,9 +1,11 @@
-"""Short runs of the digits model, one choice changed in each, scored beside each other; then other pictures.
+"""Short runs of the digits model, one choice changed in each; whole runs from three seeds; then other pictures.
 
-    python -m docs.variants                         # about 12 minutes on one CPU core; writes docs/variants.md
-    python -m docs.variants --only shapes           # the second table alone
+    python -m docs.variants                         # about 35 minutes on one CPU core; writes docs/variants.md
+    python -m docs.variants --only shapes           # one table alone: scores, seeds or shapes
 """
 
+import math
+import re
 import struct
 import tempfile
 from collections.abc import Callable, Sequence
@@ -26,9 +28,14 @@ from scores import classes, likelihood
 VARIANTS = ("", "--target eps", "--target x0", "--loss l1", "--loss hybrid", "--loss bound",
             "--loss bound --sampling importance", "--schedule linear", "--null 1")
 
-HEAD = """# Variants of the digits model
+DIGITS = (2, 2, 3, 3, 3)                            # behind the point of each score
+SPACES = ("", "--target x0", "--target x0 --space v")
 
-`python -m docs.variants` made this table: {steps} steps of each, on one CPU thread, {n} samples in 50 steps of DDIM,
+TITLE = "# Variants of the digits model\n\n`python -m docs.variants` made these tables.\n\n"
+
+SCORES = """## Short runs
+
+{steps} steps of each, on one CPU thread, {n} samples in 50 steps of DDIM,
 seed 0. The runs are a fifth as long as the default: they say that each choice works, not which is best.
 The first row has the defaults: target v, loss l2, stratified t, cosine schedule, a label hidden in every tenth picture.
 
@@ -41,7 +48,18 @@ the noise.
 |---|---|---|---|---|---|
 """
 
-SHAPES = """
+SEEDS = """## Whole runs from three seeds
+
+What is predicted and where its error is measured are two choices (`--space`, Li and He 2025). Whole runs, {long} steps
+each, {many} samples, from seeds 0, 1 and 2: the mean, and the least and the most. v's loss weighs the squared error of
+x0 by 1 / (1 - alpha_bar), so that it counts at small t, where the bound is lost.
+
+| flags | FD | pFD | agree | mem | bits/dim |
+|---|---|---|---|---|---|
+"""
+
+SHAPES = """## Pictures of other shapes
+
 Pictures of other shapes have no such scores, but bits/dim; the same {steps} steps, of 16 pictures each, on digits that
 were enlarged to 28 x 28 and stored as MNIST is, coloured at random, or padded to a rectangle; held-out ones were
 treated alike. Black borders cost next to nothing, hence the small figures.
@@ -53,25 +71,57 @@ treated alike. Black borders cost next to nothing, hence the small figures.
 
 @dataclass(frozen=True)
 class Config:
-    """Trains the digits model in several ways for a short time, and writes docs/variants.md."""
-    only: str = ""                              # scores or shapes: only that table; empty is both
-    steps: int = 600                            # updates of each
+    """Trains the digits model in several ways, and writes docs/variants.md."""
+    only: str = ""                              # scores, seeds or shapes: only that table; empty is all
+    steps: int = 600                            # updates of each short run
     n: int = 500                                # samples of each
+    long: int = 3000                            # updates of each run from three seeds
+    many: int = 1000                            # samples of each
     out: str = str(Path(__file__).with_name("variants.md"))     # the table
 
 
-def row(flags: Sequence[str], config: Config, out: str) -> list[str]:
-    """The scores of one short run."""
-    train.main(["--steps", str(config.steps), "--sample_every", "100000", "--save_every", "100000",
-                "--out", out, *flags])
-    path = f"{out}/last.pt"
-    samples = sample.generate(sample.Config(checkpoint=path, n=config.n, batch=250))
+def scored(flags: str, steps: int, n: int) -> list[float]:
+    """FD, pFD, agree, mem and bits/dim of one run; agree is NaN without labels."""
+    with tempfile.TemporaryDirectory() as out:
+        train.main(["--steps", str(steps), "--sample_every", "100000", "--save_every", "100000", "--out", out,
+                    *flags.split()])
+        path = f"{out}/last.pt"
+        samples = sample.generate(sample.Config(checkpoint=path, n=n, batch=250))
+        bound = bits(path, data.digits(held_out=True))
     classifier = torch.load(evaluate.CLASSIFIER, weights_only=True)
-    labels = samples.labels if samples.labels is not None else torch.zeros(config.n).long()
+    labels = samples.labels if samples.labels is not None else torch.zeros(n).long()
     scores = classes.score(classifier, samples.x, labels)
-    agree = "" if samples.labels is None else f"{scores['agree']:.3f}"
-    bound = bits(path, data.digits(held_out=True))
-    return [f"{scores['FD']:.2f}", f"{scores['pFD']:.2f}", agree, f"{scores['mem']:.3f}", f"{bound:.3f}"]
+    agree = math.nan if samples.labels is None else scores["agree"]
+    return [scores["FD"], scores["pFD"], agree, scores["mem"], bound]
+
+
+def row(flags: str, cells: Sequence[str]) -> str:
+    """A line of the first two tables."""
+    return f"| `{f'python train.py {flags}'.strip()}` | {' | '.join(cells)} |\n"
+
+
+def scores(config: Config) -> str:
+    """The first table: short runs, one choice changed in each."""
+    lines = [row(flags, [number(value, digits) for value, digits in zip(
+        scored(flags, config.steps, config.n), DIGITS, strict=True)]) for flags in VARIANTS]
+    return SCORES.format(**vars(config)) + "".join(lines)
+
+
+def seeds(config: Config) -> str:
+    """The second table: whole runs, each from three seeds."""
+    def cell(values: Sequence[float], digits: int) -> str:
+        mean, least, most = (number(v, digits) for v in (sum(values) / len(values), min(values), max(values)))
+        return f"{mean} ({least} to {most})"
+
+    text = SEEDS.format(**vars(config))
+    for flags in SPACES:
+        runs = [scored(f"{flags} --seed {seed}", config.long, config.many) for seed in range(3)]
+        text += row(flags, list(map(cell, zip(*runs, strict=True), DIGITS)))
+    return text
+
+
+def number(value: float, digits: int) -> str:
+    return "" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def bits(path: str, held_out: data.Data) -> float:
@@ -116,25 +166,28 @@ def shape_row(name: str, flags: Sequence[str], make: Callable, config: Config) -
                 f"{bits(f'{folder}/run/last.pt', few):.3f} |\n")
 
 
+def shapes(config: Config) -> str:
+    """The third table: other pictures."""
+    return SHAPES.format(**vars(config)) + "".join(
+        shape_row(name, flags, make, config) for name, flags, make in (
+            ("grey, 28 x 28 padded", ["--size", "32", "--fit", "pad"], as_mnist), ("coloured", [], coloured),
+            ("a rectangle", ["--size", "8x12", "--fit", "pad"], coloured)))
+
+
+TABLES = {"scores": scores, "seeds": seeds, "shapes": shapes}
+
+
 @script
 def main(argv: Sequence[str] | None = None) -> None:
-    config, out = parse(Config, argv), ""
-    if config.only != "shapes":
-        out = HEAD.format(steps=config.steps, n=config.n)
-        for name in VARIANTS:
-            with tempfile.TemporaryDirectory() as folder:
-                cells = row(name.split(), config, folder)
-            out += f"| `{f'python train.py {name}'.strip()}` | {' | '.join(cells)} |\n"
-    else:
-        out = Path(config.out).read_text().split(SHAPES[:40])[0]
-    if config.only != "scores":
-        out += SHAPES.format(steps=config.steps)
-        for name, flags, make in (("grey, 28 x 28 padded", ["--size", "32", "--fit", "pad"], as_mnist),
-                                  ("coloured", [], coloured),
-                                  ("a rectangle", ["--size", "8x12", "--fit", "pad"], coloured)):
-            out += shape_row(name, flags, make, config)
-    Path(config.out).write_text(out)
-    print(out)
+    config = parse(Config, argv)
+    if config.only:
+        ddpm.check_choice("only", config.only, TABLES)
+    path = Path(config.out)
+    old = re.split(r"(?m)^\s*(?=^## )", path.read_text())[1:] if config.only else [""] * len(TABLES)
+    parts = [table(config).strip() if config.only in ("", name) else part.strip()
+             for (name, table), part in zip(TABLES.items(), old, strict=True)]
+    path.write_text(TITLE + "\n\n".join(parts) + "\n")
+    print(path.read_text())
 
 
 if __name__ == "__main__":

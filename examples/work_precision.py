@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 from torch import Tensor
 
 import ddpm
@@ -145,6 +146,7 @@ def plot(out: str, panels: dict[str, tuple[str, dict[str, list]]]) -> None:
             axis.plot(*zip(*points, strict=True), marker="o", ms=3, color=colours[name], label=name,
                       ls="--" if name in SDE else "-")
         axis.set(xscale="log", yscale="log", xlabel="network evaluations", ylabel=label, title=title)
+        axis.xaxis.set(major_locator=LogLocator(2), major_formatter=ScalarFormatter(), minor_formatter=NullFormatter())
         axis.grid(alpha=0.3, which="both")
         axis.legend(fontsize=7)
     figure.savefig(make_parent(Path(out)), dpi=110)

@@ -154,8 +154,8 @@ def test_a_run_whose_first_updates_failed_resumes_to_the_bit(tmp_path, monkeypat
 
     monkeypatch.setattr(train, "objective", failing_first)
     resumed(tmp_path / "broken", steps=4)
-    assert {float(state["step"]) for state in checkpoint.load(tmp_path / "broken" / "last.pt").optimizer["state"].values()
-            } == {0.}
+    adam = checkpoint.load(tmp_path / "broken" / "last.pt").optimizer["state"].values()
+    assert {float(state["step"]) for state in adam} == {0.}
     resumed(tmp_path / "broken", steps=6)
     failing = iter([math.nan] * 4)
     resumed(tmp_path / "unbroken", steps=6)
