@@ -458,6 +458,21 @@ def elementwise(xt, t):
     return 0.5 * xt * (1 + xt.abs()).reciprocal() + t.float().view(-1, 1, 1, 1) / 1000
 
 
+@pytest.mark.parametrize("learned", [False, True])
+def test_a_step_is_its_two_lines(learned):
+    """Of any row: every coefficient counts, and the clip."""
+    rows = torch.randn(4, len(COLUMNS), dtype=torch.float64)
+    rows[:, COLUMNS.index("clip")] = 0.7
+    xt, output, x0_prev, x0_prev2, z, v = torch.randn(6, 2, 3, 2, 2, dtype=torch.float64)
+    _, _, a, b, clip, c0, ct, cp, cz, log_min, log_max, cp2 = rows[2].tolist()
+    x0_hat = (a * xt + b * output).clamp(-clip, clip)
+    sigma = ((1 + v) / 4 * log_max + (1 - v) / 4 * log_min).exp() if learned else 1
+    expected = c0 * x0_hat + ct * xt + cp * x0_prev + cp2 * x0_prev2 + cz * sigma * z, x0_hat
+    output = torch.cat([output, v], dim=1) if learned else output
+    assert_close(step(rows, torch.tensor([2]), xt, output, x0_prev, z=z, x0_prev2=x0_prev2), expected)
+    assert 0 < (x0_hat.abs() == clip).float().mean() < 1
+
+
 @pytest.mark.parametrize("choice", SAMPLERS.values(), ids=SAMPLERS)
 def test_sample_runs_the_rows(choice):
     rows, seeds = sampler_rows(linear_schedule(), timesteps(1000, 7), **choice), seeds_of(2)

@@ -169,6 +169,14 @@ def test_variance_lies_above_beta_tilde_and_outputs_depend_on_t(trained):
     assert (mean[0] - mean[1]).abs().min() > 0 and (log_var[0] < log_var[1]).all()
 
 
+def test_variance_is_beta_tilde_and_a_multiple_of_what_is_above_it(trained):
+    model, said, t = trained[0], [], torch.tensor([10, 30])
+    with model.last.register_forward_hook(lambda module, inputs, output: said.append(output)), torch.no_grad():
+        _, log_var = model(SCHEDULE, torch.randn(2, 50, 2), t)
+    least, most = (table[t].float()[:, None, None] for table in (SCHEDULE.beta_tilde, SCHEDULE.beta))
+    torch.testing.assert_close(log_var.exp(), least + (most - least) * said[0][..., 2:].exp())
+
+
 def test_samples_are_a_function_of_the_seed(trained):
     model = trained[0]
     seeds = swiss_roll.image_seeds(3, torch.arange(20))

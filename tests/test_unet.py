@@ -100,6 +100,16 @@ def test_forward_is_trunk_of_embed():
     assert_close(unet(xt, t, labels), unet.trunk(xt, row), rtol=0, atol=0)
 
 
+def test_the_norm_is_its_formula():
+    x, (add, scale, shift), (weight, bias) = torch.randn(2, 6, 3, 5) + 2, torch.randn(3, 2, 6), torch.randn(2, 6)
+    h = (x + add[:, :, None, None]).double().view(2, 2, 3 * 3 * 5)                 # of 2 groups of 3 channels
+    h = (h - h.mean(2, keepdim=True)) / (h.var(2, unbiased=False, keepdim=True) + 0.1).sqrt()
+    n = weight[:, None, None] * h.view_as(x) + bias[:, None, None]
+    u = n * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
+    y = group_norm_silu_plain(x, 2, weight, bias, 0.1, scale=scale, shift=shift, add=add)
+    assert_close(y, (u / (1 + (-u).exp())).float())
+
+
 @pytest.mark.parametrize("scale_shift", [False, True])
 def test_block_is_the_published_formula(scale_shift):
     """conv1's bias, added before the second norm, is where a convolution with a bias would have put it."""
@@ -116,6 +126,17 @@ def test_block_is_the_published_formula(scale_shift):
     else:
         h = F.group_norm(h + each, 4, block.norm2.weight, block.norm2.bias, 1e-6)
     assert_close(block(x, row), block.skip(x) + block.conv2(F.silu(h)))
+
+
+@pytest.mark.parametrize("scale_shift", [False, True])
+def test_the_row_is_its_formula(scale_shift):
+    unet = awake(replace(SMALL, classes=3, scale_shift=scale_shift, time_scale=0.25))
+    t, labels = torch.tensor([3, 900]), torch.tensor([2, 0])
+    angle = (t - 1)[:, None] / 4 * 10000 ** (-torch.arange(4) / 3)
+    h = unet.time_out(F.silu(unet.time_in(torch.cat([angle.sin(), angle.cos()], dim=1))))
+    row = F.silu(h + unet.classes.weight[labels]) @ unet.time.weight.T + unet.time.bias
+    b = torch.cat([block.conv1.bias for block in (*unet.downs, *unet.middle, *unet.ups) if isinstance(block, ResBlock)])
+    assert_close(unet.embed(t, labels), row if scale_shift else row + b, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("change", [{}, {"resample": "res"}, {"scale_shift": True}], ids=str)

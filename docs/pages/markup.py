@@ -33,6 +33,7 @@ def mathml(latex: str, display: bool) -> str:
     """LaTeX as MathML. Raises ValueError for what the converter does not understand and would print as it is."""
     try:
         html = latex2mathml.converter.convert(latex, display="block" if display else "inline")
+        html = html.replace("mtext>", "mi>")        # beside mtext an operator has no space around it
         letters = "".join(ET.fromstring(html).itertext())
     except Exception as error:
         raise ValueError(f"the equation {latex} is no LaTeX: {' '.join(str(error).split())}; mend it") from error

@@ -42,7 +42,7 @@ def build(steps: int) -> dict[str, bytes]:
     sources = {module_of(source): source for source in SOURCES}
     texts = {page: notes.read(page) for group in WALK.values() for page in group if page != "tests"}
     titles = {page: text.title for page, text in texts.items()} | {"tests": TESTED}
-    titles |= {page: Path(source).name for page, source in sources.items()}
+    titles |= {page: f"{titles[page]}, {Path(source).name}" for page, source in sources.items()}
     contents = {group: [Link(page, titles[page]) for page in pages] for group, pages in WALK.items()}
     anchors = {module: {name: f"{module}.html#{name}" for names, _ in texts[module].notes for name in names}
                for module in sources}
@@ -97,8 +97,13 @@ def heading(source: str, piece: Piece) -> str:
     if not piece.names:
         return ""
     known = definitions(source)
-    kinds = " ".join(f'<a id="{name}" href="#{name}">{name}</a>' for name in piece.names if name in known)
+    kinds = " ".join(f'<a id="{name}" href="#{name}">{breakable(name)}</a>' for name in piece.names if name in known)
     return f"<h2>{kinds}</h2>\n"
+
+
+def breakable(name: str) -> str:
+    """A long name, which may go on in another line behind an underscore."""
+    return name.replace("_", "_<wbr>")
 
 
 def code(source: str, piece: Piece, lines: list[str]) -> str:
@@ -158,8 +163,9 @@ def tests_body(equations: list[Equation]) -> str:
         note = "".join(figure(each, f'<a href="{each.href}">{each.href.replace(".html#equation-", " (")})</a>')
                        for each in those)
         rows = code(file, Piece((name,), first, node.end_lineno), coloured(file))
-        parts.append(f'<section class="piece"><div class="note"><h2><a id="{anchor}" href="#{anchor}">{name}</a></h2>'
-                     f'<p><code>{file}</code></p>{note}</div>\n{rows.replace(" id=", " data-id=")}</section>\n')
+        title = f'<h2><a id="{anchor}" href="#{anchor}">{breakable(name)}</a></h2>'
+        parts.append(f'<section class="piece"><div class="note">{title}<p><code>{file}</code></p>{note}</div>\n'
+                     f'{rows.replace(" id=", " data-id=")}</section>\n')
     return (f'<article class="source"><h1>{TESTED}</h1><p class="lead">Every displayed equation of these pages names '
             f'its tests. These are they: {len(proved)}, for {len(equations)} equations. <code>pytest</code> runs them, '
             f'and the pages are not built if one is gone.</p>\n{"".join(parts)}</article>')

@@ -21,8 +21,8 @@ from unet import CONFIGS, ResBlock, UNet, UNetConfig, check_size, nearest_up
 
 BOX, ROW, LEFT, RIGHT, WIDTH = (136, 34), 42, 8, 236, 380                   # sizes and places, in pixels
 STYLE = """
-.unet text { font: 11px system-ui, sans-serif; fill: var(--ink, #1c1b19); }
-.unet .small { font-size: 9.5px; fill: var(--soft, #5c5952); }
+.unet text { font: 12px system-ui, sans-serif; fill: var(--ink, #1c1b19); }
+.unet .small { font-size: 11px; fill: var(--soft, #5c5952); }
 .unet .middle { text-anchor: middle; }
 .unet .box { fill: var(--panel, #f5f2ec); stroke: var(--line, #cfc9bc); }
 .unet .cost { fill: var(--blue, #2456a6); }

@@ -22,7 +22,7 @@ from docs.pages import exhibits, markup, notes, site, sources, unet_picture
 from unet import CONFIGS, UNet, UNetConfig
 
 PAGES = [page for group in site.WALK.values() for page in group]
-VOID = {"area", "br", "col", "hr", "img", "input", "link", "meta"}
+VOID = {"area", "br", "col", "hr", "img", "input", "link", "meta", "wbr"}
 
 
 class Page(html.parser.HTMLParser):

@@ -23,12 +23,37 @@ axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-p
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]
 PAGES = [page for group in site.WALK.values() for page in group]
-SOURCES = {module_of(source) for source in sources.SOURCES} - {"noise"}
+SOURCES = {module_of(source) for source in sources.SOURCES}
 LOOKS = [(390, "dark"), (1440, "light")]
-RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"], "resultTypes": ["violations"],
-         "preload": False}                              # else it asks for the style sheet once more
-# Lines of code are all alike, and so are the tests: those of noise.html, and the first few tests, stand for all.
-FEW = ".code .row:nth-child(n+4), #page[data-tests] .piece:nth-of-type(n+9) { display: none }"
+TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]
+OPTIONS = {"resultTypes": ["violations"], "preload": False}             # else it asks for the style sheet once more
+
+LOOK = r"""() => {
+    const style = getComputedStyle, seen = [...document.querySelectorAll('main *')].filter(e => e.checkVisibility());
+    const size = e => parseFloat(style(e).fontSize) * (e.ownerSVGElement ? e.getScreenCTM().a : 1);
+    const says = e => [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
+    const names = list => list.map(e => e.outerHTML.slice(0, 80));
+    return {width: document.documentElement.scrollWidth, headings: document.querySelectorAll('h1').length,
+            small: names(seen.filter(e => !e.closest('math') && says(e) && size(e) < (e.ownerSVGElement ? 10 : 11))),
+            cut: names(seen.filter(e => e.matches('.math, .code') && e.scrollWidth > e.clientWidth + 1)),
+            paper: style(document.body).backgroundColor.match(/\d+/g).map(Number)};
+}"""
+# Contrast is a matter of colour, ground, size and weight: three texts of each such kind stand for the others.
+MARK = r"""() => {
+    const style = getComputedStyle, kinds = {};
+    for (const e of document.querySelectorAll('body *')) {
+        e.removeAttribute('data-marked');
+        if (!/\w\w/.test([...e.childNodes].map(n => n.nodeType === 3 ? n.textContent : '').join(' ')) ||
+            !e.checkVisibility() || e.closest('script')) continue;
+        let ground = e;
+        while (style(ground).backgroundColor === 'rgba(0, 0, 0, 0)') ground = ground.parentElement;
+        const {color, fontSize, fontWeight} = style(e);
+        const kind = [color, style(ground).backgroundColor, fontSize, fontWeight];
+        kinds[kind] = (kinds[kind] ?? 0) + 1;
+        e.toggleAttribute('data-marked', kinds[kind] <= 3);
+    }
+    return Object.keys(kinds).length;
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -39,26 +64,67 @@ def browser():
         browser.close()
 
 
+@pytest.fixture(scope="module")
+def window(browser, pages):
+    """A page, and what it said on the console or asked for that is no file of the site."""
+    page, said = browser.new_page(), []
+    page.on("console", lambda message: said.append(f"{page.url}: {message.text}"))
+    page.on("pageerror", lambda error: said.append(f"{page.url}: {error}"))
+    page.on("requestfailed", lambda request: said.append(f"{page.url}: {request.url} failed"))
+    page.on("request", lambda request: None if request.url.startswith(("file://" + str(pages), "data:")) else
+            said.append(f"{page.url}: asks for {request.url}"))
+    yield page, said
+    page.close()
+
+
 @pytest.fixture
-def visit(browser, pages):
+def visit(window, pages):
     """page name -> the open page; fails in the end if one said anything on the console or asked for another file."""
-    said, opened = [], []
+    page, said = window
 
     def visit(name, width=1440, scheme="light"):
-        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        page.on("console", lambda message: said.append(f"{name}: {message.text}"))
-        page.on("pageerror", lambda error: said.append(f"{name}: {error}"))
-        page.on("requestfailed", lambda request: said.append(f"{name}: {request.url} failed"))
-        page.on("request", lambda request: None if request.url.startswith(("file://" + str(pages), "data:")) else
-                said.append(f"{name}: asks for {request.url}"))
+        page.set_viewport_size({"width": width, "height": 900})
+        page.emulate_media(color_scheme=scheme)
         page.goto(f"file://{pages}/{name}.html")
-        opened.append(page)
         return page
 
+    said.clear()
     yield visit
-    for page in opened:
-        page.close()
     assert not said
+
+
+@pytest.fixture(scope="module")
+def walk(window, pages):
+    """From the first page to the last by the links to the next, each loaded once: what is found there, by look."""
+    (page, said), found = window, {}
+    page.goto(f"file://{pages}/index.html")
+    while True:
+        name, said[:] = page.evaluate("location.pathname.split('/').pop().replace('.html', '')"), []
+        again = name in found
+        found[name] = {look: inspect(page, name, *look) for look in LOOKS} | {"said": said[:]}
+        following = page.locator("footer a[rel=next]")
+        if again or not following.count():
+            return found
+        following.click()
+
+
+def inspect(page, name, width, scheme):
+    """How the page looks, and what an accessibility checker says of it."""
+    page.set_viewport_size({"width": width, "height": 900})
+    page.emulate_media(color_scheme=scheme)
+    found, violations = page.evaluate(LOOK), []
+    if name == "tests":                                                 # they are all alike
+        page.evaluate("document.querySelectorAll('.piece:nth-of-type(n+9)').forEach(each => each.remove())")
+    if scheme == "dark" or name not in SOURCES:                         # in light a source differs by its contrast
+        rules = {"runOnly": TAGS, "rules": {"color-contrast": {"enabled": False}}}
+        violations += axe.Axe().run(page, options=OPTIONS | rules).response["violations"]
+    kinds = page.evaluate(MARK)
+    contrast = page.evaluate("options => axe.run({include: '[data-marked]'}, options)",
+                             OPTIONS | {"runOnly": ["color-contrast"], "resultTypes": ["violations", "passes"]})
+    violations += contrast["violations"]
+    return found | {"kinds": kinds, "checked": sum(len(each["nodes"]) for each in contrast["passes"]),
+                    "violations": [(each["id"], [node["html"][:120] for node in each["nodes"][:3]])
+                                   for each in violations]}
 
 
 @pytest.fixture(scope="module")
@@ -76,36 +142,19 @@ def picture_of(page, canvas):
 
 # Every page
 
-@pytest.mark.parametrize("width, scheme", LOOKS)
+def test_the_walk_can_be_walked(walk):
+    assert list(walk) == PAGES
+
+
+@pytest.mark.parametrize("look", LOOKS, ids=lambda look: f"{look[0]}-{look[1]}")
 @pytest.mark.parametrize("name", PAGES)
-def test_a_page_is_readable_and_accessible(name, width, scheme, visit):
-    page = visit(name, width, scheme)
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    small = page.evaluate("""[...document.querySelectorAll('main *')].filter(e => e.checkVisibility() &&
-        !e.closest('svg, math') && [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim()) &&
-        parseFloat(getComputedStyle(e).fontSize) < 11).map(e => e.outerHTML.slice(0, 80))""")
-    assert not small
-    cut = page.evaluate("""[...document.querySelectorAll('.math, .code')].filter(e => e.scrollWidth > e.clientWidth + 1)
-        .map(e => e.textContent.slice(0, 80))""")
-    assert not cut or width < 1440                                      # a phone scrolls them
-    paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    assert (sum(map(int, paper[4:-1].split(","))) < 150) == (scheme == "dark")
-    if name in SOURCES and scheme == "light":                           # the colours are those of noise.html
-        return
-    if name != "noise":
-        page.evaluate("here => document.querySelector('#page').toggleAttribute('data-tests', here)", name == "tests")
-        page.add_style_tag(content=FEW)
-    found = axe.Axe().run(page, options=RULES).response["violations"]
-    assert not [(each["id"], [node["html"][:120] for node in each["nodes"][:3]]) for each in found]
-
-
-def test_the_walk_can_be_walked(visit):
-    page, seen = visit("index"), ["index"]
-    while (following := page.locator("footer a[rel=next]")).count():
-        following.click()
-        seen.append(page.evaluate("location.pathname.split('/').pop().replace('.html', '')"))
-        assert page.locator("h1").count() == 1
-    assert seen == PAGES
+def test_a_page_is_readable_and_accessible(name, look, walk):
+    found, (width, scheme) = walk[name][look], look
+    assert not walk[name]["said"] and found["headings"] == 1
+    assert found["width"] <= width and not found["small"]
+    assert not [each for each in found["cut"] if width == 1440 or "math" in each[:20]]     # a phone scrolls code alone
+    assert (sum(found["paper"]) < 150) == (scheme == "dark")
+    assert not found["violations"] and found["checked"] >= found["kinds"] > 5
 
 
 def test_a_link_in_the_code_leads_to_its_note(visit):
@@ -118,18 +167,19 @@ def test_a_link_in_the_code_leads_to_its_note(visit):
 @pytest.mark.parametrize("name", ["x_t", "table", "reverse", "philox", "network", "noise"])
 def test_the_keyboard_reaches_everything_in_sight(name, visit):
     page = visit(name, 390)
-    wanted = {*page.evaluate("""[...document.querySelectorAll('*')].map((e, k) => [e, k]).filter(([e]) =>
-        e.matches('a[href], button, input, select, summary, [tabindex]') && e.checkVisibility() && !e.disabled)
-        .map(([, k]) => k)""")}
-    seen, without = set(), set()
-    for _ in range(len(wanted) + 5):
+    wanted = page.evaluate("""() => {
+        window.reached = new Set();
+        document.addEventListener('focusin', ({target}) => {
+            const ring = target.matches(':focus-visible') && getComputedStyle(target).outlineStyle !== 'none';
+            if (ring) reached.add(target);
+        });
+        const all = document.querySelectorAll('a[href], button, input, select, summary, [tabindex]');
+        window.wanted = [...all].filter(e => e.checkVisibility() && !e.disabled);
+        return wanted.length;
+    }""")
+    for _ in range(wanted + 5):
         page.keyboard.press("Tab")
-        at, ring = page.evaluate("""[[...document.querySelectorAll('*')].indexOf(document.activeElement),
-            document.activeElement.matches(':focus-visible') &&
-            getComputedStyle(document.activeElement).outlineStyle !== 'none']""")
-        seen |= {at}
-        without |= set() if ring else {at}
-    assert wanted <= seen and not without & wanted
+    assert wanted > 5 and not page.evaluate("wanted.filter(e => !reached.has(e)).map(e => e.outerHTML.slice(0, 80))")
 
 
 def test_the_contents_open_by_keyboard(visit):

@@ -134,6 +134,18 @@ def test_pictures_of_the_fused_kernels_are_the_plain_ones(batch):
     assert_close(part, whole[:batch], rtol=1e-4, atol=1e-4)
 
 
+def test_what_is_compiled_to_be_trained_has_the_plain_gradients():
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    block = awake().downs[0].requires_grad_().to(device)
+    x, time = torch.randn(2, 8, 4, 4, device=device), torch.randn(2, 8, device=device)
+    plain, compiled = block(x, time), compile.compile_trained(block, device)(x, time)
+    gradients = [torch.autograd.grad(y.square().sum(), [*block.parameters()], allow_unused=True)
+                 for y in (plain, compiled)]
+    assert_close(compiled, plain, rtol=1e-5, atol=1e-5)
+    assert_close(*([g for g in each if g is not None] for each in gradients), rtol=1e-4, atol=1e-4)
+    assert sum(g is not None for g in gradients[1]) == 7                # all but conv1's bias, which is in `time`
+
+
 def test_compilation_keeps_the_precision():
     rows = ddpm.sampler_rows(ddpm.cosine_schedule(100), [100, 50], target="v")
     model = compile_denoiser(awake(), rows[:, 0].long())

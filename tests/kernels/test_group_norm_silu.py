@@ -206,6 +206,24 @@ def test_twice_the_same_bits(name, way, device):
     assert all(torch.equal(first[k], second[k]) for k in first)
 
 
+def test_no_second_tensor_of_the_picture_s_size_is_kept(device):
+    leaves, kept = case((2, 8, 8, 8, 2), device), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        group_norm_silu(leaves["x"], 2, **{name: leaves[name] for name in ("weight", "bias", *ROWS)})
+    large, small = ([x for x in kept if (x.numel() >= leaves["x"].numel()) == large] for large in (True, False))
+    assert [x.data_ptr() for x in large] == [leaves["x"].data_ptr()]
+    assert sorted(x.numel() for x in small) == [2 * 2 * 2, 8, 8, 16, 16, 16]            # mean, rstd; the arguments
+
+
+@pytest.mark.parametrize("name", ["x", "weight", "bias", *ROWS, None])
+def test_y_has_a_history_only_where_a_gradient_is_wanted(name, device):
+    leaves = {k: v.detach().requires_grad_(k == name) for k, v in case((1, 4, 2, 3, 2), device).items() if k != "dy"}
+    x = leaves.pop("x")
+    assert group_norm_silu(x, 2, **leaves).requires_grad == (name is not None)
+    with torch.no_grad():
+        assert not group_norm_silu(x, 2, **leaves).requires_grad
+
+
 @pytest.mark.parametrize("rows", [(), ROWS], ids=["bare", "all rows"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_opcheck(layout, rows, device):

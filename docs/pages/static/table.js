@@ -116,7 +116,7 @@ function fill(table, rows) {
   table.tBodies[0].innerHTML = rows.map(row => `<tr>${shown.map(k => `<td>${short(row[k])}</td>`).join("")}</tr>`).join("");
 }
 
-let states = [], rows = [], shown = "";
+let states = [], rows = [], lines = [], shown = "";
 function compute(choice) {
   rows = rowsOf(choice);
   states = chain(choice.kind, rows, choice.target);
@@ -124,8 +124,8 @@ function compute(choice) {
   const slider = $("step"), atEnd = slider.value === slider.max;
   slider.max = rows.length;
   if (atEnd) slider.value = rows.length;
-  const lines = errors(choice), found = short(error(choice.kind, rows, states.at(-1)));
-  plot($("errors"), lines, {logX: true, logY: true, mark: rows.length, label: "error over network evaluations"});
+  lines = errors(choice);
+  const found = short(error(choice.kind, rows, states.at(-1)));
   $("error").textContent = noisy(rows)
     ? `distance to samples of the mixture ${found}; between two such clouds ${short(sliced(samples(1), samples(2)))}`
     : `root mean square distance to the end of the exact path ${found}`;
@@ -155,6 +155,7 @@ live($("controls"), () => {
   }
   shown = key;
 
+  plot($("errors"), lines, {logX: true, logY: true, mark: rows.length, label: "error over network evaluations"});
   const k = Number($("step").value);
   $("step-value").value = `${k} of ${rows.length}`;
   cloud($("points"), states[k], 2.2, color("red"), (context, place) => {

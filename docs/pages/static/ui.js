@@ -14,7 +14,7 @@ function color(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 }
 
-// Calls render now, whenever a control of the form changes, and when light turns to dark.
+// Calls render now, whenever a control of the form changes, and when the window or its colours do.
 function live(form, render) {
   const update = () => {
     for (const output of form.querySelectorAll("output[for]")) output.value = $(output.htmlFor.value).value;
@@ -23,6 +23,7 @@ function live(form, render) {
   form.addEventListener("input", update);
   form.addEventListener("submit", event => event.preventDefault());
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", update);
+  addEventListener("resize", update);
   update();
 }
 
@@ -78,7 +79,7 @@ function cloud(canvas, points, limit, paint, under = () => {}) {
 
 // A plot in an svg. lines: {name, points [[x, y], ...], strong}. logX, logY: logarithmic axes. mark: an x to point out.
 function plot(svg, lines, {logX = false, logY = false, mark = null, label = ""}) {
-  const W = 360, H = 200, left = 46, bottom = 26, top = 12, right = 18;
+  const W = svg.clientWidth || 360, H = Math.max(150, 0.55 * W), left = 46, bottom = 26, top = 12, right = 18;
   const along = {x: logX ? Math.log10 : v => v, y: logY ? Math.log10 : v => v};
   const all = lines.flatMap(line => line.points).filter(p => Number.isFinite(along.x(p[0]) + along.y(p[1])));
   const range = (k, f) => [Math.min(...all.map(p => f(p[k]))), Math.max(...all.map(p => f(p[k])))];
@@ -87,7 +88,7 @@ function plot(svg, lines, {logX = false, logY = false, mark = null, label = ""})
   const Y = v => H - bottom - (along.y(v) - y0) / (y1 - y0 || 1) * (H - bottom - top);
   const grid = ticks(y0, y1, logY, 4).map(v => `<path class="grid" d="M${left} ${Y(v)}H${W - right}"/>` +
     `<text x="${left - 5}" y="${Y(v) + 4}" text-anchor="end">${short(v)}</text>`).join("");
-  const marks = ticks(x0, x1, logX, 5).map(v => `<text x="${X(v)}" y="${H - 8}" text-anchor="middle">${short(v)}</text>`);
+  const marks = ticks(x0, x1, logX, W < 260 ? 3 : 5).map(v => `<text x="${X(v)}" y="${H - 8}" text-anchor="middle">${short(v)}</text>`);
   const paths = lines.map((line, k) => {
     const points = line.points.filter(p => all.includes(p)).map(p => `${X(p[0]).toFixed(1)} ${Y(p[1]).toFixed(1)}`);
     return `<path class="line l${k}${line.strong ? " strong" : ""}" d="M${points.join("L")}"/>`;

@@ -2,7 +2,7 @@
 // What is x_t: one picture, its noise, their mixture at t, and the schedule that decides it.
 
 const SETTINGS = {linear: ["start", "end"], quadratic: ["start", "end"], cosine: ["s"],
-                  sigmoid: ["begin", "finish", "tau"]};
+                  sigmoid: ["begin", "finish", "tau"], flow: []};
 
 function schedule() {
   const kind = $("kind").value;
@@ -25,8 +25,9 @@ live($("controls"), () => {
 
   const times = alphaBar.map((_, k) => k), snr = alphaBar.map(bar => bar / (1 - bar));
   plot($("signal"), [{points: times.map(k => [k, Math.sqrt(alphaBar[k])])},
-                     {points: times.map(k => [k, Math.sqrt(1 - alphaBar[k])])}],
-       {mark: t, label: "signal and noise in x_t, over t"});
+                     {points: times.map(k => [k, Math.sqrt(1 - alphaBar[k])])},
+                     {points: times.map(k => [k, alphaBar[k]])}],
+       {mark: t, label: "the weights of signal and noise in x_t, and alpha_bar, over t"});
   plot($("snr"), [{points: times.slice(1).map(k => [k, snr[k]])}],
        {logY: true, mark: t, label: "signal-to-noise ratio, over t"});
   plot($("beta"), [{points: times.slice(1).map(k => [k, beta[k]])}],
