@@ -14,7 +14,7 @@ run: .venv/requirements.txt
 
 test: .venv/requirements-test.txt
 	$(RUN) -m ruff check .
-	$(RUN) -m pytest
+	$(RUN) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 docs: .venv/requirements-docs.txt
 	$(RUN) -m docs.pages

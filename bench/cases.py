@@ -13,6 +13,7 @@ from torch._dynamo.utils import counters
 from bench import bench_sampling_loop as loops
 from bench import bench_training_step as training
 from bench import same, step_profile
+from bench.bench_conv_tail import TINY, Tail, tail_work, tails
 from bench.bench_group_norm_silu import chain_work, norm_work, shapes
 from bench.bench_sampling_step import step_work
 from bench.measure import CUDA, Work, captured, copies, device, in_turn, measure
@@ -21,12 +22,13 @@ from kernels.equivalence import LAYOUTS, Norm
 
 
 def kernel_cases(smoke: bool) -> dict[str, Callable[[], dict]]:
-    """The machine itself; the norms of cifar10 in the order that matters; steps; chains; the norms of lsun256."""
+    """The machine itself; the norms of cifar10, which matter most; steps; chains; tails; the norms of lsun256."""
     if smoke:
         tiny = Norm(8, 4, 4, 2, (), True)
         return {"machine": partial(machine, 64),
                 **norm_cases("tiny", [tiny], 2, torch.float32, [(back, "channels_last") for back in (False, True)]),
-                **step_cases((2, 3, 4, 4), torch.float32, ["nchw"]), **chain_cases([tiny], 2, torch.float32, ["nchw"])}
+                **step_cases((2, 3, 4, 4), torch.float32, ["nchw"]), **chain_cases([tiny], 2, torch.float32, ["nchw"]),
+                **tail_cases([TINY], 2)}
     both = list(product((False, True), reversed(LAYOUTS)))
     cifar10, lsun256 = shapes("cifar10"), shapes("lsun256")
     square = list({(norm.C, norm.H): norm for norm in cifar10 if norm.C in (128, 256)}.values())
@@ -34,6 +36,7 @@ def kernel_cases(smoke: bool) -> dict[str, Callable[[], dict]]:
             **step_cases((128, 3, 32, 32), torch.bfloat16, LAYOUTS),
             **step_cases((512, 3, 256, 256), torch.bfloat16, LAYOUTS),
             **chain_cases(square, 128, torch.bfloat16, ["channels_last", "nchw"]),
+            **tail_cases(tails("cifar10"), 512), **tail_cases(tails("cifar10"), 1),
             **norm_cases("lsun256", lsun256, 16, torch.bfloat16, both)}
 
 
@@ -52,6 +55,11 @@ def step_cases(shape: tuple[int, ...], dtype: torch.dtype, layouts: Sequence[str
 def chain_cases(shapes: Sequence[Norm], B: int, dtype: torch.dtype, layouts: Sequence[str]) -> dict[str, Callable]:
     return {f"chain {layout} {norm.C}x{norm.H}": partial(both_ways, partial(chain_work, norm, B, dtype, layout))
             for layout in layouts for norm in shapes}
+
+
+def tail_cases(tails: Sequence[Tail], B: int) -> dict[str, Callable]:
+    return {f"tail {tail.CX}->{tail.N}x{tail.H} batch {B}": partial(both_ways, partial(tail_work, tail, B))
+            for tail in tails}
 
 
 def both_ways(make: Callable[[], Work]) -> dict:

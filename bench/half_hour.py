@@ -21,11 +21,12 @@ START = 30.                         # seconds until the first case begins
 
 # Pages and patterns of cases in the order of their value; what none of them names comes last.
 VALUE = [
-    ("tests", ""), ("loops", "^machine"), ("loops", "batch 512: (graph|compile)$"),
+    ("tests", "norm|step|compile"), ("loops", "^machine"), ("loops", "batch 512: (graph|compile)$"),
     ("loops", "batch 512: diffusers (nchw|channels_last|compiled)$"), ("loops", "batch 512: diffusers max-autotune$"),
     ("profile", "batch 512"), ("kernels", "^cifar10 forward channels_last"),
     ("loops", "^training .*: (bf16 compiled kernels|diffusers compiled)$"),
     ("loops", "batch 1: (graph|diffusers.*)$"), ("kernels", "^cifar10 backward channels_last"), ("kernels", "^step"),
+    ("tests", "tail"), ("kernels", "^tail .* batch 512"),
     ("same", ""), ("loops", "batch 512"), ("loops", "^training"), ("kernels", "^cifar10 forward"), ("loops", ""),
     ("profile", ""), ("kernels", "")]
 

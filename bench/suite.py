@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bench import packages
 
-KERNELS = ("test_group_norm_silu", "test_sampling_step", "test_compile")
+KERNELS = ("test_group_norm_silu", "test_sampling_step", "test_compile", "test_conv_tail")
 SLOW = "not compiled_loop and not precision"                # they compile for a CPU
 
 
