@@ -166,6 +166,6 @@ def tests_body(equations: list[Equation]) -> str:
         title = f'<h2><a id="{anchor}" href="#{anchor}">{breakable(name)}</a></h2>'
         parts.append(f'<section class="piece"><div class="note">{title}<p><code>{file}</code></p>{note}</div>\n'
                      f'{rows.replace(" id=", " data-id=")}</section>\n')
-    return (f'<article class="source"><h1>{TESTED}</h1><p class="lead">Every displayed equation of these pages names '
-            f'its tests. These are they: {len(proved)}, for {len(equations)} equations. <code>pytest</code> runs them, '
-            f'and the pages are not built if one is gone.</p>\n{"".join(parts)}</article>')
+    return (f'<article class="source tests"><h1>{TESTED}</h1><p class="lead">Every displayed equation of these pages '
+            f'names its tests. These are they: {len(proved)}, for {len(equations)} equations. <code>pytest</code> runs '
+            f'them, and the pages are not built if one is gone.</p>\n{"".join(parts)}</article>')

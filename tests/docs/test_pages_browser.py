@@ -26,6 +26,7 @@ PAGES = [page for group in site.WALK.values() for page in group]
 SOURCES = {module_of(source) for source in sources.SOURCES}
 LOOKS = [(390, "dark"), (1440, "light")]
 TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]
+COLOURS = ["color-contrast", "link-in-text-block"]
 OPTIONS = {"resultTypes": ["violations"], "preload": False}             # else it asks for the style sheet once more
 
 LOOK = r"""() => {
@@ -38,11 +39,10 @@ LOOK = r"""() => {
             cut: names(seen.filter(e => e.matches('.math, .code') && e.scrollWidth > e.clientWidth + 1)),
             paper: style(document.body).backgroundColor.match(/\d+/g).map(Number)};
 }"""
-# Contrast is a matter of colour, ground, size and weight: three texts of each such kind stand for the others.
+# These two rules are a matter of colour, ground, size and weight: three texts of each such kind stand for the others.
 MARK = r"""() => {
     const style = getComputedStyle, kinds = {};
     for (const e of document.querySelectorAll('body *')) {
-        e.removeAttribute('data-marked');
         if (!/\w\w/.test([...e.childNodes].map(n => n.nodeType === 3 ? n.textContent : '').join(' ')) ||
             !e.checkVisibility() || e.closest('script')) continue;
         let ground = e;
@@ -50,10 +50,13 @@ MARK = r"""() => {
         const {color, fontSize, fontWeight} = style(e);
         const kind = [color, style(ground).backgroundColor, fontSize, fontWeight];
         kinds[kind] = (kinds[kind] ?? 0) + 1;
-        e.toggleAttribute('data-marked', kinds[kind] <= 3);
+        if (kinds[kind] <= 3) e.setAttribute('data-marked', '');
     }
     return Object.keys(kinds).length;
 }"""
+# Lines of code are all alike, and so are tests: of those without a mark a few stand for the others.
+FEW = """document.querySelectorAll('.code .row:nth-child(n+4), .tests .piece:nth-of-type(n+9)').forEach(e =>
+    e.matches('[data-marked], :has([data-marked])') || e.remove())"""
 
 
 @pytest.fixture(scope="module")
@@ -101,30 +104,43 @@ def walk(window, pages):
     while True:
         name, said[:] = page.evaluate("location.pathname.split('/').pop().replace('.html', '')"), []
         again = name in found
-        found[name] = {look: inspect(page, name, *look) for look in LOOKS} | {"said": said[:]}
+        found[name] = inspect(page, name) | {"said": said[:]}
         following = page.locator("footer a[rel=next]")
         if again or not following.count():
             return found
         following.click()
 
 
-def inspect(page, name, width, scheme):
-    """How the page looks, and what an accessibility checker says of it."""
+def inspect(page, name):
+    """By look: how the page looks, and what an accessibility checker says of it."""
+    found = {}
+    for look in LOOKS:
+        show(page, *look)
+        found[look] = page.evaluate(LOOK) | {"kinds": page.evaluate(MARK)}
+    page.evaluate(FEW)
+    for look in LOOKS:
+        show(page, *look)
+        found[look] |= accessibility(page, structure=look[1] == "dark" or name not in SOURCES)
+    return found
+
+
+def show(page, width, scheme):
     page.set_viewport_size({"width": width, "height": 900})
     page.emulate_media(color_scheme=scheme)
-    found, violations = page.evaluate(LOOK), []
-    if name == "tests":                                                 # they are all alike
-        page.evaluate("document.querySelectorAll('.piece:nth-of-type(n+9)').forEach(each => each.remove())")
-    if scheme == "dark" or name not in SOURCES:                         # in light a source differs by its contrast
-        rules = {"runOnly": TAGS, "rules": {"color-contrast": {"enabled": False}}}
+    page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")     # plots follow
+
+
+def accessibility(page, structure):
+    """Violations of the rules about colours and, if asked for, of all others; how many texts had enough contrast."""
+    violations = []
+    if structure:
+        rules = {"runOnly": TAGS, "rules": {name: {"enabled": False} for name in COLOURS}}
         violations += axe.Axe().run(page, options=OPTIONS | rules).response["violations"]
-    kinds = page.evaluate(MARK)
-    contrast = page.evaluate("options => axe.run({include: '[data-marked]'}, options)",
-                             OPTIONS | {"runOnly": ["color-contrast"], "resultTypes": ["violations", "passes"]})
-    violations += contrast["violations"]
-    return found | {"kinds": kinds, "checked": sum(len(each["nodes"]) for each in contrast["passes"]),
-                    "violations": [(each["id"], [node["html"][:120] for node in each["nodes"][:3]])
-                                   for each in violations]}
+    colours = page.evaluate("options => axe.run({include: '[data-marked]'}, options)",
+                            OPTIONS | {"runOnly": COLOURS, "resultTypes": ["violations", "passes"]})
+    violations += colours["violations"]
+    return {"checked": sum(len(each["nodes"]) for each in colours["passes"] if each["id"] == COLOURS[0]),
+            "violations": [(each["id"], [node["html"][:120] for node in each["nodes"][:3]]) for each in violations]}
 
 
 @pytest.fixture(scope="module")

@@ -32,6 +32,7 @@ live($("controls"), () => {
        {logY: true, mark: t, label: "signal-to-noise ratio, over t"});
   plot($("beta"), [{points: times.slice(1).map(k => [k, beta[k]])}],
        {logY: true, mark: t, label: "beta, the variance added by step t, over t"});
-  $("facts").textContent = `alpha_bar_t ${short(alphaBar[t])}   SNR ${short(snr[t])}   beta_t ${short(beta[t])}   ` +
-    `bits/dim left in x_T ${short(bitsLeft(alphaBar))}`;
+  $("facts").textContent = Object.entries({alpha_bar_t: alphaBar[t], SNR: snr[t], beta_t: beta[t],
+                                           "bits/dim left in x_T": bitsLeft(alphaBar)})
+    .map(([name, value]) => `${name} ${short(value)}`.replaceAll(" ", "\u00a0")).join("   ");
 });
