@@ -39,7 +39,7 @@ LOOK = r"""() => {
             cut: names(seen.filter(e => e.matches('.math, .code') && e.scrollWidth > e.clientWidth + 1)),
             paper: style(document.body).backgroundColor.match(/\d+/g).map(Number)};
 }"""
-# These two rules are a matter of colour, ground, size and weight: three texts of each such kind stand for the others.
+# These two rules are a matter of links, colour, ground, size and weight: three texts of each such kind stand for the others.
 MARK = r"""() => {
     const style = getComputedStyle, kinds = {};
     for (const e of document.querySelectorAll('body *')) {
@@ -48,7 +48,7 @@ MARK = r"""() => {
         let ground = e;
         while (style(ground).backgroundColor === 'rgba(0, 0, 0, 0)') ground = ground.parentElement;
         const {color, fontSize, fontWeight} = style(e);
-        const kind = [color, style(ground).backgroundColor, fontSize, fontWeight];
+        const kind = [color, style(ground).backgroundColor, fontSize, fontWeight, !!e.closest('a')];
         kinds[kind] = (kinds[kind] ?? 0) + 1;
         if (kinds[kind] <= 3) e.setAttribute('data-marked', '');
     }
@@ -100,14 +100,16 @@ def visit(window, pages):
 def walk(window, pages):
     """From the first page to the last by the links to the next, each loaded once: what is found there, by look."""
     (page, said), found = window, {}
+    said.clear()
     page.goto(f"file://{pages}/index.html")
     while True:
-        name, said[:] = page.evaluate("location.pathname.split('/').pop().replace('.html', '')"), []
+        name = page.evaluate("location.pathname.split('/').pop().replace('.html', '')")
         again = name in found
         found[name] = inspect(page, name) | {"said": said[:]}
         following = page.locator("footer a[rel=next]")
         if again or not following.count():
             return found
+        said.clear()
         following.click()
 
 
