@@ -39,7 +39,7 @@ LOOK = r"""() => {
             cut: names(seen.filter(e => e.matches('.math, .code') && e.scrollWidth > e.clientWidth + 1)),
             paper: style(document.body).backgroundColor.match(/\d+/g).map(Number)};
 }"""
-# These two rules are a matter of links, colour, ground, size and weight: three texts of each such kind stand for the others.
+# These two rules are a matter of links, colours, size and weight: three texts of each such kind stand for all others.
 MARK = r"""() => {
     const style = getComputedStyle, kinds = {};
     for (const e of document.querySelectorAll('body *')) {
