@@ -75,7 +75,8 @@ def window(browser, pages):
     page, said = browser.new_page(), []
     page.on("console", lambda message: said.append(f"{page.url}: {message.text}"))
     page.on("pageerror", lambda error: said.append(f"{page.url}: {error}"))
-    page.on("requestfailed", lambda request: said.append(f"{page.url}: {request.url} failed"))
+    page.on("requestfailed", lambda request: None if request.failure == "net::ERR_ABORTED" else     # the page was left
+            said.append(f"{page.url}: {request.url} failed, {request.failure}"))
     page.on("request", lambda request: None if request.url.startswith(("file://" + str(pages), "data:")) else
             said.append(f"{page.url}: asks for {request.url}"))
     yield page, said
