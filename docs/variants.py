@@ -15,7 +15,6 @@ import torch
 
 import data
 import ddpm
-import evaluate
 import noise
 import sample
 import train
@@ -66,9 +65,8 @@ def row(flags: Sequence[str], config: Config, out: str) -> list[str]:
                 "--out", out, *flags])
     path = f"{out}/last.pt"
     samples = sample.generate(sample.Config(checkpoint=path, n=config.n, batch=250))
-    classifier = torch.load(evaluate.CLASSIFIER, weights_only=True)
     labels = samples.labels if samples.labels is not None else torch.zeros(config.n).long()
-    scores = classes.score(classifier, samples.x, labels)
+    scores = classes.score(classes.of_digits(), samples.x, labels)
     agree = "" if samples.labels is None else f"{scores['agree']:.3f}"
     bound = bits(path, data.digits(held_out=True))
     return [f"{scores['FD']:.2f}", f"{scores['pFD']:.2f}", agree, f"{scores['mem']:.3f}", f"{bound:.3f}"]
