@@ -31,7 +31,7 @@ HEAD = """# Variants of the digits model
 seed 0. The runs are a fifth as long as the default: they say that each choice works, not which is best.
 The first row has the defaults: target v, loss l2, stratified t, cosine schedule, a label hidden in every tenth picture.
 
-FD, pFD, agree and mem are those of `python evaluate.py digits`; bits/dim is the bound on the held-out digits
+FD, pFD, agree and mem are those of `python evaluate.py classes`; bits/dim is the bound on the held-out digits
 (`python evaluate.py nll`), with 20 t's per picture. A network that predicts x0 samples well, but its bound is poor: at
 small t its mean must be right to within beta_tilde, which it is not after a short run, while eps and v are scaled with
 the noise.

@@ -6,7 +6,6 @@ from torch.testing import assert_close
 import data
 import evaluate
 import noise
-from run import checkpoint
 from scores import classes, classifier
 
 

@@ -154,8 +154,8 @@ def test_a_run_whose_first_updates_failed_resumes_to_the_bit(tmp_path, monkeypat
 
     monkeypatch.setattr(train, "objective", failing_first)
     resumed(tmp_path / "broken", steps=4)
-    assert {float(state["step"]) for state in checkpoint.load(tmp_path / "broken" / "last.pt").optimizer["state"].values()
-            } == {0.}
+    state = checkpoint.load(tmp_path / "broken" / "last.pt").optimizer["state"]
+    assert {float(each["step"]) for each in state.values()} == {0.}
     resumed(tmp_path / "broken", steps=6)
     failing = iter([math.nan] * 4)
     resumed(tmp_path / "unbroken", steps=6)
@@ -242,7 +242,8 @@ def test_other_versions_are_said(out, capsys):
 def test_the_last_two_checkpoints_are_kept(out):
     resumed(out, steps=6)
     assert [checkpoint.load(out / name).step for name in ("last.pt", "previous.pt")] == [6, 5]
-    assert {each.name for each in out.iterdir()} == {"last.pt", "previous.pt", "log.jsonl", "loss.png", "samples"}
+    assert {each.name for each in out.iterdir()} == {"last.pt", "previous.pt", "log.jsonl", "loss.png", "samples",
+                                                    "progress.gif"}
 
 
 @pytest.mark.parametrize("spoil", [

@@ -171,8 +171,8 @@ def test_folders_of_classes_are_scored_against_another_folder(tmp_path, capsys, 
 
 @pytest.mark.parametrize("more, message", [
     (["--n", "3"], "n is 3; it must be at least 4"),
-    (["--classifier", "weights/digits_classifier.pt"], "digits_classifier.pt is a classifier of digits, 1 x 8 x 8, in 10 "
-     "classes, the pictures are fashion-mnist, 1 x 28 x 28, in 3 classes; train one with"),
+    (["--classifier", "weights/digits_classifier.pt"], "digits_classifier.pt is a classifier of digits, 1 x 8 x 8, in "
+     "10 classes, the pictures are fashion-mnist, 1 x 28 x 28, in 3 classes; train one with"),
     (["--classifier", "nowhere.pt"], "no nowhere.pt; train it with"), (["--among", "-1"], "among is -1"),
     (["--among", "1"], "too few"), (["--data", "digits"], "digits has the class '3'"),
     (["--held_out", "dead-leaves-grey"], "dead-leaves-grey has no end")])

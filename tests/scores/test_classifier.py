@@ -41,8 +41,8 @@ def test_training_is_repeatable_and_learns():
 
 
 @pytest.mark.parametrize("shape, convolutions, inner", [
-    ((1, 8, 8), 2, 4 * 4), ((1, 28, 28), 3, 3 * 3), ((3, 32, 32), 3, 4 * 4), ((3, 64, 48), 4, 4 * 3), ((1, 4, 4), 2, 16),
-    ((1, 1, 1), 2, 1), ((1, 9, 40), 2, 2 * 10)])
+    ((1, 8, 8), 2, 4 * 4), ((1, 28, 28), 3, 3 * 3), ((3, 32, 32), 3, 4 * 4), ((3, 64, 48), 4, 4 * 3),
+    ((1, 4, 4), 2, 16), ((1, 1, 1), 2, 1), ((1, 9, 40), 2, 2 * 10)])
 def test_every_size_is_halved_until_it_is_small(shape, convolutions, inner):
     shapes = classifier.shapes(Facts("x", shape, ("a", "b")))
     assert sum(name.startswith("conv") for name in shapes) == convolutions and shapes["features"][0] == 64 * inner
