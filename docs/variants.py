@@ -59,7 +59,7 @@ x0 by 1 / (1 - alpha_bar), so that it counts at small t, where the bound is lost
 
 SHAPES = """## Pictures of other shapes
 
-Pictures of other shapes have no such scores, but bits/dim; the same {steps} steps, of 16 pictures each, on digits that
+They have no such scores, but bits/dim; the same {steps} steps, of 16 pictures each, on digits that
 were enlarged to 28 x 28 and stored as MNIST is, coloured at random, or padded to a rectangle; held-out ones were
 treated alike. Black borders cost next to nothing, hence the small figures.
 
@@ -181,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.only:
         ddpm.check_choice("only", config.only, TABLES)
     path = Path(config.out)
-    old = re.split(r"(?m)^\s*(?=^## )", path.read_text())[1:] if config.only else [""] * len(TABLES)
+    old = re.split(r"(?m)^(?=## )", path.read_text())[1:] if config.only else [""] * len(TABLES)
     parts = [table(config).strip() if config.only in ("", name) else part.strip()
              for (name, table), part in zip(TABLES.items(), old, strict=True)]
     path.write_text(TITLE + "\n\n".join(parts) + "\n")

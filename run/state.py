@@ -168,7 +168,7 @@ def saved_on_error(run: Run) -> Iterator[None]:
 def save_samples(run: Run, path: Path) -> dict[str, list[float]]:
     """Samples every class with the averaged weights, always from the same noise; returns the channels' statistics."""
     classes = run.dataset.classes
-    x0, _ = draw(run, 5 * len(classes) if run.unet.classes else 16, 50)
+    x0, _ = sampled(run, 5 * len(classes) if run.unet.classes else 16, 50)
     columns, heads = (len(classes), classes) if run.unet.classes else (4, ())
     with writing(path) as file:
         pictures.grid(x0, columns, heads).save(file, format="png")
@@ -181,7 +181,7 @@ def score_samples(run: Run) -> dict[str, float]:
     """
     if run.score is None:
         return {}
-    x0, labels = draw(run, SCORED, SCORED_STEPS, "2m")
+    x0, labels = sampled(run, SCORED, SCORED_STEPS, "2m")
     return run.score(x0.cpu(), None if labels is None else labels.cpu()) if x0.isfinite().all() else {}
 
 
@@ -195,7 +195,7 @@ def scores_are_cheap(config: Any) -> bool:
 
 
 @torch.no_grad()
-def draw(run: Run, n: int, steps: int, sampler: str = "ddim") -> tuple[Tensor, Tensor | None]:
+def sampled(run: Run, n: int, steps: int, sampler: str = "ddim") -> tuple[Tensor, Tensor | None]:
     """n samples of the averaged weights (n, C, H, W), of all classes in turn, and their labels, if the network has any.
     """
     device = run.schedule.beta.device
