@@ -1,46 +1,56 @@
 """Scores a trained model by its samples or by its likelihood; the metrics are in scores/.
 
-    python evaluate.py digits                        # quality, class agreement and memorisation of the digits model
-    python evaluate.py nll                           # bits/dim of the held-out digits, term by term
+    python evaluate.py classes                       # quality, class agreement and memorisation of the digits model
+    python evaluate.py classes --checkpoint runs/x/last.pt --n 10000        # of a model of any labelled set
+    python evaluate.py classifier --data mnist --out FILE                   # trains the classifier that it needs
+    python evaluate.py nll                           # bits/dim of the held-out pictures, term by term
     python evaluate.py neighbours                    # samples and the training pictures nearest to them
     python evaluate.py fid --data cifar10            # Frechet Inception distance; needs pip install pytorch-fid
-    python evaluate.py classifier                    # trains the small classifier that `digits` uses
 
-`digits` prints the scores with their floor (the training set itself) and ceilings. FD: Frechet distance to the
-held-out digits in the 32 features of a digit classifier, in per cent of their variance (Heusel et al. 2017 with another
-network); pFD: the same in raw pixels. agree: share classified as the requested class. mem: median distance to the
-nearest training picture, relative to that of the held-out digits; 1 is as novel as held-out digits, 0 a copy. dup:
-share of pictures closer to a training picture than 99 % of the held-out digits are.
+`classes` (or `digits`) prints the scores with their floor (the training set itself) and ceilings. FD: Frechet distance
+to the held-out pictures in the features of a small classifier, in per cent of their variance (Heusel et al. 2017 with
+another network); pFD: the same in raw pixels. agree: share classified as the requested class. mem: median distance to
+the nearest training picture, relative to that of the held-out pictures; 1 is as novel as these, 0 a copy. dup: share of
+pictures closer to a training picture than 99 % of the held-out ones are. prec, rec: share of the pictures within the
+manifold of the held-out ones, and of these within that of the pictures (Kynkaanniemi et al. 2019, 3 neighbours).
 """
 
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 import data
+import ddpm
 import sample
-from data.files import check_writable, writing
+from data.files import check_writable
 from run import checkpoint, pictures
-from run.cli import check_range, parse, script
-from scores import classes, fid, likelihood
+from run.cli import DTYPES, check_range, parse, script
+from scores import classes, classifier, fid, likelihood
+from scores.pictures import HELD_OUT, load_pictures, relabel
 from unet import UNet
 
-CLASSIFIER = Path("weights/digits_classifier.pt")
+SAMPLING = ("checkpoint", "n", "steps", "eta", "guidance", "sampler", "spacing", "weights", "seed", "batch")
 
 
 @dataclass(frozen=True)
-class Digits:
-    """Scores samples of a model of the digits."""
+class Classes:
+    """Scores samples of a model of a labelled set."""
     checkpoint: str = "weights/digits.pt"       # a checkpoint of train.py
+    data: str = ""                              # its training set, if that has moved, as for train.py
+    held_out: str = HELD_OUT                    # pictures not trained on, as for train.py; held-out is the set's own
+    classifier: str = ""                        # file of the classifier; empty is the one in weights/
+    among: int = 0                              # number of training pictures to use, evenly spaced; 0 is all
     n: int = 1000                               # number of samples
     steps: str = "50"                           # number of sampler steps, as for sample.py
     eta: float = 0.                             # noise of each step: 0 is DDIM, 1 DDPM
     guidance: float = 0.                        # w of classifier-free guidance
+    sampler: str = "ddim"                       # as for sample.py
+    spacing: str = "trailing"                   # of the timesteps, as for sample.py
     weights: str = "ema"                        # the averaged weights, or raw
     seed: int = 0                               # seed of the samples
+    batch: int = 250                            # largest batch; changes the samples by rounding only
 
 
 @dataclass(frozen=True)
@@ -59,32 +69,49 @@ class Neighbours:
 
 @dataclass(frozen=True)
 class Classifier:
-    """Trains the classifier whose features score the digits."""
+    """Trains the classifier whose features score the models of a labelled set."""
+    data: str = "digits"                        # the training set, as for train.py
+    size: str = ""                              # pixels, as for train.py
+    fit: str = "crop"                           # how pictures reach that size: crop or pad
+    held_out: str = HELD_OUT                    # pictures to measure its accuracy on; held-out is the set's own
     steps: int = 1500                           # number of training steps
-    out: str = str(CLASSIFIER)                  # file of the weights
+    dtype: str = "float32"                      # of the weights in the file: float32, or bf16, half the size
+    out: str = str(classifier.FILES["digits"])  # file of the weights
 
 
-def digits(argv: Sequence[str]) -> None:
+def score_classes(argv: Sequence[str]) -> None:
     """Prints the table of scores."""
-    config = parse(Digits, argv)
-    check_range(config, "n", 2)                                                   # the covariance needs two samples
-    weights = classes.load_classifier(CLASSIFIER)
+    config = parse(Classes, argv)
+    check_range(config, "n", classes.K + 1)                                       # a sample needs K neighbours
+    check_range(config, "among", 0)
     last = checkpoint.load(config.checkpoint)
-    if last.data["name"] != "digits" or not last.network.classes:
-        raise ValueError(f"{config.checkpoint} was trained on {last.data['name']}; use a model of labelled digits")
-    settings = sample.Config(**vars(config), batch=250)
-    train, test = data.digits(), data.digits(held_out=True)
+    if not last.network.classes:
+        raise ValueError(f"{config.checkpoint} was trained without labels; use a model of a labelled set")
+    facts = classifier.facts_of(last.data["name"], last.data["shape"], last.data["classes"])
+    weights = classifier.load_fitting(facts, config.classifier).weights
+    settings = sample.Config(**{name: getattr(config, name) for name in SAMPLING})
+    fit = last.settings.get("fit", "crop")
+    train, test = (relabel(load_pictures(last, name, fit, config.data), facts.classes)
+                   for name in ("", config.held_out))
+    train = data.spread(train, config.among)
     samples = sample.generate(settings)
     untrained = sample.generate(settings, weights=UNet(last.network).state_dict())
-    rows = {"training set (floor)": (data.to_unit(train.images), train.labels),
-            "held-out digits": (data.to_unit(test.images), test.labels),
+    reference = classes.refer(weights, train, test)
+    rows = {"training set (floor)": (classes.units(train), train.labels),
+            "held-out set": (reference.unseen, test.labels),
             "untrained network": (untrained.x, untrained.labels),
             "a Gaussian per class": (classes.gaussians(train, samples.labels, config.seed), samples.labels),
             f"{config.checkpoint}": (samples.x, samples.labels)}
     print(f"n = {config.n}, {config.steps} steps, eta {config.eta:g}, guidance {config.guidance:g}, seed {config.seed}")
-    print(f"{'':24}" + "".join(f"{name:>8}" for name in ("FD", "pFD", "agree", "mem", "dup")))
-    for name, (x, labels) in rows.items():
-        print(f"{name:24}" + "".join(f"{value:8.3f}" for value in classes.score(weights, x, labels).values()))
+    print_scores({name: classes.score(reference, x, labels) for name, (x, labels) in rows.items()})
+
+
+def print_scores(rows: dict[str, dict[str, float]]) -> None:
+    """Prints a row for each of these sets of scores."""
+    width = max(24, *map(len, rows))
+    print(f"{'':{width}}" + "".join(f"{name:>8}" for name in next(iter(rows.values()))))
+    for name, scores in rows.items():
+        print(f"{name:{width}}" + "".join(f" {value:7.3f}" for value in scores.values()))
 
 
 def neighbours(argv: Sequence[str]) -> None:
@@ -92,11 +119,10 @@ def neighbours(argv: Sequence[str]) -> None:
     config = parse(Neighbours, argv)
     check_range(config, "among", 0)
     last = checkpoint.load(config.checkpoint)
-    name, size = config.data or last.settings.get("data", ""), "{1}x{2}".format(*last.data["shape"])
-    searched = data.first(data.load(name, size, config.fit), config.among)
-    if searched.shape != tuple(last.data["shape"]) or not 1 <= config.k <= len(searched.images) > 1:
-        raise ValueError(f"k is {config.k}, of {len(searched.images)} pictures of {searched.shape}; it must be between "
-                         f"1 and the number of pictures, which must be at least 2 of shape {last.data['shape']}")
+    searched = data.first(load_pictures(last, config.data, config.fit), config.among)
+    if not 1 <= config.k <= len(searched.images) > 1:
+        raise ValueError(f"k is {config.k}, of {len(searched.images)} pictures; it must be between 1 and the number of "
+                         f"pictures, which must be at least 2")
     settings = sample.Config(checkpoint=config.checkpoint, n=config.n, steps=config.steps, seed=config.seed)
     samples = sample.generate(settings).x
     distances, index = classes.nearest(samples, searched.images, config.k)
@@ -108,24 +134,28 @@ def neighbours(argv: Sequence[str]) -> None:
           f"{distances[:, 0].median():.3f}, these to their nearest neighbour {real.median():.3f}; see {config.out}")
 
 
-def classifier(argv: Sequence[str]) -> None:
-    """Trains and saves the classifier, and prints its accuracy on the held-out digits."""
+def train_classifier(argv: Sequence[str]) -> None:
+    """Trains and saves the classifier, and prints its accuracy on held-out pictures."""
     config = parse(Classifier, argv)
     check_range(config, "steps", 1)
-    check_writable(config.out)                                                    # fails before training, not after
-    weights = classes.train_classifier(config.steps)
-    with writing(config.out) as file:
-        torch.save(weights, file)
-    test = data.digits(held_out=True)
-    accuracy = (classes.classify(weights, data.to_unit(test.images)).argmax(1) == test.labels).float().mean().item()
-    print(f"{config.out}: classifies {accuracy:.2%} of the {len(test.labels)} held-out digits correctly")
+    ddpm.check_choice("dtype", config.dtype, DTYPES)
+    held_out = data.TEST + config.data if config.held_out == HELD_OUT else config.held_out
+    train, test = (data.load(name, config.size, config.fit) for name in (config.data, held_out))
+    train, test = (relabel(found, train.classes) for found in (train, test))
+    if config.out == Classifier.out and train.name != "digits":
+        raise ValueError(f"{config.out} is the digits' classifier; choose another file for {config.data} with --out")
+    out = check_writable(config.out)                                              # fails before training, not after
+    classifier.save(out, classifier.train(train, config.steps), DTYPES[config.dtype])
+    weights = classifier.load(out).weights
+    right = classes.agreement(weights, classes.features(weights, classes.units(test)), test.labels)
+    print(f"{out}: classifies {right:.2%} of the {len(test.labels)} held-out pictures correctly")
 
 
 @script
 def main(argv: Sequence[str] | None = None) -> None:
     command, *rest = (sys.argv[1:] if argv is None else argv) or [""]
-    commands = {"digits": digits, "nll": likelihood.nll, "neighbours": neighbours, "fid": fid.fid,
-                "classifier": classifier}
+    commands = {"classes": score_classes, "digits": score_classes, "nll": likelihood.nll, "neighbours": neighbours,
+                "fid": fid.fid, "classifier": train_classifier}
     if command not in commands:
         raise ValueError(f"no command {command!r}; it must be one of {', '.join(commands)}")
     commands[command](rest)

@@ -5,9 +5,10 @@
     python train.py --preset cars64                     # a published recipe; other flags change it
     torchrun --nproc-per-node=4 train.py                # the same batch, shared by 4 processes (run/processes.py)
 
-A run is a folder: last.pt and the checkpoint before it, previous.pt, log.jsonl, loss.png, samples/*.png. Repeat the
-command to resume it. Every random number is a function of (seed, step), so on the same kind of CPU, thread count and
-versions a resumed run is bitwise the unbroken one; another thread count changes the weights by about 2e-7.
+A run is a folder: last.pt and the checkpoint before it, previous.pt, log.jsonl, loss.png, samples/*.png and their film,
+progress.gif. Repeat the command to resume it. Every random number is a function of (seed, step), so on the same kind of
+CPU, thread count and versions a resumed run is bitwise the unbroken one; another thread count changes the weights by
+about 2e-7.
 """
 
 import contextlib
@@ -34,7 +35,8 @@ from run.cli import DTYPES, check_range, choose_device, limit_threads, parse, sc
 from run.importance import empty_history, importance, update_history
 from run.memory import Cast, recompute
 from run.resume import latest, resume
-from run.state import Progress, Run, describe, due, log, saved_on_error, write
+from run.state import Progress, Run, describe, due, log, saved_on_error, scores_are_cheap, write
+from scores.classes import scorer
 from unet import CONFIGS, UNet, UNetConfig, check_size
 
 LOSSES, LEARNED = ("l2", "l1", "hybrid", "bound"), ("hybrid", "bound")
@@ -311,7 +313,8 @@ def train(run: Run) -> None:
                 break
     if writes:
         print(f"stopped at step {step}; repeat the command to resume" if stop else f"{config.out}: last.pt, log.jsonl, "
-              f"loss.png, samples/; sample from it with: python sample.py --checkpoint {Path(config.out, 'last.pt')}")
+              f"loss.png, samples/, progress.gif; sample from it with: python sample.py --checkpoint "
+              f"{Path(config.out, 'last.pt')}")
 
 
 def prepare(config: Config, check_folder: Callable[[], None]) -> Run:
@@ -329,6 +332,8 @@ def prepare(config: Config, check_folder: Callable[[], None]) -> Run:
     run = start(config, dataset)._replace(digest=data.digest(dataset), check_folder=check_folder)
     if processes.rank() == 0:
         describe(run)
+        if scores_are_cheap(config):
+            run = run._replace(score=scorer(dataset, config.data, config.size, config.fit))
     if last:
         resume(run, path, last, FREE)
     if processes.rank() == 0:

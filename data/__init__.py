@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from data.published import NAMES, load_named, parse_name
+from data.published import NAMES, TEST, load_named, parse_name
 from data.sets import (
     ENDLESS,
     Batches,
@@ -17,26 +17,31 @@ from data.sets import (
     read_folder,
     read_npz,
     resize,
+    spread,
     to_pixels,
     to_unit,
 )
 
-__all__ = ["ENDLESS", "Batches", "Data", "batch_indices", "batches", "digest", "digits", "evenly_spaced", "first",
-           "load", "parse_size", "read_folder", "read_npz", "resize", "to_pixels", "to_unit"]
+__all__ = ["ENDLESS", "TEST", "Batches", "Data", "batch_indices", "batches", "digest", "digits", "evenly_spaced",
+           "first", "load", "parse_size", "read_folder", "read_npz", "resize", "spread", "to_pixels", "to_unit"]
 
 
 def load(name: str, size: str = "", fit: str = "crop") -> Data:
-    """The data set `name`: "digits", a name of this file's, a folder of images, or an .npz file.
+    """The data set `name`: "digits", a name of published.py's, a folder of images, or an .npz file.
 
+    "test:" before digits or a name of published.py's: the pictures held out of it.
     size: "", the pictures' own; or "64", or "48x64" (H x W), reached by fit: "crop" resizes and crops at the
     centre, "pad" adds black all round. Raises ValueError for what cannot be read, naming it.
     """
     if fit not in ("crop", "pad"):
         raise ValueError(f"fit is {fit!r}; it must be crop or pad")
+    held_out, name = name.startswith(TEST), name.removeprefix(TEST)
     if name == "digits":
-        return resize(digits(), parse_size(size), fit)
+        return resize(digits(held_out), parse_size(size), fit)
     if parse_name(name)[1] in NAMES:
-        return load_named(name, parse_size(size), fit)
+        return load_named(name, parse_size(size), fit, held_out)
+    if held_out:
+        raise ValueError(f"no held-out pictures of {name!r} are known; name the folder or the .npz file that has them")
     path = Path(name)
     if path.is_dir():
         return read_folder(path, parse_size(size), fit)

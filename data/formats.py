@@ -41,19 +41,21 @@ def read_idx(path: Path, ndim: int) -> Tensor:
     return torch.frombuffer(bytearray(raw[4 + 4 * ndim:]), dtype=torch.uint8).view(shape)
 
 
-def idx_files(path: Path) -> list[Path]:
-    return image_files.visible(path, "train-images*idx3-ubyte*")
+def idx_format(part: str) -> Format:
+    """MNIST's or Fashion-MNIST's images and labels, gz or not: (1, 28, 28). part: what their names begin with."""
+    def files(path: Path) -> list[Path]:
+        return image_files.visible(path, f"{part}-images*idx3-ubyte*")
 
+    def read(path: Path) -> Data:
+        file = files(path)[0]
+        images = read_idx(file, 3)[:, None]
+        labels = read_idx(file.with_name(file.name.replace("images", "labels").replace("idx3", "idx1")), 1).long()
+        if len(images) != len(labels):
+            raise ValueError(f"{file} has {len(images)} pictures but {len(labels)} labels stand beside it; "
+                             f"fetch both anew")
+        return Data("", images, labels, sets.number_classes(labels), tuple(images.shape[1:]))
 
-def read_idx_set(path: Path) -> Data:
-    """MNIST's or Fashion-MNIST's train-images and train-labels, gz or not: (1, 28, 28)."""
-    file = idx_files(path)[0]
-    images = read_idx(file, 3)[:, None]
-    labels = read_idx(file.with_name(file.name.replace("images", "labels").replace("idx3", "idx1")), 1).long()
-    if len(images) != len(labels):
-        raise ValueError(f"{file} has {len(images)} pictures but {len(labels)} labels stand beside it; "
-                         f"fetch both anew")
-    return Data("", images, labels, sets.number_classes(labels), tuple(images.shape[1:]))
+    return Format(files, read, f"{part}-images-idx3-ubyte and {part}-labels-idx1-ubyte, gz or not")
 
 
 def cifar_format(names: Sequence[str], label_bytes: int, classes: str, says: str) -> Format:
@@ -81,13 +83,18 @@ def read_records(path: Path, record: int) -> Tensor:
     return torch.frombuffer(bytearray(raw), dtype=torch.uint8).view(-1, record)
 
 
-IDX = Format(idx_files, read_idx_set, "train-images-idx3-ubyte and train-labels-idx1-ubyte, gz or not")
-
+CIFAR10 = 1, "batches.meta.txt", "the binary version, cifar-10-binary.tar.gz"
+CIFAR100 = 2, "fine_label_names.txt", "the binary version, cifar-100-binary.tar.gz"
 
 FORMATS = {
-    "mnist": IDX,
-    "fashion-mnist": IDX,
-    "cifar10": cifar_format([f"data_batch_{k}.bin" for k in range(1, 6)], 1, "batches.meta.txt",
-                            "the binary version, cifar-10-binary.tar.gz"),
-    "cifar100": cifar_format(["train.bin"], 2, "fine_label_names.txt", "the binary version, cifar-100-binary.tar.gz"),
+    "mnist": idx_format("train"),
+    "fashion-mnist": idx_format("train"),
+    "cifar10": cifar_format([f"data_batch_{k}.bin" for k in range(1, 6)], *CIFAR10),
+    "cifar100": cifar_format(["train.bin"], *CIFAR100),
+}
+HELD_OUT = {
+    "mnist": idx_format("t10k"),
+    "fashion-mnist": idx_format("t10k"),
+    "cifar10": cifar_format(["test_batch.bin"], *CIFAR10),
+    "cifar100": cifar_format(["test.bin"], *CIFAR100),
 }

@@ -2,6 +2,7 @@
 
     --data cifar10                  comes through the `datasets` library (pip install datasets), which keeps it
     --data cifar10:PATH             files of one's own: CIFAR's binary version, MNIST's IDX, parquet, or images
+    --data test:cifar10:PATH        the pictures that its authors held out of the training set (test:cifar10, too)
     --data stream:imagenet64        never kept: rows in the order in which they come (stream:imagenet64:PATH, too)
     --data dead-leaves --size 64    endless, rendered on demand; dead-leaves-grey is grey
 
@@ -23,7 +24,7 @@ from torch import Tensor
 from data import image_files, sets
 from data.dead_leaves import DeadLeaves
 from data.files import reading
-from data.formats import FORMATS
+from data.formats import FORMATS, HELD_OUT, Format
 from data.sets import Data
 
 
@@ -35,6 +36,7 @@ class Source(NamedTuple):
     label: str                          # column
     channels: int
     size: tuple[int, int] | None        # H, W; None: of many sizes
+    held_out: str = "test"              # the split held out of training; "" if there is none
 
 
 SETS = {
@@ -42,13 +44,15 @@ SETS = {
     "fashion-mnist": Source("zalando-datasets/fashion_mnist", "train", "image", "label", 1, (28, 28)),
     "cifar10": Source("uoft-cs/cifar10", "train", "img", "label", 3, (32, 32)),
     "cifar100": Source("uoft-cs/cifar100", "train", "img", "fine_label", 3, (32, 32)),
-    "stanford-cars": Source("tanganke/stanford_cars", "train+test", "image", "label", 3, None),
+    "stanford-cars": Source("tanganke/stanford_cars", "train+test", "image", "label", 3, None, ""),
     "mini-imagenet": Source("timm/mini-imagenet", "train", "image", "label", 3, None),
-    "imagenet64": Source("benjamin-paine/imagenet-1k-64x64", "train", "image", "label", 3, (64, 64)),
-    "celeba-hq": Source("korexyz/celeba-hq-256x256", "train", "image", "label", 3, (256, 256)),
+    "imagenet64": Source("benjamin-paine/imagenet-1k-64x64", "train", "image", "label", 3, (64, 64),
+                         "validation"),
+    "celeba-hq": Source("korexyz/celeba-hq-256x256", "train", "image", "label", 3, (256, 256), "validation"),
 }
 LEAVES = {"dead-leaves": 3, "dead-leaves-grey": 1}      # channels
 NAMES = (*LEAVES, *SETS)
+TEST = "test:"                                          # before the name of a set: what is held out of it
 WINDOW = 10_000                                         # rows of a stream among which it is shuffled
 
 
@@ -59,35 +63,47 @@ def parse_name(name: str) -> tuple[bool, str, str]:
     return streamed, key, path
 
 
-def load_named(name: str, size: tuple[int, int] | None, fit: str) -> Data:
-    """The named set. Raises ValueError for what cannot be had, with the mend."""
+def load_named(name: str, size: tuple[int, int] | None, fit: str, held_out: bool = False) -> Data:
+    """The named set, or what is held out of it. Raises ValueError for what cannot be had, with the mend."""
     streamed, key, path = parse_name(name)
+    if held_out and (streamed or key in LEAVES or not SETS[key].held_out):
+        raise ValueError(f"{name} has no held-out pictures; instead of {TEST}{name}, name a folder, an .npz file or "
+                         f"another set")
     if key in LEAVES:
         if path or streamed:
             raise ValueError(f"no data set {name!r}; {key} is rendered, not read: it takes no path and no stream")
         shape = (LEAVES[key], *(size or (32, 32)))
         return Data(name, DeadLeaves(shape), None, (), shape)
-    rows = (as_stream if streamed else as_rows, SETS[key], size, fit)
-    return load_local(name, key, Path(path).expanduser(), rows) if path else load_table(name, *rows)
+    source = SETS[key]._replace(split=SETS[key].held_out) if held_out else SETS[key]
+    rows = (as_stream if streamed else as_rows, source, size, fit)
+    if not path:
+        return load_table(name, *rows)
+    return load_local(name, key, Path(path).expanduser(), rows, HELD_OUT if held_out else FORMATS)
 
 
-def load_local(name: str, key: str, path: Path, rows: tuple) -> Data:
+def load_local(name: str, key: str, path: Path, rows: tuple, formats: dict[str, Format] = FORMATS) -> Data:
     """The set from the files under path, its own format first, then parquet, then images by class."""
     how, source, size, fit = rows
     if not path.is_dir():
         raise ValueError(f"no folder {path} for {key}; leave it out to download {source.hub}")
-    if key in FORMATS and FORMATS[key].files(path) and how is as_rows:
-        return sets.resize(FORMATS[key].read(path)._replace(name=key), size, fit)
+    if key in formats and formats[key].files(path) and how is as_rows:
+        return sets.resize(formats[key].read(path)._replace(name=key), size, fit)
     with reading(path, "remove it"):
         parquet = [image_files.require_file(p) for p in image_files.visible(path, "*.parquet")]
     if parquet:
         splits = tuple(source.split.split("+"))
         own_split = [str(p) for p in parquet if p.name.startswith(splits)]
-        return load_table(name, *rows, own_split or [str(p) for p in parquet])
+        if own_split or formats is FORMATS:
+            return load_table(name, *rows, own_split or [str(p) for p in parquet])
     if pickled := next(filter(is_pickle, image_files.visible(path, "*")), None):
         raise ValueError(f"{pickled} is a pickle, which could run code and is not read; for {key} use "
-                         f"{FORMATS[key].says if key in FORMATS else 'parquet or image files'}")
-    return sets.read_folder(path / "train" if (path / "train").is_dir() else path, size or source.size, fit)
+                         f"{formats[key].says if key in formats else 'parquet or image files'}")
+    inner = path / ("train" if formats is FORMATS else source.split)
+    if formats is HELD_OUT and not inner.is_dir():
+        own = f"{formats[key].says}, " if key in formats else ""
+        raise ValueError(f"{path} has no held-out pictures of {key}; they are {own}{source.split}*.parquet, or images "
+                         f"in a folder {source.split}")
+    return sets.read_folder(inner if inner.is_dir() else path, size or source.size, fit)
 
 
 def is_pickle(path: Path) -> bool:

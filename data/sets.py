@@ -175,9 +175,19 @@ def first(found: Data, n: int) -> Data:
     N = len(found.images)
     if not n and N == ENDLESS:
         raise ValueError(f"{found.name} has no end; say how many of its pictures to take")
-    if not n or n >= N:
-        return found
-    index = torch.arange(n)
+    return found if not n or n >= N else take(found, torch.arange(n))
+
+
+def spread(found: Data, n: int) -> Data:
+    """n pictures spread over the set, all for 0; of a set without end its first ones, or ValueError for all."""
+    N = len(found.images)
+    if N == ENDLESS:
+        return first(found, n)
+    return found if not n or n >= N else take(found, torch.arange(n) * N // n)
+
+
+def take(found: Data, index: Tensor) -> Data:
+    """The set of these pictures of it."""
     return found._replace(images=found.images[index], labels=None if found.labels is None else found.labels[index])
 
 

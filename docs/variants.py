@@ -17,7 +17,6 @@ import torch
 
 import data
 import ddpm
-import evaluate
 import noise
 import sample
 import train
@@ -39,7 +38,7 @@ SCORES = """## Short runs
 seed 0. The runs are a fifth as long as the default: they say that each choice works, not which is best.
 The first row has the defaults: target v, loss l2, stratified t, cosine schedule, a label hidden in every tenth picture.
 
-FD, pFD, agree and mem are those of `python evaluate.py digits`; bits/dim is the bound on the held-out digits
+FD, pFD, agree and mem are those of `python evaluate.py classes`; bits/dim is the bound on the held-out digits
 (`python evaluate.py nll`), with 20 t's per picture. A network that predicts x0 samples well, but its bound is poor: at
 small t its mean must be right to within beta_tilde, which it is not after a short run, while eps and v are scaled with
 the noise.
@@ -60,7 +59,7 @@ x0 by 1 / (1 - alpha_bar), so that it counts at small t, where the bound is lost
 
 SHAPES = """## Pictures of other shapes
 
-Pictures of other shapes have no such scores, but bits/dim; the same {steps} steps, of 16 pictures each, on digits that
+They have no such scores, but bits/dim; the same {steps} steps, of 16 pictures each, on digits that
 were enlarged to 28 x 28 and stored as MNIST is, coloured at random, or padded to a rectangle; held-out ones were
 treated alike. Black borders cost next to nothing, hence the small figures.
 
@@ -88,9 +87,8 @@ def scored(flags: str, steps: int, n: int) -> list[float]:
         path = f"{out}/last.pt"
         samples = sample.generate(sample.Config(checkpoint=path, n=n, batch=250))
         bound = bits(path, data.digits(held_out=True))
-    classifier = torch.load(evaluate.CLASSIFIER, weights_only=True)
     labels = samples.labels if samples.labels is not None else torch.zeros(n).long()
-    scores = classes.score(classifier, samples.x, labels)
+    scores = classes.score(classes.of_digits(), samples.x, labels)
     agree = math.nan if samples.labels is None else scores["agree"]
     return [scores["FD"], scores["pFD"], agree, scores["mem"], bound]
 
@@ -183,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.only:
         ddpm.check_choice("only", config.only, TABLES)
     path = Path(config.out)
-    old = re.split(r"(?m)^\s*(?=^## )", path.read_text())[1:] if config.only else [""] * len(TABLES)
+    old = re.split(r"(?m)^(?=## )", path.read_text())[1:] if config.only else [""] * len(TABLES)
     parts = [table(config).strip() if config.only in ("", name) else part.strip()
              for (name, table), part in zip(TABLES.items(), old, strict=True)]
     path.write_text(TITLE + "\n\n".join(parts) + "\n")

@@ -24,7 +24,6 @@ from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 from torch import Tensor
 
 import ddpm
-import evaluate
 import sample
 from run.cli import check_range, make_parent, parse, parse_integers, script
 from samplers import COLUMNS, alpha_bar_at, sampler_rows, step, time_at
@@ -121,14 +120,14 @@ def variance_error(steps: int, var: float = 0.25, **choice) -> tuple[int, float]
 def digits(config: Config) -> tuple[dict, dict]:
     """By sampler, lists of (network evaluations, distance to the fine chain) and of (network evaluations, FD)."""
     base = sample.Config(checkpoint=config.checkpoint, n=config.n, batch=250, spacing=config.spacing)
-    classifier = torch.load(evaluate.CLASSIFIER, weights_only=True)
+    reference = classes.of_digits()
     fine = sample.generate(replace(base, sampler="unipc", steps="300", clip=False)).x
     distance, frechet = {name: [] for name in ODE}, {name: [] for name in ODE | SDE}
     for name, choice in (ODE | SDE).items():
         for steps in parse_integers("steps", config.steps):
             made = sample.generate(replace(base, steps=str(steps), **choice))
             evaluations = made.evaluations // math.ceil(config.n / base.batch)
-            frechet[name].append((evaluations, classes.score(classifier, made.x, made.labels)["FD"]))
+            frechet[name].append((evaluations, classes.score(reference, made.x, made.labels)["FD"]))
             if name in ODE:
                 x = sample.generate(replace(base, steps=str(steps), clip=False, **choice)).x
                 distance[name].append((evaluations, (x - fine).square().mean().sqrt().item()))

@@ -24,6 +24,7 @@ from run import processes
 from run.cli import make_parent
 
 PARTS = ("loss", "simple", "bound")
+SCORES = {"FD": "Frechet distance, %", "agree": "classified as requested"}        # of samples, and what they are called
 
 
 @contextlib.contextmanager
@@ -127,7 +128,7 @@ def parse_line(text: str) -> dict | None:
     quarters = line.get("quarters", [None] * 4)
     if not isinstance(quarters, list) or len(quarters) != 4 or "loss" in line and "quarters" not in line:
         return None
-    numbers = [*(line[name] for name in PARTS if name in line), *(q for q in quarters if q is not None)]
+    numbers = [*(line[name] for name in (*PARTS, *SCORES) if name in line), *(q for q in quarters if q is not None)]
     return line if all(map(is_number, numbers)) else None
 
 
@@ -159,13 +160,15 @@ def truncate_log(out: Path, step: int) -> None:
 
 
 def plot_log(out: Path, path: Path | None = None) -> None:
-    """Draws the log as loss.png, or under another path: the loss and its parts, and the loss by quarter of 1..T."""
-    lines = [line for line in read_log(out) if "loss" in line]
+    """Draws the log as loss.png, or under another path: the loss, the loss by quarter of 1..T, and scores if any."""
+    log = read_log(out)
+    lines, scored = ([line for line in log if name in line] for name in ("loss", "FD"))
     if not lines:
         return
     from matplotlib.figure import Figure
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
-    whole, quarters = figure.subplots(1, 2)
+    panels = 3 if scored else 2
+    figure = Figure(figsize=(4.5 * panels, 3.5), layout="constrained")
+    whole, quarters, *rest = figure.subplots(1, panels)
     steps = [line["step"] for line in lines]
     for name in (name for name in PARTS if name in lines[0]):
         whole.plot(steps, [line.get(name, torch.nan) for line in lines], label=name)
@@ -176,6 +179,18 @@ def plot_log(out: Path, path: Path | None = None) -> None:
         axes.set(xlabel="step", yscale="log", title=title)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
+    for axes in rest:
+        plot_scores(axes, scored)
     path = path or out / "loss.png"
     with writing(path) as file:
         figure.savefig(file, format=path.suffix[1:], dpi=120)
+
+
+def plot_scores(axes, lines: list[dict]) -> None:
+    """Draws the scores of the samples against the step, the share that agrees on an axis of its own."""
+    steps = [line["step"] for line in lines]
+    for name, place, color in zip(SCORES, (axes, axes.twinx()), ("C0", "C1"), strict=True):
+        place.plot(steps, [line.get(name, torch.nan) for line in lines], color=color, marker=".")
+        place.set_ylabel(SCORES[name], color=color)
+    axes.set(xlabel="step", title="samples")
+    axes.grid(alpha=0.3)

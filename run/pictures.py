@@ -12,10 +12,11 @@ from torch import Tensor
 
 from data import to_pixels
 from data.files import check_writable, writing
-from data.image_files import SUFFIXES, to_image
+from data.image_files import SUFFIXES, read_header, read_image, to_image
 from run.cli import parse_integers
 
 FRAMES, GREYS = 40, 16              # of a film, at most: 100 digits then take under 2 MB
+FILM_PIXELS = 2**24                 # of all grids that are read for one film: a second, and a few MB at most
 
 
 class Samples(NamedTuple):
@@ -110,6 +111,38 @@ def film(samples: Samples, path: Path) -> None:
         frames.append(sheet.quantize(GREYS if samples.x.shape[1] == 1 else 4 * GREYS, dither=Image.Dither.NONE))
     save(frames[0], path, save_all=True, append_images=frames[1:], loop=0,
          duration=[150] * (len(frames) - 1) + [2000])
+
+
+def progress(folder: Path, step: int, path: Path) -> None:
+    """The grids STEP.png in the folder, up to this step, as a GIF: what became of the same noise as training went on.
+
+    The latest grid is among its frames, of which there are fewer if the grids are large, to bound file and time. What
+    is no picture of the latest grid's size is left out.
+    """
+    found = sorted((p for p in folder.glob("*.png") if p.stem.isdecimal() and int(p.stem) <= step),
+                   key=lambda p: int(p.stem))
+    if not found:
+        return
+    size = read_header(found[-1])[1]
+    most = min(FRAMES, max(2, FILM_PIXELS // math.prod(size)))
+    frames = [frame for p in found[::-math.ceil(len(found) / most)][::-1] if (frame := progress_frame(p, size))]
+    save(frames[0], path, save_all=True, append_images=frames[1:], loop=0,
+         duration=[250] * (len(frames) - 1) + [2000])
+
+
+def progress_frame(path: Path, size: tuple[int, int]) -> Image.Image | None:
+    """A saved grid of this (H, W) at half its size, its step below; None for any other file."""
+    try:
+        if read_header(path)[1] != size:
+            return None
+        sheet = to_image(read_image(path, (3, *size), "crop")).reduce(2)
+    except ValueError:
+        return None
+    frame = Image.new("RGB", (sheet.width, sheet.height + 20), "white")
+    frame.paste(sheet)
+    ImageDraw.Draw(frame).text((sheet.width // 2, sheet.height + 9), f"step {int(path.stem)}", fill="black",
+                               font=ImageFont.load_default(14), anchor="mm")
+    return frame.quantize(4 * GREYS, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
 
 
 def write(samples: Samples, settings: Any) -> None:

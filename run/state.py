@@ -17,8 +17,10 @@ from data.files import writing
 from run import checkpoint, folder, pictures, processes
 from unet import UNet
 
+Score = Callable[[Tensor, Tensor | None], dict[str, float]]         # samples in [-1, 1], their labels -> scores by name
 PATIENCE = 5                        # consecutive updates that may fail before the run stops
 UNREAD = 50                         # updates whose outcome a GPU is not asked for, at most
+SCORED, SCORED_STEPS = 250, 10      # samples that are scored, and their steps of DPM-Solver++
 
 
 @dataclass
@@ -78,6 +80,7 @@ class Run(NamedTuple):
     history: Tensor | None          # (T, 10), with importance sampling
     progress: Progress
     digest: str = ""                # of the data set
+    score: Score | None = None      # of samples during training; None where there is no classifier of the data set
     check_folder: Callable[[], None] = lambda: None                 # raises ValueError if it is no longer this job's
 
 
@@ -119,7 +122,9 @@ def write(run: Run, stop: bool) -> None:
     config, step, out = run.config, run.progress.step, Path(run.config.out)
     run.check_folder()
     if due(run, config.sample_every):
-        folder.append_log(out, {"step": step, **save_samples(run, out / "samples" / f"{step:06d}.png")})
+        facts = save_samples(run, out / "samples" / f"{step:06d}.png")
+        folder.append_log(out, {"step": step, **facts, **score_samples(run)})
+        pictures.progress(out / "samples", step, out / "progress.gif")
     if due(run, config.save_every) or stop:
         save(run)
 
@@ -160,20 +165,46 @@ def saved_on_error(run: Run) -> Iterator[None]:
         raise
 
 
-@torch.no_grad()
 def save_samples(run: Run, path: Path) -> dict[str, list[float]]:
     """Samples every class with the averaged weights, always from the same noise; returns the channels' statistics."""
-    device, classes = run.schedule.beta.device, run.dataset.classes
-    seeds = noise.image_seeds(0, torch.arange(5 * len(classes) if run.unet.classes else 16, device=device))
-    labels = torch.arange(len(seeds), device=device) % len(classes) if run.unet.classes else None
-    rows = ddpm.sampler_rows(run.schedule, ddpm.timesteps(run.config.T, min(50, run.config.T)),
-                             target=run.config.target, variance=run.unet.config.variance)
-    run.unet.eval()
-    *_, (_, x0, _) = ddpm.sample(lambda xt, t: functional_call(run.unet, run.ema, (xt, t, labels)),
-                                 rows, run.dataset.shape, seeds)
-    run.unet.train()
+    classes = run.dataset.classes
+    x0, _ = sampled(run, 5 * len(classes) if run.unet.classes else 16, 50)
     columns, heads = (len(classes), classes) if run.unet.classes else (4, ())
     with writing(path) as file:
         pictures.grid(x0, columns, heads).save(file, format="png")
     real = data.to_unit(data.evenly_spaced(run.dataset, 512))
     return {**pictures.channel_statistics("samples", x0), **pictures.channel_statistics("data", real)}
+
+
+def score_samples(run: Run) -> dict[str, float]:
+    """The scores of samples of all classes, always from the same noise; none if there is no score, or nothing finite.
+    """
+    if run.score is None:
+        return {}
+    x0, labels = sampled(run, SCORED, SCORED_STEPS, "2m")
+    return run.score(x0.cpu(), None if labels is None else labels.cpu()) if x0.isfinite().all() else {}
+
+
+def scores_are_cheap(config: Any) -> bool:
+    """Whether to score samples takes at most about 2 % of the time of the updates between two grids, or of all.
+
+    To sample them, without gradients, takes as long as to train on a third as many pictures as there are evaluations.
+    """
+    pictures_trained_on = min(config.sample_every, config.steps) * config.batch
+    return pictures_trained_on >= 50 * SCORED * SCORED_STEPS / 3
+
+
+@torch.no_grad()
+def sampled(run: Run, n: int, steps: int, sampler: str = "ddim") -> tuple[Tensor, Tensor | None]:
+    """n samples of the averaged weights (n, C, H, W), of all classes in turn, and their labels, if the network has any.
+    """
+    device = run.schedule.beta.device
+    seeds = noise.image_seeds(0, torch.arange(n, device=device))
+    labels = torch.arange(n, device=device) % len(run.dataset.classes) if run.unet.classes else None
+    rows = ddpm.sampler_rows(run.schedule, ddpm.timesteps(run.config.T, min(steps, run.config.T)), sampler=sampler,
+                             target=run.config.target, variance=run.unet.config.variance)
+    run.unet.eval()
+    *_, (_, x0, _) = ddpm.sample(lambda xt, t: functional_call(run.unet, run.ema, (xt, t, labels)),
+                                 rows, run.dataset.shape, seeds)
+    run.unet.train()
+    return x0, labels

@@ -1,63 +1,82 @@
-"""Scores of digit samples: a small classifier, Frechet distances, class agreement, memorisation, neighbours."""
+"""Scores of samples of a labelled set: in the features of a small classifier (scores/classifier.py), and in pixels.
 
-from pathlib import Path
+What each score says is in evaluate.py. Distances are computed block by block, so that tens of thousands of pictures
+fit into memory.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import data
 import noise
-from data.files import reading
-from run.checks import load_tensors
-from scores import fid
+from scores import classifier, fid
+from scores.classifier import Weights
 
-CLASSIFIER = {"conv1": (32, 1, 3, 3), "conv2": (64, 32, 3, 3), "features": (1024, 32), "classes": (32, 10)}    # shapes
-
-
-def features(weights: dict[str, Tensor], x: Tensor) -> Tensor:
-    """Features (N, 32) of digits (N, 1, 8, 8) in [-1, 1]: the last hidden layer."""
-    h = F.relu(F.conv2d(x, weights["conv1"], padding=1))                          # N 32 8 8
-    h = F.max_pool2d(F.relu(F.conv2d(h, weights["conv2"], padding=1)), 2)         # N 64 4 4
-    return F.relu(h.flatten(1) @ weights["features"])
+K = 3                               # neighbours that make the manifold of precision and recall
+BLOCK = 2**24                       # distances, or numbers of pictures, in memory at once
+LARGEST = 4096                      # numbers of a picture up to which its covariance is computed, for pFD and Gaussians
 
 
-def classify(weights: dict[str, Tensor], x: Tensor) -> Tensor:
-    """Logits (N, 10) of digits (N, 1, 8, 8) in [-1, 1]."""
-    return features(weights, x) @ weights["classes"]
+class Reference(NamedTuple):
+    """What samples are scored against."""
+    weights: Weights                # of the classifier
+    train: data.Data
+    unseen: Tensor                  # (M, C, H, W) held-out pictures in [-1, 1]
+    features: Tensor                # (M, D) of them
+    distances: Tensor               # (M,) of each to its nearest training picture
 
 
-def load_classifier(path: Path) -> dict[str, Tensor]:
-    """The weights that `evaluate.py classifier` saved. Raises ValueError for any others."""
-    mend = "train it with: python evaluate.py classifier"
-    if not path.is_file():
-        raise ValueError(f"no {path}; {mend}")
-    with reading(path, mend):
-        weights = load_tensors(path)
-        if {name: tuple(w.shape) for name, w in weights.items()} != CLASSIFIER or not all(
-                w.dtype == torch.float32 and w.isfinite().all() for w in weights.values()):
-            raise ValueError(f"its tensors are not the classifier's, {CLASSIFIER}")
-        return weights
+def refer(weights: Weights, train: data.Data, held_out: data.Data) -> Reference:
+    """The reference that these two sets make. Raises ValueError for too few held-out pictures."""
+    unseen = enough(held_out)
+    return Reference(weights, train, unseen, features(weights, unseen), to_nearest(unseen, train.images))
 
 
-def train_classifier(steps: int) -> dict[str, Tensor]:
-    """Deterministic training on the 1200 training digits, shifted by up to one pixel, with Gaussian noise (std 0.2)."""
-    fan_in = {"conv1": 9, "conv2": 288, "features": 1024, "classes": 32}
-    seeds = noise.image_seeds(0, torch.arange(64))
-    weights = {name: (noise.normal(seeds[k], 0, shape) * (2 / fan_in[name]) ** 0.5).requires_grad_()
-               for k, (name, shape) in enumerate(CLASSIFIER.items())}
-    optimizer = torch.optim.AdamW(weights.values(), weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
-    for step, (pixels, labels) in enumerate(data.batches(data.digits(), 64, 0, range(1, steps + 1)), 1):
-        dy, dx = (noise.uniform(0, step, 2, noise.FLIPS) * 3).int().tolist()
-        x = F.pad(data.to_unit(pixels), (1, 1, 1, 1), value=-1)[:, :, dy:dy + 8, dx:dx + 8]
-        x = x + 0.2 * noise.normal(seeds, step, (1, 8, 8), noise.TRAIN)
-        loss = F.cross_entropy(classify(weights, x), labels, label_smoothing=0.05)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    return {name: w.detach() for name, w in weights.items()}
+def of_digits() -> Reference:
+    """The reference that the digits are scored against."""
+    weights = classifier.load(classifier.FILES["digits"]).weights
+    return refer(weights, data.digits(), data.digits(held_out=True))
+
+
+def enough(held_out: data.Data) -> Tensor:
+    """All held-out pictures in [-1, 1]. Raises ValueError for too few."""
+    if len(held_out.images) <= K:
+        raise ValueError(f"{held_out.name} has {len(held_out.images)} held-out pictures; there must be more than {K}")
+    return units(held_out)
+
+
+def units(dataset: data.Data) -> Tensor:
+    """All its pictures in [-1, 1]."""
+    return data.to_unit(dataset.images[torch.arange(len(dataset.images))])
+
+
+def score(reference: Reference, x: Tensor, labels: Tensor) -> dict[str, float]:
+    """All scores (see evaluate.py) of samples x (N, C, H, W) in [-1, 1], N > K, of the requested labels (N,).
+
+    Of pictures of more than LARGEST numbers there is no pFD.
+    """
+    weights, _, unseen, real, expected = reference
+    made, distances = features(weights, x), to_nearest(x, reference.train.images)
+    pixels = {"pFD": frechet(x.flatten(1), unseen.flatten(1))} if x[0].numel() <= LARGEST else {}
+    precision, recall = precision_and_recall(real, made)
+    return {"FD": frechet(made, real), **pixels, "agree": agreement(weights, made, labels),
+            "mem": (distances.median() / expected.median()).item(),
+            "dup": (distances < expected.quantile(0.01)).float().mean().item(), "prec": precision, "rec": recall}
+
+
+def features(weights: Weights, x: Tensor) -> Tensor:
+    """Features (N, D) of pictures (N, C, H, W), in batches whose activations fit into memory."""
+    batch = max(1, BLOCK // (16 * x[0].numel()))
+    return torch.cat([classifier.features(weights, part) for part in x.split(batch)])
+
+
+def agreement(weights: Weights, made: Tensor, labels: Tensor) -> float:
+    """The share of features (N, D) that the classifier assigns to the requested class."""
+    return ((made @ weights["classes"]).argmax(1) == labels).float().mean().item()
 
 
 def frechet(a: Tensor, b: Tensor) -> float:
@@ -65,28 +84,46 @@ def frechet(a: Tensor, b: Tensor) -> float:
     return 100 * fid.frechet(fid.statistics(a), fid.statistics(b)) / b.double().var(0).sum().item()
 
 
-def gaussians(train: data.Data, labels: Tensor, seed: int) -> Tensor:
-    """Samples (N, 1, 8, 8) from one Gaussian per class, fitted to the training digits: a baseline without a network."""
-    x = data.to_unit(train.images).flatten(1)
-    z = noise.normal(noise.image_seeds(seed, torch.arange(len(labels))), 0, (64,))
-    out = torch.empty(len(labels), 64)
-    for k in range(10):
-        members = x[train.labels == k]
-        values, vectors = torch.linalg.eigh(members.T.cov())
-        out[labels == k] = members.mean(0) + z[labels == k] * values.clamp(min=0).sqrt() @ vectors.T
-    return out.view(-1, 1, 8, 8).clamp(-1, 1)
+# Manifolds
+
+def precision_and_recall(real: Tensor, made: Tensor) -> tuple[float, float]:
+    """Precision and recall of features (N, D) made, of the real ones (M, D) (Kynkaanniemi et al. 2019, equation 1).
+
+    A set's manifold is the union of balls around its points that reach to their K-th neighbours. Precision: the share
+    of what was made within the real manifold. Recall: the share of the real within that of what was made. Both grow
+    with the number of points, so as many are taken of either, evenly spaced.
+    """
+    n = min(len(real), len(made))
+    real, made = (x[torch.arange(n) * len(x) // n].double() for x in (real, made))
+    radii, reach = neighbour_distances(real), neighbour_distances(made)
+    precise, recalled = [], torch.zeros(n, dtype=torch.bool)
+    for part, radius in zip(blocks(made, n), blocks(reach, n), strict=True):
+        distances = torch.cdist(part, real)
+        precise.append((distances <= radii).any(1))
+        recalled |= (distances <= radius[:, None]).any(0)
+    return torch.cat(precise).double().mean().item(), recalled.double().mean().item()
 
 
-def score(weights: dict[str, Tensor], x: Tensor, labels: Tensor) -> dict[str, float]:
-    """All scores (see evaluate.py) of samples x (N, 1, 8, 8), in [-1, 1], of the requested labels (N,)."""
-    train, test = data.digits(), data.digits(held_out=True)
-    seen, unseen = data.to_unit(train.images), data.to_unit(test.images)
-    distances, reference = (torch.cdist(y.flatten(1), seen.flatten(1)).min(1).values for y in (x, unseen))
-    return {"FD": frechet(features(weights, x), features(weights, unseen)),
-            "pFD": frechet(x.flatten(1), unseen.flatten(1)),
-            "agree": (classify(weights, x).argmax(1) == labels).float().mean().item(),
-            "mem": (distances.median() / reference.median()).item(),
-            "dup": (distances < reference.quantile(0.01)).float().mean().item()}
+def neighbour_distances(x: Tensor) -> Tensor:
+    """The distance (N,) from each of the points (N, D) to its K-th neighbour, itself not counted."""
+    return torch.cat([torch.cdist(part, x).kthvalue(K + 1).values for part in blocks(x, len(x))])
+
+
+def blocks(x: Tensor, n: int) -> tuple[Tensor, ...]:
+    """x in parts, whose distances to n others fit into memory."""
+    return x.split(max(1, BLOCK // n))
+
+
+# Neighbours in pixels
+
+def to_nearest(x: Tensor, images) -> Tensor:
+    """The distance (N,) from each of x (N, C, H, W) to the nearest of these uint8 images."""
+    x, least = x.flatten(1), torch.full((len(x),), math.inf)
+    for index in torch.arange(len(images)).split(max(1, BLOCK // x.shape[1])):
+        y = data.to_unit(images[index]).flatten(1)
+        found = [torch.cdist(part, y).min(1).values for part in blocks(x, len(y))]
+        least = torch.minimum(least, torch.cat(found))
+    return least
 
 
 def nearest(x: Tensor, images, k: int, batch: int = 1000) -> tuple[Tensor, Tensor]:
@@ -99,3 +136,47 @@ def nearest(x: Tensor, images, k: int, batch: int = 1000) -> tuple[Tensor, Tenso
         indices = torch.cat([indices, index.expand(len(x), -1)], dim=1).gather(1, order[:, :k])
         distances = distances[:, :k]
     return distances, indices
+
+
+# A baseline
+
+def gaussians(train: data.Data, labels: Tensor, seed: int) -> Tensor:
+    """Samples (N, C, H, W) from one Gaussian per class, fitted to the training pictures: a baseline without a network.
+
+    Raises ValueError for a class of fewer than two pictures.
+    """
+    D = math.prod(train.shape)
+    z = noise.normal(noise.image_seeds(seed, torch.arange(len(labels))), 0, (D,))
+    out = torch.empty(len(labels), D)
+    for k in labels.unique():
+        index = (train.labels == k).nonzero()[:, 0]
+        if len(index) < 2:
+            raise ValueError(f"{train.name} has {len(index)} pictures of class {train.classes[k]}, too few")
+        members = data.to_unit(train.images[index]).flatten(1)
+        values, vectors = torch.linalg.eigh(members.T.cov())
+        out[labels == k] = members.mean(0) + z[labels == k] * values.clamp(min=0).sqrt() @ vectors.T
+    return out.view(-1, *train.shape).clamp(-1, 1)
+
+
+# During training
+
+def scorer(dataset: data.Data, name: str, size: str, fit: str) -> Callable | None:
+    """(x, labels) -> FD and agree, the second only with labels; None where the set has no classifier of its own.
+
+    name, size, fit: of the data set, as `data.load` takes them; its held-out pictures are read the same way.
+    """
+    facts = classifier.facts_of(dataset.name, dataset.shape, dataset.classes)
+    if facts.name not in classifier.FILES or not classifier.FILES[facts.name].is_file():
+        return None
+    try:
+        weights = classifier.load_fitting(facts).weights
+        real = features(weights, enough(data.load(data.TEST + name, size, fit)))
+    except ValueError as error:
+        print(f"samples will not be scored: {error}")
+        return None
+
+    def score(x: Tensor, labels: Tensor | None) -> dict[str, float]:
+        made = features(weights, x)
+        return {"FD": frechet(made, real), **({} if labels is None else {"agree": agreement(weights, made, labels)})}
+
+    return score

@@ -24,13 +24,14 @@ import noise
 from run import checkpoint
 from run.cli import check_range, choose_device, parse
 from run.pictures import save_figure
+from scores.pictures import load_pictures
 
 
 @dataclass(frozen=True)
 class Config:
     """Bits/dim of a data set under a trained model: the terms of the bound, their sum, and two plots."""
     checkpoint: str = "weights/digits.pt"       # a checkpoint of train.py
-    data: str = "held-out"                      # held-out (the digits not trained on), or as for train.py
+    data: str = "held-out"                      # held-out (of what it was trained on), or as for train.py
     fit: str = "crop"                           # how pictures are resized to the model's size: crop or pad
     n: int = 0                                  # number of pictures, from the first; 0 is all
     times: int = 50                             # intervals of 2..T at most, one t sampled in each; 0 is every t
@@ -108,21 +109,6 @@ def pair_terms(schedule: ddpm.Schedule, model: Callable, x0: Tensor, t: Tensor, 
     return term.double().cpu(), error.square().flatten(1).mean(1).double().cpu()
 
 
-def load_pictures(config: Config, last: checkpoint.Checkpoint) -> data.Data:
-    """The pictures to score, resized to the model's size. Raises ValueError if their shape differs from the model's."""
-    C, H, W = last.data["shape"]
-    if config.data == "held-out":
-        if last.data["name"] != "digits":
-            raise ValueError(f"data is held-out, but {config.checkpoint} was trained on {last.data['name']}; "
-                             f"choose the pictures with --data")
-        pictures = data.resize(data.digits(held_out=True), (H, W), config.fit)
-    else:
-        pictures = data.load(config.data, f"{H}x{W}", config.fit)
-    if pictures.shape != (C, H, W):
-        raise ValueError(f"the pictures of {config.data} are {pictures.shape}; the model's are {(C, H, W)}; use others")
-    return data.first(pictures, config.n)
-
-
 def labels_for(config: Config, last: checkpoint.Checkpoint, pictures: data.Data) -> Tensor | None:
     """Labels (N,) for the network, all null with --no-labels; None for an unconditional network."""
     classes = tuple(last.data["classes"])
@@ -148,7 +134,7 @@ def nll(argv: Sequence[str]) -> None:
     check_range(config, "batch", 1)
     parts = partition(T, config.times)
     unet = checkpoint.load_unet(last, weights=config.weights, device=config.device)
-    pictures = load_pictures(config, last)
+    pictures = data.first(load_pictures(last, config.data, config.fit), config.n)
     variance = config.variance or last.variance
     schedule = ddpm.Schedule(*(table.to(device) for table in ddpm.from_betas(last.beta)))
     terms = bound(schedule, unet, pictures.images, labels_for(config, last, pictures), parts=parts, seed=config.seed,

@@ -31,7 +31,7 @@ import train
 from examples import inpaint
 from published.openai import FLAGS
 from run import checkpoint, cli
-from scores import fid
+from scores import classifier, fid
 from tests import test_convert, test_flags, test_fuzz
 from tests.data.test_published import cifar, mnist
 
@@ -540,8 +540,7 @@ def caches(base: Path, rng: random.Random) -> Iterator[Case]:
     """Hostile weights of the classifier, and statistics of the FID."""
     def weights(write: Callable[[Path], None]) -> list[str]:
         write(Path("c.pt"))
-        evaluate.CLASSIFIER = Path("c.pt")
-        return ["digits", "--checkpoint", str(base / "digits.pt"), "--n", "20", "--steps", "1"]
+        return ["classes", "--checkpoint", str(base / "digits.pt"), "--classifier", "c.pt", "--n", "20", "--steps", "1"]
 
     def statistics(change: Callable[[dict], Any]) -> list[str]:
         shutil.copy(base / "few.npz", "few.npz")
@@ -575,7 +574,7 @@ def flags(base: Path, rng: random.Random) -> Iterator[Case]:
         test_flags.lay_out(Path.cwd())
         for module, name in test_flags.LONG:
             setattr(module, name, lambda *args, **kwargs: exit(0))
-        evaluate.CLASSIFIER = base / "classifier.pt"
+        classifier.FILES["digits"] = base / "classifier.pt"
         return [*script.command.split(), *script.base.split(), *argv]
 
     for name, script in test_flags.SCRIPTS.items():

@@ -6,8 +6,7 @@ from torch.testing import assert_close
 import data
 import evaluate
 import noise
-from run import checkpoint
-from scores import classes
+from scores import classes, classifier
 
 
 def test_frechet_of_gaussians_has_its_closed_form():
@@ -21,41 +20,31 @@ def test_frechet_of_gaussians_has_its_closed_form():
 
 
 @pytest.fixture(scope="module")
-def classifier():
-    return torch.load(evaluate.CLASSIFIER, weights_only=True)
+def digits():
+    return classes.of_digits()
 
 
-def test_classifier_recognises_held_out_digits(classifier):
-    test = data.digits(held_out=True)
-    correct = classes.classify(classifier, data.to_unit(test.images)).argmax(1) == test.labels
-    assert correct.float().mean() > 0.985
-
-
-def test_scores_tell_copies_noise_and_new_digits_apart(classifier):
+def test_scores_tell_copies_noise_and_new_digits_apart(digits):
     train, test = data.digits(), data.digits(held_out=True)
     x = data.to_unit(train.images)
-    copies = classes.score(classifier, x, train.labels)
-    fresh = classes.score(classifier, data.to_unit(test.images), test.labels)
-    junk = classes.score(classifier, noise.normal(noise.image_seeds(0, torch.arange(300)), 0, (1, 8, 8)).clamp(-1, 1),
-                          torch.arange(300) % 10)
-    wrong = classes.score(classifier, x, (train.labels + 1) % 10)
-    gaussian = classes.score(classifier, classes.gaussians(train, train.labels, 0), train.labels)
+    copies = classes.score(digits, x, train.labels)
+    fresh = classes.score(digits, data.to_unit(test.images), test.labels)
+    junk = classes.score(digits, noise.normal(noise.image_seeds(0, torch.arange(300)), 0, (1, 8, 8)).clamp(-1, 1),
+                         torch.arange(300) % 10)
+    wrong = classes.score(digits, x, (train.labels + 1) % 10)
+    gaussian = classes.score(digits, classes.gaussians(train, train.labels, 0), train.labels)
     assert copies["mem"] == 0 and copies["dup"] == 1 and copies["agree"] > 0.99 and copies["FD"] < 1.5
     assert abs(fresh["FD"]) < 1e-3 and fresh["mem"] == 1 and 0.005 < fresh["dup"] < 0.015
     assert junk["FD"] > 30 and junk["pFD"] > 100 and junk["agree"] < 0.3 and junk["mem"] > 2
     assert wrong["agree"] < 0.02
+    assert fresh["prec"] == fresh["rec"] == 1 and max(junk["prec"], junk["rec"]) < 0.3
+    assert copies["prec"] > gaussian["prec"] > junk["prec"] and copies["rec"] > gaussian["rec"]
     assert copies["FD"] < gaussian["FD"] < junk["FD"] and copies["pFD"] < gaussian["pFD"]
 
 
-def test_classifier_training_is_repeatable_and_learns():
-    a, b = classes.train_classifier(60), classes.train_classifier(60)
-    assert_close(a, b, rtol=0, atol=0)
-    train = data.digits()
-    assert (classes.classify(a, data.to_unit(train.images)).argmax(1) == train.labels).float().mean() > 0.5
-
-
-def test_digits_prints_the_model_between_floor_and_ceiling(capsys):
-    evaluate.main(["digits", "--n", "200", "--steps", "10"])
+@pytest.mark.parametrize("command", ["classes", "digits"])
+def test_the_model_is_between_floor_and_ceiling(command, capsys):
+    evaluate.main([command, "--n", "200", "--steps", "10"])
     lines = capsys.readouterr().out.splitlines()[2:]
     rows = {line[:24].strip(): [float(v) for v in line[24:].split()] for line in lines}
     floor, model, gaussian, untrained = (rows[name] for name in (
@@ -63,6 +52,7 @@ def test_digits_prints_the_model_between_floor_and_ceiling(capsys):
     assert floor[1] < model[1] < gaussian[1] < untrained[1]                       # pFD
     assert model[2] > 0.97                                                        # agree
     assert 0.85 < model[3] < 1.2                                                  # mem
+    assert min(model[5:]) > 0.6 > 0.3 > max(untrained[5:])                        # prec, rec
 
 
 @pytest.mark.parametrize("batch", [7, 1000])
@@ -91,12 +81,7 @@ def test_bad_requests_are_one_sentence_and_exit_2(argv, message, capsys):
     assert stop.value.code == 2 and message in capsys.readouterr().err
 
 
-def test_a_model_of_other_pictures_is_refused(tmp_path, capsys):
-    last = checkpoint.load("weights/digits.pt")
-    checkpoint.save(tmp_path / "x.pt", last._replace(data={**last.data, "name": "cats"}))
-    with pytest.raises(SystemExit):
-        evaluate.main(["digits", "--checkpoint", str(tmp_path / "x.pt")])
-    assert "was trained on cats" in capsys.readouterr().err
+FACTS = classifier.DIGITS._asdict()
 
 
 @pytest.mark.parametrize("spoil", [
@@ -104,12 +89,16 @@ def test_a_model_of_other_pictures_is_refused(tmp_path, capsys):
     lambda w: {**w, "conv1": w["conv1"][:-1]}, lambda w: {**w, "conv1": w["conv1"].double()},
     lambda w: {**w, "conv1": 3}, lambda w: {**w, "conv1": w["conv1"] * torch.nan},
     lambda w: {**w, "conv1": torch.zeros(1).expand(32, 1, 3, 3)}, lambda w: {**w, "conv1": w["conv1"].to_sparse()},
-    lambda w: {**w, 1: w["conv1"]}, lambda w: None], ids=range(13))
-def test_a_file_of_other_weights_is_no_classifier(tmp_path, classifier, monkeypatch, refused, spoil):
-    path, content = tmp_path / "c.pt", spoil(classifier)
+    lambda w: {**w, 1: w["conv1"]}, lambda w: None, lambda w: {**w, "data": 3}, lambda w: {**w, "data": {}},
+    lambda w: {**w, "data": {**FACTS, "name": 3}}, lambda w: {**w, "data": {**FACTS, "shape": (1, 8)}},
+    lambda w: {**w, "data": {**FACTS, "shape": (1, 10**9, 10**9)}}, lambda w: {**w, "data": {**FACTS, "classes": ()}},
+    lambda w: {**w, "data": {**FACTS, "shape": (1, 28, 28)}}, lambda w: {**w, "data": {**FACTS, "classes": (1, 2)}},
+    lambda w: {**w, "data": {**FACTS, "more": 1}}], ids=range(22))
+def test_a_file_of_other_weights_is_no_classifier(tmp_path, refused, spoil):
+    path = tmp_path / "c.pt"
+    content = spoil(torch.load(classifier.FILES["digits"], weights_only=True))
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
-    monkeypatch.setattr(evaluate, "CLASSIFIER", path)
-    said = refused(evaluate.main, ["digits", "--n", "20", "--steps", "1"])
+    said = refused(evaluate.main, ["classes", "--classifier", str(path), "--n", "20", "--steps", "1"])
     assert str(path) in said and said.count("\n") == 1
 
 

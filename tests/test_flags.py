@@ -41,7 +41,7 @@ from examples import (
     work_precision,
 )
 from run import checkpoint, cli
-from scores import fid, likelihood
+from scores import classifier, fid, likelihood
 
 ROOT = Path(__file__).parents[1]
 DIGITS = str(ROOT / "weights" / "digits.pt")
@@ -80,7 +80,7 @@ SCRIPTS = {
                     "compile network", "T steps batch accumulate workers", examples=40),
     "sample": Script(sample.main, sample.Config, f"--checkpoint {DIGITS} --n 1 --steps 1 --out new", "compile", "n",
                      examples=40),
-    "digits": Script(evaluate.main, evaluate.Digits, f"--checkpoint {DIGITS} --n 40 --steps 1", "", "n", "digits"),
+    "classes": Script(evaluate.main, evaluate.Classes, f"--checkpoint {DIGITS} --n 40 --steps 1", "", "n", "classes"),
     "nll": Script(evaluate.main, likelihood.Config, f"--checkpoint {DIGITS} --n 2 --times 1 --out new.png", "n",
                   "times", "nll"),
     "neighbours": Script(evaluate.main, evaluate.Neighbours, f"--checkpoint {DIGITS} --n 2 --steps 1 --among 5 --k 1",
@@ -144,7 +144,8 @@ def quick(monkeypatch):
     """Stops work that is long for any flags before it starts; nothing is downloaded."""
     for module, name in LONG:
         monkeypatch.setattr(module, name, start)
-    monkeypatch.setattr(evaluate, "CLASSIFIER", ROOT / evaluate.CLASSIFIER)
+    for name, path in classifier.FILES.items():
+        monkeypatch.setitem(classifier.FILES, name, ROOT / path)
     monkeypatch.setattr(data, "digits", functools.cache(data.digits))
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     yield
@@ -198,7 +199,9 @@ def test_any_flags(name, tmp_path_factory, monkeypatch):
     ("train", "--workers=5000", "workers is 5000"), ("train", "--T=" + "9" * 5000, "invalid int"),
     ("train", "--data=a\nb", "no data set 'a.*nb'"), ("sample", "--checkpoint=a\nb", "no checkpoint a b"),
     ("sample", "--n=1" + "0" * 30, "n is 10+; it"), ("sample", "--guidance=1e300", "not finite"),
-    ("digits", "--n=1", "n is 1"), ("digits", "--guidance=1e300", "not finite"),
+    ("classes", "--n=3", "n is 3"), ("classes", "--guidance=1e300", "not finite"),
+    ("classes", "--among=-1", "among is -1"), ("classes", "--held_out=dead-leaves-grey", "has no end"),
+    ("classifier", "--data=dead-leaves", "has no held-out pictures"),
     ("neighbours", "--among=-1", "among is -1"),
     ("neighbours", "--among=1", "of 1 pictures"), ("nll", "--n=-1", "n is -1"), ("fid", "--n=-1", "n is -1"),
     ("fid", "--batch=0", "batch is 0"), ("classifier", "--steps=0", "steps is 0"),

@@ -43,6 +43,7 @@ def test_a_run_leaves_what_it_says(tmp_path, capsys):
     assert grid["step"] == 5 and {"samples_mean", "samples_std", "data_mean", "data_std"} < {*grid}
     assert Image.open(tmp_path / "samples" / "000005.png").width > 600
     assert Image.open(tmp_path / "loss.png").size > (100, 100)
+    assert Image.open(tmp_path / "progress.gif").n_frames == 1
     said = capsys.readouterr().out
     assert "173,921 parameters" in said and "seed 0" in said and "bits/dim" in said
 

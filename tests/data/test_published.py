@@ -123,6 +123,43 @@ def test_a_cut_gzip_is_named(tmp_path):
         data.load(f"mnist:{tmp_path}")
 
 
+# Held-out pictures
+
+def test_what_the_authors_held_out_is_named_by_test(tmp_path):
+    mnist(tmp_path / "idx", packed=True)
+    write_idx(tmp_path / "idx" / "t10k-labels-idx1-ubyte.gz", np.array([2, 0, 1], np.uint8), packed=True)
+    held_out = data.load(f"test:fashion-mnist:{tmp_path}")
+    assert held_out.name == "fashion-mnist" and held_out.labels.tolist() == [2, 0, 1]
+    assert_close(held_out.images.numpy()[:, 0], pixels(3, 28, 28, seed=1))
+    assert len(data.load(f"fashion-mnist:{tmp_path}").images) == 10
+    assert_close(data.load("test:digits").images, data.digits(held_out=True).images)
+    assert data.load("test:digits", "16").shape == (1, 16, 16)
+
+
+@pytest.mark.parametrize("name, file, head", [("cifar10", "test_batch.bin", [3]), ("cifar100", "test.bin", [9, 3])])
+def test_cifar_s_test_file(tmp_path, name, file, head):
+    cifar(tmp_path, name)
+    images = pixels(2, 3072, seed=5)
+    (tmp_path / file).write_bytes(b"".join(bytes(head) + image.tobytes() for image in images))
+    held_out = data.load(f"test:{name}:{tmp_path}")
+    assert held_out.labels.tolist() == [3, 3]
+    assert_close(held_out.images.numpy(), images.reshape(-1, 3, 32, 32))
+
+
+@pytest.mark.parametrize("name, says", [
+    ("stanford-cars", "stanford-cars has no held-out pictures; instead of test:stanford-cars, name a folder"),
+    ("dead-leaves", "dead-leaves has no held-out pictures"), ("stream:mnist", "stream:mnist has no held-out pictures"),
+    ("photos", "no held-out pictures of 'photos' are known; name the folder or the .npz file that has them"),
+    ("mnist:{here}", "has no held-out pictures of mnist; they are t10k-images-idx3-ubyte .*, test.*parquet, or images "
+     "in a folder test"), ("imagenet64:{here}", "they are validation.*parquet, or images in a folder validation")])
+def test_a_set_without_held_out_pictures_is_a_sentence(tmp_path, name, says):
+    images, labels = pixels(4, 28, 28), np.arange(4, dtype=np.uint8)
+    write_idx(tmp_path / "train-images-idx3-ubyte", images)
+    write_idx(tmp_path / "train-labels-idx1-ubyte", labels)
+    with pytest.raises(ValueError, match=says):
+        data.load("test:" + name.format(here=tmp_path))
+
+
 class Trap:
     """What a hostile pickle does."""
     def __reduce__(self):
@@ -185,6 +222,18 @@ def parquet(datasets, folder, name, sizes, file="train-00000-of-00001.parquet", 
     (folder / "data").mkdir(parents=True, exist_ok=True)
     table.to_parquet(folder / "data" / file)
     return table
+
+
+def test_held_out_parquet_and_folders_of_images(tmp_path, datasets):
+    for split, n in (("train", 4), ("test", 2)):
+        parquet(datasets, tmp_path / "p", "mini-imagenet", [(84, 84)] * n, f"{split}-0.parquet")
+        for k in range(n):
+            path = tmp_path / "f" / split / "ab"[k % 2] / f"{k}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels(84, 84, 3, seed=k)).save(path)
+    for folder in "pf":
+        found = [data.load(f"{prefix}mini-imagenet:{tmp_path / folder}", "64") for prefix in ("", "test:")]
+        assert [len(each.images) for each in found] == [4, 2] and found[1].shape == (3, 64, 64)
 
 
 def test_cars_of_many_sizes_from_parquet_train(datasets, tmp_path):

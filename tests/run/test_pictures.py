@@ -1,8 +1,10 @@
 """run/pictures.py: where pictures and figures go, and that they are written whole or not at all."""
 
+import os
+
 import pytest
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageChops, ImageSequence, ImageStat
 
 from run import pictures
 
@@ -34,3 +36,64 @@ def test_a_full_disk_leaves_the_old_picture(tmp_path, write):
 def test_pictures_have_names_of_pictures(tmp_path):
     with pytest.raises(ValueError, match="x.doc is no name of a picture; let it end in .png"):
         pictures.save(Image.new("L", (8, 8)), tmp_path / "x.doc")
+
+
+# The film of a run
+
+def save_grids(folder, steps, size=(80, 60), value=lambda step: 40):
+    folder.mkdir(exist_ok=True)
+    for step in steps:
+        Image.effect_noise(size, value(step)).convert("RGB").save(folder / f"{step:06d}.png")
+
+
+def frames(path):
+    with Image.open(path) as film:
+        return [frame.convert("RGB") for frame in ImageSequence.Iterator(film)]
+
+
+def test_the_film_of_a_run_has_every_grid_up_to_now(tmp_path):
+    save_grids(tmp_path, [20, 10, 100, 1000000])
+    pictures.progress(tmp_path, 100, tmp_path / "p.gif")
+    found = frames(tmp_path / "p.gif")
+    assert len(found) == 3 and found[0].size == (40, 50)
+    for frame, step in zip(found, (10, 20, 100), strict=True):
+        grid = Image.open(tmp_path / f"{step:06d}.png").reduce(2)
+        difference = ImageChops.difference(frame.crop((0, 0, 40, 30)), grid)
+        assert max(ImageStat.Stat(difference).mean) < 8                           # 64 colours are near enough
+    assert ImageStat.Stat(found[0].crop((0, 30, 40, 50))).mean != [255] * 3       # its step is written below
+
+
+def test_a_long_run_s_film_is_thinned_and_ends_now(tmp_path):
+    save_grids(tmp_path, range(1, 100), value=lambda step: step)
+    pictures.progress(tmp_path, 99, tmp_path / "p.gif")
+    found = frames(tmp_path / "p.gif")
+    assert 20 < len(found) <= pictures.FRAMES
+    last = ImageChops.difference(found[-1].crop((0, 0, 40, 30)), Image.open(tmp_path / "000099.png").reduce(2))
+    assert max(ImageStat.Stat(last).mean) < 16
+
+
+def test_large_grids_make_a_short_film(tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "FILM_PIXELS", 4 * 80 * 60)
+    save_grids(tmp_path, range(1, 9))
+    pictures.progress(tmp_path, 8, tmp_path / "p.gif")
+    assert len(frames(tmp_path / "p.gif")) == 4
+
+
+def test_what_is_no_grid_of_the_run_is_left_out(tmp_path):
+    save_grids(tmp_path, [2, 3])
+    save_grids(tmp_path, [1], size=(30, 30))
+    (tmp_path / "000000.png").write_bytes(b"no picture")
+    os.mkfifo(tmp_path / "000004.png")
+    (tmp_path / "notes.png").write_bytes(b"no step")
+    save_grids(tmp_path, [5])
+    pictures.progress(tmp_path, 5, tmp_path / "p.gif")
+    assert len(frames(tmp_path / "p.gif")) == 3
+
+
+@pytest.mark.largest_file(5000)
+def test_a_full_disk_leaves_the_old_film(tmp_path):
+    save_grids(tmp_path, range(1, 30), size=(40, 20))                             # each is small enough
+    (tmp_path / "p.gif").write_bytes(b"old")
+    with pytest.raises(OSError, match="cannot write .*p.gif: File too large; what was there is unchanged"):
+        pictures.progress(tmp_path, 29, tmp_path / "p.gif")
+    assert (tmp_path / "p.gif").read_bytes() == b"old" and not [*tmp_path.glob("*.tmp")]

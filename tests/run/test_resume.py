@@ -242,7 +242,8 @@ def test_other_versions_are_said(out, capsys):
 def test_the_last_two_checkpoints_are_kept(out):
     resumed(out, steps=6)
     assert [checkpoint.load(out / name).step for name in ("last.pt", "previous.pt")] == [6, 5]
-    assert {each.name for each in out.iterdir()} == {"last.pt", "previous.pt", "log.jsonl", "loss.png", "samples"}
+    assert {each.name for each in out.iterdir()} == {"last.pt", "previous.pt", "log.jsonl", "loss.png", "samples",
+                                                    "progress.gif"}
 
 
 @pytest.mark.parametrize("spoil", [

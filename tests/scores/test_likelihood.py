@@ -125,9 +125,11 @@ def test_bad_requests_are_one_sentence_and_exit_2(flags, message, capsys):
 
 def test_pictures_of_another_kind_are_refused(tmp_path, capsys):
     last = checkpoint.load(DIGITS)
-    checkpoint.save(tmp_path / "x.pt", last._replace(data={**last.data, "name": "cats"}))
+    for name in ("cats", ""):
+        checkpoint.save(tmp_path / f"x{name}.pt", last._replace(settings={**last.settings, "data": name}))
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    for flags, message in ((["--checkpoint", str(tmp_path / "x.pt")], "was trained on cats"),
+    for flags, message in ((["--checkpoint", str(tmp_path / "xcats.pt")], "no held-out pictures of 'cats' are known"),
+                           (["--checkpoint", str(tmp_path / "x.pt")], "does not say what it was trained on"),
                            (["--checkpoint", DIGITS, "--data", str(tmp_path)], "(3, 8, 8); the model's are (1, 8, 8)")):
         with pytest.raises(SystemExit):
             evaluate.main(["nll", *flags])

@@ -1,0 +1,162 @@
+"""A small classifier of any labelled set: its features are those that samples are scored in (scores/classes.py).
+
+The file carries what it was trained on, so that it scores no model of other pictures.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import data
+import noise
+from data.files import reading, writing
+from data.published import parse_name
+from data.sets import CLASSES
+from run.checks import PIXELS, load_tensors
+
+FILES = {"digits": Path("weights/digits_classifier.pt"), "fashion-mnist": Path("weights/fashion_classifier.pt")}
+MEND = "train one with: python evaluate.py classifier --data ... --out FILE, and name it with --classifier FILE"
+STORED = (torch.float32, torch.bfloat16)
+Weights = dict[str, Tensor]
+
+
+class Facts(NamedTuple):
+    """What a classifier or a model was trained on."""
+    name: str                       # of the data set, without a path
+    shape: tuple[int, int, int]     # C, H, W
+    classes: tuple[str, ...]
+
+    def fit(self, other: "Facts") -> bool:
+        """Whether both are facts of one data set; numbers stand for names of classes that a file does not give."""
+        numbers = tuple(map(str, range(len(self.classes))))
+        names = {self.classes, other.classes} - {numbers}
+        return self[:2] == other[:2] and len(self.classes) == len(other.classes) and len(names) <= 1
+
+    def __str__(self) -> str:
+        return f"{self.name}, {' x '.join(map(str, self.shape))}, in {len(self.classes)} classes"
+
+
+class Classifier(NamedTuple):
+    """A trained classifier."""
+    facts: Facts
+    weights: Weights
+
+
+DIGITS = Facts("digits", (1, 8, 8), tuple("0123456789"))        # of a file without facts: it is of the digits
+
+
+def facts_of(name: str, shape: Sequence[int], classes: Sequence[str]) -> Facts:
+    """The facts of a data set of this name, which may have a path."""
+    return Facts(parse_name(name)[1], tuple(shape), tuple(classes))
+
+
+# The network
+
+def halvings(shape: tuple[int, ...]) -> int:
+    """How often pictures (C, H, W) are halved until their shorter side is at most 4."""
+    return max(0, (min(shape[1:]) - 1).bit_length() - 2)
+
+
+def shapes(facts: Facts) -> dict[str, tuple[int, ...]]:
+    """The shapes of all weights: at least two convolutions, the last ones halving, and two products of matrices."""
+    C, H, W = facts.shape
+    pools = halvings(facts.shape)
+    widths = (C, 32, *[64] * max(1, pools - 1))
+    hidden = min(64, 4 * min(H, W))
+    return {**{f"conv{k}": (widths[k], widths[k - 1], 3, 3) for k in range(1, len(widths))},
+            "features": (64 * (H >> pools) * (W >> pools), hidden), "classes": (hidden, len(facts.classes))}
+
+
+def features(weights: Weights, x: Tensor) -> Tensor:
+    """Features (N, D) of pictures (N, C, H, W) in [-1, 1]: the last hidden layer."""
+    convolutions = [w for name, w in weights.items() if name.startswith("conv")]
+    whole = len(convolutions) - halvings(x.shape[1:])                             # that halve nothing come first
+    x = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)                    # channels last: twice as fast
+    for k, w in enumerate(convolutions):
+        x = F.conv2d(x, w, padding=1)
+        x = F.relu(x if k < whole else F.max_pool2d(x, 2))
+    return F.relu(x.flatten(1) @ weights["features"])
+
+
+def classify(weights: Weights, x: Tensor) -> Tensor:
+    """Logits (N, classes) of pictures (N, C, H, W) in [-1, 1]."""
+    return features(weights, x) @ weights["classes"]
+
+
+# Training
+
+def train(dataset: data.Data, steps: int) -> Classifier:
+    """Deterministic training on pictures shifted by up to a pixel, with Gaussian noise: weak where details are fine."""
+    facts = facts_of(dataset.name, dataset.shape, dataset.classes)
+    C, H, W = facts.shape
+    seeds, std = noise.image_seeds(0, torch.arange(64)), min(0.2, 1.6 / min(H, W))
+    weights = {}
+    for k, (name, shape) in enumerate(shapes(facts).items()):
+        fan_in = math.prod(shape[1:]) if name.startswith("conv") else shape[0]
+        weights[name] = (noise.normal(seeds[k], 0, shape) * (2 / fan_in) ** 0.5).requires_grad_()
+    optimizer = torch.optim.AdamW(weights.values(), weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
+    for step, (pixels, labels) in enumerate(data.batches(dataset, 64, 0, range(1, steps + 1)), 1):
+        dy, dx = (noise.uniform(0, step, 2, noise.FLIPS) * 3).int().tolist()
+        x = F.pad(data.to_unit(pixels), [1] * 4, value=-1)[:, :, dy:dy + H, dx:dx + W]
+        x = x + std * noise.normal(seeds, step, (C, H, W), noise.TRAIN)
+        loss = F.cross_entropy(classify(weights, x), labels, label_smoothing=0.05)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return Classifier(facts, {name: w.detach() for name, w in weights.items()})
+
+
+# Files
+
+def save(path: str | Path, classifier: Classifier, dtype: torch.dtype) -> None:
+    """Writes the weights, in this dtype, and what they were trained on: whole, or not at all."""
+    weights = {name: w.to(dtype) for name, w in classifier.weights.items()}
+    with writing(path) as file:
+        torch.save({**weights, "data": classifier.facts._asdict()}, file)
+
+
+def load(path: Path) -> Classifier:
+    """What `save` wrote, its weights in float32. Raises ValueError for anything else."""
+    mend = "train it with: python evaluate.py classifier"
+    if not path.is_file():
+        raise ValueError(f"no {path}; {mend}")
+    with reading(path, mend):
+        content = load_tensors(path)
+        facts = check_facts(**content.pop("data")) if "data" in content else DIGITS
+        if {name: tuple(w.shape) for name, w in content.items()} != shapes(facts) or not all(
+                w.dtype in STORED and w.isfinite().all() for w in content.values()):
+            raise ValueError(f"its tensors are not the classifier's, {shapes(facts)}")
+        return Classifier(facts, {name: w.float() for name, w in content.items()})
+
+
+def check_facts(name: Any, shape: Any, classes: Any) -> Facts:
+    """The facts. Raises ValueError for what is none."""
+    if type(name) is not str or not all(type(c) is str for c in classes) or not 1 <= len(classes) <= CLASSES:
+        raise ValueError("its data set has no name or no names of classes")
+    if len(shape) != 3 or not all(type(n) is int and n > 0 for n in shape) or math.prod(shape) > PIXELS:
+        raise ValueError(f"the shape of its pictures is {shape}")
+    return Facts(name, tuple(shape), tuple(classes))
+
+
+def own_path(name: str) -> Path:
+    """Where the classifier of the data set of this name is. Raises ValueError for a set that has no such place."""
+    key = parse_name(name)[1]
+    if key not in FILES:
+        raise ValueError(f"there is no classifier of {key} in weights/; {MEND}")
+    return FILES[key]
+
+
+def load_fitting(facts: Facts, path: str = "") -> Classifier:
+    """The classifier of this data set, from its own place if no path is given. Raises ValueError for another set's."""
+    path = Path(path) if path else own_path(facts.name)
+    found = load(path)
+    if not found.facts.fit(facts):
+        raise ValueError(f"{path} is a classifier of {found.facts}, the pictures are {facts}; {MEND}")
+    return found
