@@ -42,10 +42,14 @@ def test_an_unknown_figure_is_refused(capsys):
     assert stop.value.code == 2 and "only is 'cats'" in capsys.readouterr().err
 
 
-def test_variants_are_trained_scored_and_tabled(monkeypatch, few):
+def test_variants_are_trained_scored_and_tabled(tmp_path, monkeypatch, few):
+    """And the tables that were not asked for stay as they were."""
+    out, kept = tmp_path / "v.md", ["## Whole runs\n\nfrom three seeds", "## Pictures\n\nof other shapes"]
+    out.write_text("\n\n".join(["# Variants", "## Short runs\n\nof old", *kept]) + "\n")
     monkeypatch.setattr(variants, "VARIANTS", ("--loss hybrid", "--null 1"))
-    table = variants.scores(variants.Config(steps=2, n=20))
-    rows = [line for line in table.splitlines() if line.startswith("| `python")]
+    variants.main(["--steps", "2", "--n", "20", "--only", "scores", "--out", str(out)])
+    assert out.read_text().endswith("\n\n".join(["", *kept]) + "\n") and "of old" not in out.read_text()
+    rows = [line for line in out.read_text().splitlines() if line.startswith("| `python")]
     assert [row.split("`")[1] for row in rows] == ["python train.py --loss hybrid", "python train.py --null 1"]
     cells = [row.split("|")[2:-1] for row in rows]
     assert cells[1][2].strip() == "" and all(float(cell) > 0 for cell in cells[0])
