@@ -163,6 +163,8 @@ def gaussians(train: data.Data, labels: Tensor, seed: int) -> Tensor:
 def scorer(dataset: data.Data, name: str, size: str, fit: str) -> Callable | None:
     """(x, labels) -> FD and agree, the second only with labels; None where the set has no classifier of its own.
 
+    There are no scores of samples that are not finite: a run may recover from them.
+
     name, size, fit: of the data set, as `data.load` takes them; its held-out pictures are read the same way.
     """
     facts = classifier.facts_of(dataset.name, dataset.shape, dataset.classes)
@@ -177,6 +179,8 @@ def scorer(dataset: data.Data, name: str, size: str, fit: str) -> Callable | Non
 
     def score(x: Tensor, labels: Tensor | None) -> dict[str, float]:
         made = features(weights, x)
+        if not made.isfinite().all():
+            return {}
         return {"FD": frechet(made, real), **({} if labels is None else {"agree": agreement(weights, made, labels)})}
 
     return score
