@@ -97,13 +97,14 @@ def score_classes(argv: Sequence[str]) -> None:
     samples = sample.generate(settings)
     untrained = sample.generate(settings, weights=UNet(last.network).state_dict())
     reference = classes.refer(weights, train, test)
-    rows = {"training set (floor)": (classes.units(train), train.labels),
-            "held-out set": (reference.unseen, test.labels),
-            "untrained network": (untrained.x, untrained.labels),
-            "a Gaussian per class": (classes.gaussians(train, samples.labels, config.seed), samples.labels),
-            f"{config.checkpoint}": (samples.x, samples.labels)}
+    rows = {"training set (floor)": (classes.units(train), train.labels, torch.zeros(len(train.labels))),
+            "held-out set": (reference.unseen, test.labels, reference.distances),
+            "untrained network": (untrained.x, untrained.labels)}
+    if samples.x[0].numel() <= classes.LARGEST:
+        rows["a Gaussian per class"] = classes.gaussians(train, samples.labels, config.seed), samples.labels
+    rows[config.checkpoint] = samples.x, samples.labels
     print(f"n = {config.n}, {config.steps} steps, eta {config.eta:g}, guidance {config.guidance:g}, seed {config.seed}")
-    print_scores({name: classes.score(reference, x, labels) for name, (x, labels) in rows.items()})
+    print_scores({name: classes.score(reference, *row) for name, row in rows.items()})
 
 
 def print_scores(rows: dict[str, dict[str, float]]) -> None:

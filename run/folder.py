@@ -189,8 +189,10 @@ def plot_log(out: Path, path: Path | None = None) -> None:
 def plot_scores(axes, lines: list[dict]) -> None:
     """Draws the scores of the samples against the step, the share that agrees on an axis of its own."""
     steps = [line["step"] for line in lines]
-    for name, place, color in zip(SCORES, (axes, axes.twinx()), ("C0", "C1"), strict=True):
+    share = axes.twinx()
+    axes.set(xlabel="step", title="samples", yscale="log")
+    share.set_ylim(0, 1)
+    for name, place, color in zip(SCORES, (axes, share), ("C0", "C1"), strict=True):
         place.plot(steps, [line.get(name, torch.nan) for line in lines], color=color, marker=".")
         place.set_ylabel(SCORES[name], color=color)
-    axes.set(xlabel="step", title="samples")
     axes.grid(alpha=0.3)

@@ -54,13 +54,15 @@ def units(dataset: data.Data) -> Tensor:
     return data.to_unit(dataset.images[torch.arange(len(dataset.images))])
 
 
-def score(reference: Reference, x: Tensor, labels: Tensor) -> dict[str, float]:
+def score(reference: Reference, x: Tensor, labels: Tensor, distances: Tensor | None = None) -> dict[str, float]:
     """All scores (see evaluate.py) of samples x (N, C, H, W) in [-1, 1], N > K, of the requested labels (N,).
 
-    Of pictures of more than LARGEST numbers there is no pFD.
+    distances (N,): to the nearest training pictures, where they are known. Of pictures of more than LARGEST numbers
+    there is no pFD.
     """
     weights, _, unseen, real, expected = reference
-    made, distances = features(weights, x), to_nearest(x, reference.train.images)
+    made = features(weights, x)
+    distances = to_nearest(x, reference.train.images) if distances is None else distances
     pixels = {"pFD": frechet(x.flatten(1), unseen.flatten(1))} if x[0].numel() <= LARGEST else {}
     precision, recall = precision_and_recall(real, made)
     return {"FD": frechet(made, real), **pixels, "agree": agreement(weights, made, labels),
@@ -163,6 +165,8 @@ def gaussians(train: data.Data, labels: Tensor, seed: int) -> Tensor:
 def scorer(dataset: data.Data, name: str, size: str, fit: str) -> Callable | None:
     """(x, labels) -> FD and agree, the second only with labels; None where the set has no classifier of its own.
 
+    There are no scores of samples that are not finite: a run may recover from them.
+
     name, size, fit: of the data set, as `data.load` takes them; its held-out pictures are read the same way.
     """
     facts = classifier.facts_of(dataset.name, dataset.shape, dataset.classes)
@@ -177,6 +181,8 @@ def scorer(dataset: data.Data, name: str, size: str, fit: str) -> Callable | Non
 
     def score(x: Tensor, labels: Tensor | None) -> dict[str, float]:
         made = features(weights, x)
+        if not made.isfinite().all():
+            return {}
         return {"FD": frechet(made, real), **({} if labels is None else {"agree": agreement(weights, made, labels)})}
 
     return score

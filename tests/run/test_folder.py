@@ -69,7 +69,8 @@ def test_the_lock_is_a_file_of_its_own(tmp_path):
     '{"step": 3, "loss": 1, "quarters": [1, 1, 1]}', '{"step": 3, "loss": 1, "quarters": "1111"}',
     '{"step": 3, "loss": 1, "quarters": [1, 1, 1, {}]}', '{"step": 3, "loss": [1], "quarters": [1, 1, 1, 1]}',
     '{"step": 3, "loss": 1' + "0" * 400 + ', "quarters": [1, 1, 1, 1]}', '{"step": 3, "loss": true, "quarters": []}',
-    '{"step": 3, "loss": 1, "simple": {}, "quarters": [1, 1, 1, 1]}', "\udcff\udcfe", "{\0}", '{"step": 3'])
+    '{"step": 3, "loss": 1, "simple": {}, "quarters": [1, 1, 1, 1]}', '{"step": 3, "FD": "1"}',
+    '{"step": 3, "FD": 1, "agree": null}', "\udcff\udcfe", "{\0}", '{"step": 3'])
 def test_lines_that_are_none_are_skipped_with_one_warning(tmp_path, capsys, line):
     text = json.dumps(LINE) + "\n" + line + "\n" + line + "\n" + json.dumps({**LINE, "step": 4}) + "\n"
     (tmp_path / "log.jsonl").write_bytes(text.encode(errors="surrogateescape"))
@@ -88,8 +89,10 @@ def test_every_number_can_be_drawn(tmp_path, loss):
     for step in (1, 2, 2**31 - 1):
         folder.append_log(tmp_path, {"step": step, "loss": loss, "simple": loss, "quarters": [loss, None, 1, loss]})
     folder.append_log(tmp_path, {**LINE, "step": 5})                # without the parts of the first line
+    for step in (1, 5):
+        folder.append_log(tmp_path, {"step": step, "FD": loss, "agree": loss})
     folder.plot_log(tmp_path)
-    assert Image.open(tmp_path / "loss.png").width > 100 and len(folder.read_log(tmp_path)) == 4
+    assert Image.open(tmp_path / "loss.png").width > 1500 and len(folder.read_log(tmp_path)) == 6
 
 
 def test_a_log_that_is_no_file_is_named(tmp_path):

@@ -81,11 +81,14 @@ def test_a_gaussian_per_class_has_its_mean_and_covariance():
                           torch.tensor([1]), 0)
 
 
-def test_large_pictures_have_no_pixel_scores(monkeypatch):
+def test_large_pictures_have_no_pixel_scores(monkeypatch, capsys):
     digits = classes.of_digits()
     monkeypatch.setattr(classes, "LARGEST", 63)
     assert [*classes.score(digits, digits.unseen[:50], torch.zeros(50))] == [
         "FD", "agree", "mem", "dup", "prec", "rec"]
+    evaluate.main(["classes", "--n", "20", "--steps", "1"])
+    said = capsys.readouterr().out
+    assert "pFD" not in said and "Gaussian" not in said and "weights/digits.pt" in said
 
 
 # Any labelled set
@@ -225,3 +228,4 @@ def test_scores_during_training_are_those_of_the_command():
     found, whole = classes.scorer(data.digits(), "digits", "", "crop")(x, labels), classes.score(digits, x, labels)
     assert found == {name: whole[name] for name in ("FD", "agree")}
     assert [*classes.scorer(data.digits(), "digits", "", "crop")(x, None)] == ["FD"]
+    assert classes.scorer(data.digits(), "digits", "", "crop")(x / 0, labels) == {}
