@@ -1,6 +1,7 @@
 """scores/classifier.py: one classifier for pictures of every size, whose file knows what it was trained on."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ import data
 import evaluate
 from scores import classes, classifier
 from scores.classifier import DIGITS, Facts
+
+FASHION = Path("/usr/share/datasets/fashion-mnist")
 
 
 def blobs(n, H, W, name="blobs", seed=0):
@@ -32,6 +35,18 @@ def accuracy(found, dataset):
 def test_the_digits_classifier_recognises_held_out_digits():
     found = classifier.load(classifier.FILES["digits"])
     assert found.facts == DIGITS and accuracy(found, data.digits(held_out=True)) > 0.985
+
+
+def test_the_classifier_of_fashion_mnist_is_small_and_says_so():
+    path = classifier.FILES["fashion-mnist"]
+    assert classifier.load(path).facts == Facts("fashion-mnist", (1, 28, 28), tuple("0123456789"))
+    assert path.stat().st_size < 200_000
+
+
+@pytest.mark.skipif(not FASHION.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
+def test_it_recognises_held_out_clothes():
+    test = data.first(data.load(f"test:fashion-mnist:{FASHION}"), 4000)
+    assert accuracy(classifier.load_fitting(Facts("fashion-mnist", test.shape, test.classes)), test) > 0.91
 
 
 def test_training_is_repeatable_and_learns():
