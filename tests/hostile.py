@@ -650,7 +650,7 @@ def links(base: Path, rng: random.Random) -> Iterator[Case]:
         return argv
 
     names = {"train, resumed": ["run/.lock", "run/last.pt.tmp", "run/log.jsonl.tmp", "run/loss.png", "run/loss.png.tmp",
-                                "run/samples/000006.png", "run/previous.pt", "run/log.jsonl"],
+                                "run/samples/000006.png", "run/progress.gif", "run/previous.pt", "run/log.jsonl"],
              "train": ["run/last.pt.tmp", "run/.lock", "run/previous.pt.tmp"],
              "sample --png": ["out/grid.png", "out/grid.png.tmp", "out/.lock", "out/png/000000.png.tmp"],
              "sample --npz": ["out/pictures.npz", "out/pictures.npz.tmp"], "convert": ["new.pt", "new.pt.tmp"],
