@@ -113,8 +113,10 @@ def add_name(path: Path, second: Path) -> None:
         with path.open("rb") as file, writing(second) as copy:
             shutil.copyfileobj(file, copy)
         return
-    os.replace(temporary, second)
-    temporary.unlink(missing_ok=True)                   # still there if both names were this file's already
+    try:
+        os.replace(temporary, second)
+    finally:                                            # still there if both names were this file's already, or
+        temporary.unlink(missing_ok=True)               # if a folder has the second
 
 
 def new_file(path: str, flags: int) -> int:

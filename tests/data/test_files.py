@@ -19,6 +19,15 @@ def test_a_file_is_replaced_when_the_block_ends(tmp_path):
     assert [each.name for each in path.parent.iterdir()] == ["x.pt"]
 
 
+def test_a_folder_under_the_previous_name_stays_and_nothing_else_is_left(tmp_path):
+    path, previous = tmp_path / "x.pt", tmp_path / "previous.pt"
+    path.write_bytes(b"old")
+    previous.mkdir()
+    with pytest.raises(OSError, match="cannot write .*x.pt: Is a directory"), writing(path, previous) as file:
+        file.write(b"new")
+    assert path.read_bytes() == b"old" and {*tmp_path.iterdir()} == {path, previous}
+
+
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_an_error_leaves_what_was_there(tmp_path, error):
     path = tmp_path / "x.pt"
