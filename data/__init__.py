@@ -12,6 +12,7 @@ from data.sets import (
     batches,
     digest,
     digits,
+    even_indices,
     evenly_spaced,
     first,
     read_folder,
@@ -22,8 +23,9 @@ from data.sets import (
     to_unit,
 )
 
-__all__ = ["ENDLESS", "TEST", "Batches", "Data", "batch_indices", "batches", "digest", "digits", "evenly_spaced",
-           "first", "load", "parse_size", "read_folder", "read_npz", "resize", "spread", "to_pixels", "to_unit"]
+__all__ = ["ENDLESS", "TEST", "Batches", "Data", "batch_indices", "batches", "digest", "digits", "even_indices",
+           "evenly_spaced", "first", "load", "parse_size", "read_folder", "read_npz", "resize", "spread",
+           "to_pixels", "to_unit"]
 
 
 def load(name: str, size: str = "", fit: str = "crop") -> Data:

@@ -166,8 +166,13 @@ def evenly_spaced(data: Data, n: int) -> Tensor:
     """n pictures spread over the set, all if there are no more; of a stream its first ones."""
     if hasattr(data.images, "first"):
         return data.images.first(n)
-    N = len(data.images)
-    return data.images[torch.arange(min(n, N)) * N // min(n, N)]
+    return data.images[even_indices(len(data.images), n)]
+
+
+def even_indices(N: int, n: int) -> Tensor:
+    """n of 0..N-1, evenly spaced from 0; all if there are no more."""
+    n = min(n, N)
+    return torch.arange(n) * N // n
 
 
 def first(found: Data, n: int) -> Data:
@@ -183,7 +188,7 @@ def spread(found: Data, n: int) -> Data:
     N = len(found.images)
     if N == ENDLESS:
         return first(found, n)
-    return found if not n or n >= N else take(found, torch.arange(n) * N // n)
+    return found if not n or n >= N else take(found, even_indices(N, n))
 
 
 def take(found: Data, index: Tensor) -> Data:

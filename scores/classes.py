@@ -96,7 +96,7 @@ def precision_and_recall(real: Tensor, made: Tensor) -> tuple[float, float]:
     with the number of points, so as many are taken of either, evenly spaced.
     """
     n = min(len(real), len(made))
-    real, made = (x[torch.arange(n) * len(x) // n].double() for x in (real, made))
+    real, made = (x[data.even_indices(len(x), n)].double() for x in (real, made))
     radii, reach = neighbour_distances(real), neighbour_distances(made)
     precise, recalled = [], torch.zeros(n, dtype=torch.bool)
     for part, radius in zip(blocks(made, n), blocks(reach, n), strict=True):
