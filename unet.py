@@ -31,11 +31,14 @@ class UNetConfig:
     norm_eps: float = 1e-6                   # stabiliser of every GroupNorm
     freq_shift: int = 1                      # frequencies end at 10000^-1 exactly (1) or one step before (0)
     time_scale: float = 1.                   # the network's time input is (t - 1) * time_scale
+    patch: int = 1                           # squares of patch x patch pixels are channels of one pixel to the network
 
     def __post_init__(self):
         if len(self.heads) != len(self.widths) + 1:
             raise ValueError(f"heads is {self.heads}; {len(self.widths)} widths need {len(self.widths) + 1} entries, "
                              f"one for each level and one for the middle")
+        if self.patch < 1:
+            raise ValueError(f"patch is {self.patch}; it must be at least 1, which leaves pixels alone")
         if self.resample not in ("conv", "conv_end", "res"):
             raise ValueError(f"resample is {self.resample!r}; it must be conv, conv_end or res")
         if uneven := [w for w in self.widths if w % self.groups]:
@@ -187,7 +190,9 @@ class UNet(nn.Module):
 
         self.time_in, self.time_out = nn.Linear(D, 4 * D), nn.Linear(4 * D, 4 * D)
         self.classes = nn.Embedding(config.classes, 4 * D) if config.classes else None
-        self.first = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        self.fold = nn.PixelUnshuffle(config.patch) if config.patch > 1 else nn.Identity()
+        self.unfold = nn.PixelShuffle(config.patch) if config.patch > 1 else nn.Identity()
+        self.first = nn.Conv2d(config.in_channels * config.patch**2, widths[0], 3, padding=1)
         self.downs, self.ups = nn.ModuleList(), nn.ModuleList()
 
         skips = [C := widths[0]]                                                  # channels of each skip, and of h
@@ -209,7 +214,7 @@ class UNet(nn.Module):
                 C = width
 
         self.norm = Norm(C, config, norm)
-        self.last = nn.Conv2d(C, config.out_channels, 3, padding=1)
+        self.last = nn.Conv2d(C, config.out_channels * config.patch**2, 3, padding=1)
         self.time_widths = [block.time_width for block in (*self.downs, *self.middle, *self.ups)]
         self.time = nn.Linear(4 * D, sum(self.time_widths))                       # every block's, side by side
         initialise(self)
@@ -238,7 +243,7 @@ class UNet(nn.Module):
     def trunk(self, xt: Tensor, row: Tensor) -> Tensor:
         """The path of the picture: x_t and the row -> the output."""
         time = iter(row.split(self.time_widths, dim=1))
-        h = self.first(xt.to(self.first.weight.dtype))                            # B C H W
+        h = self.first(self.fold(xt.to(self.first.weight.dtype)))                 # B C H/patch W/patch
         skips = [h]
         for block in self.downs:
             h = block(h, next(time))
@@ -248,17 +253,17 @@ class UNet(nn.Module):
         for block in self.ups:
             h = block(h if block.resamples else torch.cat([h, skips.pop()], dim=1), next(time))
         assert not skips
-        return self.last(self.norm(h))                                            # B out_channels H W
+        return self.unfold(self.last(self.norm(h)))                               # B out_channels H W
 
 
 def check_size(config: UNetConfig, C: int, H: int, W: int) -> None:
     """Raises ValueError unless pictures (C, H, W) pass through the network and back at their own size."""
     if config.in_channels != C:
         raise ValueError(f"the pictures have {C} channels, the network takes {config.in_channels}; change in_channels")
-    unit = 2 ** (len(config.widths) - 1)
+    unit, patches = config.patch * 2 ** (len(config.widths) - 1), f" in patches of {config.patch}" * (config.patch > 1)
     if H % unit or W % unit:
-        raise ValueError(f"{H} x {W} pixels do not halve {len(config.widths) - 1} times; pad or resize to multiples "
-                         f"of {unit}, {math.ceil(H / unit) * unit} x {math.ceil(W / unit) * unit} say")
+        raise ValueError(f"{H} x {W} pixels do not halve {len(config.widths) - 1} times{patches}; pad or resize to "
+                         f"multiples of {unit}, {math.ceil(H / unit) * unit} x {math.ceil(W / unit) * unit} say")
 
 
 def sinusoid(t: Tensor, D: int, freq_shift: int) -> Tensor:
@@ -294,6 +299,9 @@ CONFIGS = {
     # 0.17 M parameters: small enough for two CPU cores, class-conditional with a null class
     "digits": UNetConfig(1, 1, D=16, widths=(16, 32), blocks=1, heads=(0, 0, 0), classes=11, scale_shift=True,
                          resample="conv", groups=8, norm_eps=1e-5),
+    # 1.0 M: 28 x 28 pixels in an hour or two of a CPU core (docs/fashion.md says why this one)
+    "fashion": UNetConfig(1, 1, D=32, widths=(32, 64), blocks=2, heads=(0, 0, 1), classes=11, scale_shift=True,
+                          resample="conv", groups=8, norm_eps=1e-5, patch=2),
     # Ho et al. 2020: CIFAR-10, 35.7 M, and 256 x 256 LSUN and CelebA-HQ, 113.7 M
     "cifar10": replace(CIFAR10, dropout=0.1),
     "lsun256": replace(CIFAR10, widths=(128, 128, 256, 256, 512, 512), heads=(0, 0, 0, 0, 1, 0, 1)),

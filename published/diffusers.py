@@ -114,7 +114,8 @@ def to_model_config(config: UNetConfig) -> dict[str, Any]:
     head_widths = {C // heads for C, heads in pairs}
     one_head = all(heads == 1 for _, heads in pairs)
     res, attends = config.resample == "res", [bool(heads) for heads in config.heads[:-1]]
-    for name, value, only in (("time_scale", config.time_scale, 1), ("D", config.D, config.widths[0])):
+    for name, value, only in (("time_scale", config.time_scale, 1), ("D", config.D, config.widths[0]),
+                              ("patch", config.patch, 1)):
         if value != only:
             raise ValueError(f"{name} is {value}; for a UNet2DModel it must be {only}")
     if len(head_widths) > 1 and not one_head:

@@ -233,7 +233,7 @@ def test_other_flags_are_refused(flags, message):
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"time_scale": 0.25}, "time_scale is 0.25"), ({"D": 64}, "D is 64"),
+    ({"time_scale": 0.25}, "time_scale is 0.25"), ({"D": 64}, "D is 64"), ({"patch": 2}, "patch is 2"),
     ({"heads": (2, 2, 2)}, r"heads are \[16, 32\]")])
 def test_networks_without_an_equivalent_unet2dmodel_are_not_written(tmp_path, change, message):
     with pytest.raises(ValueError, match=message):

@@ -38,7 +38,7 @@ def test_parameter_counts(name, parameters):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_has_outputs_of_the_right_shape(name):
     config = CONFIGS[name]
-    size = 2 ** (len(config.widths) - 1)
+    size = config.patch * 2 ** (len(config.widths) - 1)
     with torch.device("meta"):
         xt, t, labels = inputs(config, B=2, H=2 * size, W=4 * size)
         labels = None if labels is None else labels.to("meta")
@@ -50,7 +50,7 @@ def test_every_config_has_outputs_of_the_right_shape(name):
     {}, {"blocks": 2}, {"blocks": 3}, {"resample": "conv"}, {"resample": "res"}, {"scale_shift": True},
     {"scale_shift": True, "resample": "res"}, {"classes": 4}, {"out_channels": 6},
     {"in_channels": 1, "out_channels": 1}, {"in_channels": 4, "out_channels": 4}, {"heads": (1, 4, 0)},
-    {"widths": (8, 12, 16), "heads": (0, 0, 0, 0)}])
+    {"widths": (8, 12, 16), "heads": (0, 0, 0, 0)}, {"patch": 2}])
 def test_every_weight_takes_part(change):
     config = replace(SMALL, **change)
     unet = awake(config)
@@ -184,6 +184,20 @@ def test_the_norm_is_the_one_given():
     unet(*inputs(SMALL)[:2])
     assert len(calls) == sum(isinstance(m, Norm) for m in unet.modules())
     assert calls.count(False) == sum(isinstance(m, Attention) for m in unet.modules()) > 0
+
+
+def test_patches_are_channels_of_one_pixel():
+    config = replace(SMALL, patch=2)
+    unet = awake(config)
+    folded = UNet(replace(SMALL, in_channels=12, out_channels=12))
+    folded.load_state_dict(unet.state_dict())
+    xt, t, _ = inputs(config, H=8, W=12)
+    assert torch.equal(F.pixel_shuffle(F.pixel_unshuffle(xt, 2), 2), xt)
+    assert_close(unet(xt, t), F.pixel_shuffle(folded(F.pixel_unshuffle(xt, 2), t), 2))
+    with pytest.raises(ValueError, match="8 x 6 pixels do not halve 1 times in patches of 2; .* 4, 8 x 8 say"):
+        check_size(config, 3, 8, 6)
+    with pytest.raises(ValueError, match="patch is 0"):
+        replace(SMALL, patch=0)
 
 
 @pytest.mark.parametrize("time_scale", [1., 0.25])

@@ -1,0 +1,173 @@
+"""Three trainings on the same pictures and labels, for bench.quality: ours, and two published packages' with their own
+networks, losses, optimizers and averages.
+
+What they need has been given to them: labels, and the quickest of three forms on a CPU. Where a package's default
+network cannot take 28 x 28 pixels, it is the nearest of its authors' that can; the docstrings say which.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+import data
+import ddpm
+import train
+
+FORMS = {"float32": (contextlib.nullcontext, torch.contiguous_format),
+         "bf16": (lambda: torch.autocast("cpu", torch.bfloat16), torch.contiguous_format),
+         "bf16, channels_last": (lambda: torch.autocast("cpu", torch.bfloat16), torch.channels_last)}
+
+
+@dataclass
+class Contender:
+    """A training that can be stopped and resumed."""
+    network: torch.nn.Module
+    parts: dict[str, Any]                               # all that changes: each has state_dict and load_state_dict
+    batch: int
+    update: Callable[[int, Tensor, Tensor], object]     # step, pixels uint8 (B, C, H, W), labels (B,)
+    output: Callable[[Tensor, Tensor, Tensor], Tensor]  # of the averaged weights: x_t, t in 1..T, labels
+    schedule: ddpm.Schedule
+    target: str
+    form: AbstractContextManager = contextlib.nullcontext()
+
+    @property
+    def parameters(self) -> int:
+        return sum(p.numel() for p in self.network.parameters())
+
+
+@dataclass
+class Tensors:
+    """Named tensors, with the methods of a module's state."""
+    tensors: dict[str, Tensor]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.tensors
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        for name, tensor in self.tensors.items():
+            tensor.copy_(state[name])
+
+
+def ours(dataset: data.Data, seed: int, rate: float) -> Contender:
+    """`python train.py --preset fashion`."""
+    config = replace(train.PRESETS["fashion"], seed=seed, lr=rate)
+    run = train.start(config, dataset)
+    torch.set_num_threads(1)
+    model = train.trained_model(run)
+
+    def update(step: int, pixels: Tensor, labels: Tensor) -> None:
+        train.update(run, model, step, pixels, labels)
+        run.progress.records.clear()
+
+    def output(xt: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        return functional_call(run.unet, run.ema, (xt, t, labels))
+
+    return Contender(run.unet, {"network": run.unet, "average": Tensors(run.ema), "optimizer": run.optimizer},
+                     config.batch, update, output, run.schedule, config.target)
+
+
+def lucidrains(dataset: data.Data, seed: int, rate: float) -> Contender:
+    """denoising-diffusion-pytorch: the U-Net and process of its classifier_free_guidance, the loop of its Trainer.
+
+    Its defaults but for dim_mults, (1, 2, 4) where (1, 2, 4, 8) would halve 28 pixels three times, and flips.
+    """
+    from denoising_diffusion_pytorch.classifier_free_guidance import GaussianDiffusion, Unet
+    from ema_pytorch import EMA
+    torch.manual_seed(seed)
+    C, H, _ = dataset.shape
+    network = Unet(dim=64, num_classes=len(dataset.classes), dim_mults=(1, 2, 4), channels=C)
+    process = GaussianDiffusion(network, image_size=H)
+    optimizer = torch.optim.Adam(network.parameters(), lr=rate, betas=(0.9, 0.99), fused=True)
+    average = EMA(process, beta=0.995, update_every=10)
+
+    def update(step: int, pixels: Tensor, labels: Tensor) -> None:
+        optimizer.zero_grad()
+        with contender.form:
+            loss = process(pixels / 255, classes=labels)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.)
+        optimizer.step()
+        average.update()
+
+    def output(xt: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        with contender.form:
+            return average.ema_model.model(xt, t - 1, labels, cond_drop_prob=0.).float()
+
+    contender = Contender(network, {"network": network, "average": average, "optimizer": optimizer}, 16, update, output,
+                          ddpm.from_betas(process.betas.double()), "eps")
+    return contender
+
+
+def diffusers(dataset: data.Data, seed: int, rate: float) -> Contender:
+    """diffusers: UNet2DModel with classes and the widths of its authors' course for 28 x 28; the settings of its script
+    train_unconditional.py with --use_ema, whose own network would halve 28 pixels five times.
+    """
+    from diffusers import DDPMScheduler, UNet2DModel
+    from diffusers.optimization import get_cosine_schedule_with_warmup
+    from diffusers.training_utils import EMAModel
+    torch.manual_seed(seed)
+    C, H, _ = dataset.shape
+    network = UNet2DModel(sample_size=H, in_channels=C, out_channels=C, layers_per_block=2,
+                          block_out_channels=(32, 64, 64), num_class_embeds=len(dataset.classes),
+                          down_block_types=("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+                          up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"))
+    scheduler, weights = DDPMScheduler(), list(network.parameters())
+    optimizer = torch.optim.AdamW(weights, lr=rate, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8, fused=True)
+    rates = get_cosine_schedule_with_warmup(optimizer, 500, 100 * len(dataset.images) // 16)         # 100 epochs
+    average = EMAModel(weights, decay=0.9999, use_ema_warmup=True, inv_gamma=1., power=0.75, foreach=True)
+
+    def update(step: int, pixels: Tensor, labels: Tensor) -> None:
+        x0 = data.to_unit(pixels)
+        t, eps = torch.randint(1000, (len(x0),)), torch.randn_like(x0)
+        with contender.form:
+            output = network(scheduler.add_noise(x0, eps, t), t, class_labels=labels).sample
+        (output.float() - eps).square().mean().backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.)
+        optimizer.step()
+        rates.step()
+        optimizer.zero_grad()
+        average.step(weights)
+
+    def output(xt: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        average.store(weights)
+        average.copy_to(weights)
+        with contender.form:
+            output = network(xt, t - 1, class_labels=labels).sample.float()
+        average.restore(weights)
+        return output
+
+    contender = Contender(network, {"network": network, "average": average, "optimizer": optimizer, "rates": rates}, 16,
+                          update, output, ddpm.from_betas(scheduler.betas.double()), "eps")
+    return contender
+
+
+CONTENDERS = {"ours": ours, "denoising-diffusion-pytorch": lucidrains, "diffusers": diffusers}
+
+
+def quickest_form(make: Callable[[], Contender], batches: data.Batches, rounds: int = 3) -> str:
+    """The name of the form in which an update takes the least CPU time, of `rounds` after one that is not counted."""
+    seconds = {}
+    for name in FORMS:
+        contender = put(make(), name)
+        spent = []
+        for step in range(1, rounds + 2):
+            began = time.process_time()
+            contender.update(step, *batches[step])
+            spent.append(time.process_time() - began)
+        seconds[name] = min(spent[1:])
+    return min(seconds, key=seconds.get)
+
+
+def put(contender: Contender, form: str) -> Contender:
+    """The contender in this form."""
+    make, layout = FORMS[form]
+    contender.form = make()
+    contender.network.to(memory_format=layout)
+    return contender

@@ -1,0 +1,291 @@
+"""Quality after equal CPU time: our recipe and published packages' on the same pictures, one thread each.
+
+    pip install -r bench/requirements.txt
+    python -m bench.quality                             # all of it: about eleven hours of CPU; repeat it to resume
+    python -m bench.quality --only ours --minutes 5,15  # our curve, a quarter of an hour
+    python -m bench.quality --minutes ""                # the page alone, from what has been measured
+
+Each training is a process of one thread, and its CPU time is what counts: data, update and average, not scores. They
+advance in turns, all to the first minutes, then all to the next, so a machine that slows down slows all of them. At
+each stop the averaged weights draw the same number of samples by the same sampler, ours, and are scored as `evaluate.py
+classes` does. A peer first gets its own learning rate and those of RATES, until the first stop; its own and the best
+one go on. Results are lines of a file, a training in progress is a file in runs/quality.
+"""
+
+import json
+import platform
+import re
+import statistics
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+import data
+import ddpm
+import noise
+import train
+from bench import measure
+from bench.contenders import CONTENDERS, Contender, put, quickest_form
+from bench.markdown import table
+from bench.packages import ROOT, installed
+from bench.plots import plot
+from data.files import writing
+from run.cli import check_range, make_parent, parse, parse_integers, script
+from scores import classes, classifier
+
+OWN_RATE = {"ours": train.PRESETS["fashion"].lr, "denoising-diffusion-pytorch": 1e-4, "diffusers": 1e-4}
+RATES = (3e-4, 1e-3)                                    # that a peer is tried with besides its own
+SEEDS, REPEATED = (0, 1, 2), 15                         # seeds 1 and 2 stop after so many minutes
+FOLDER = Path("runs/quality")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Compares the quality of trainings after equal CPU time, and writes bench/quality.md."""
+    only: str = ",".join(CONTENDERS)            # which trainings
+    data: str = "fashion-mnist:/usr/share/datasets/fashion-mnist"   # the pictures, as for train.py
+    minutes: str = "5,15,30,60"                 # of CPU at which they are scored
+    n: int = 1000                               # samples of each score
+    steps: int = 15                             # of DPM-Solver++ for each
+    jobs: int = 2                               # trainings at a time
+    out: str = "bench/results/quality.jsonl"    # the results
+
+
+class Training(NamedTuple):
+    """What is trained."""
+    name: str
+    rate: float
+    seed: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.rate:g}, seed {self.seed}"
+
+
+# In a process of its own
+
+def advance(training: Training, config: Config, minutes: float) -> dict:
+    """Trains until so many CPU-minutes have been spent, saves, and scores."""
+    torch.set_num_threads(1)
+    dataset, held_out = data.load(config.data), data.load(data.TEST + config.data)
+    path = FOLDER / f"{training}.pt"
+    saved = torch.load(path, weights_only=True) if path.is_file() else {}
+    make = partial(CONTENDERS[training.name], dataset, training.seed, training.rate)
+    contender = make()
+    batches = data.Batches(dataset, contender.batch, training.seed, False)
+    form = saved.get("form") or ("bf16" if training.name == "ours" else quickest_form(make, batches))
+    if training.name != "ours":
+        put(contender, form)
+    for name, state in saved.get("parts", {}).items():
+        contender.parts[name].load_state_dict(state)
+    step, spent = saved.get("step", 0), saved.get("seconds", 0.)
+    began = time.process_time() - spent
+    while (spent := time.process_time() - began) < 60 * minutes:
+        step += 1
+        torch.manual_seed(training.seed * 10**9 + step)                           # so that a resumed run goes on alike
+        contender.update(step, *batches[step])
+    parts = {name: part.state_dict() for name, part in contender.parts.items()}
+    with writing(make_parent(path)) as file:
+        torch.save({"parts": parts, "step": step, "seconds": spent, "form": form}, file)
+    return {**training._asdict(), "minutes": minutes, "steps": step, "images": step * contender.batch,
+            "parameters": contender.parameters, "form": form, **score(contender, dataset, held_out, config),
+            "cpu": cpu(), **measure.stamp()}
+
+
+def cpu() -> str:
+    """What kind of processor this is."""
+    facts = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.*)", facts.read_text()) if facts.is_file() else None
+    return found[1] if found else platform.processor()
+
+
+def score(contender: Contender, dataset: data.Data, held_out: data.Data, config: Config) -> dict[str, float]:
+    """FD, pFD and agree of samples of all classes in turn (see evaluate.py)."""
+    weights = classifier.load_fitting(classifier.facts_of(dataset.name, dataset.shape, dataset.classes)).weights
+    labels = torch.arange(config.n) % len(dataset.classes)
+    rows = ddpm.sampler_rows(contender.schedule, ddpm.timesteps(ddpm.schedule_length(contender.schedule), config.steps),
+                             sampler="2m", target=contender.target)
+    x = torch.cat([draw(contender, rows, dataset.shape, part, labels[part])
+                   for part in torch.arange(config.n).split(250)])
+    unseen, made = classes.units(held_out), classes.features(weights, x)
+    return {"FD": classes.frechet(made, classes.features(weights, unseen)),
+            "pFD": classes.frechet(x.flatten(1), unseen.flatten(1)), "agree": classes.agreement(weights, made, labels)}
+
+
+@torch.no_grad()
+def draw(contender: Contender, rows: torch.Tensor, shape: Sequence[int], index: torch.Tensor,
+         labels: torch.Tensor) -> torch.Tensor:
+    contender.network.eval()
+    *_, (_, x0, _) = ddpm.sample(lambda xt, t: contender.output(xt, t, labels), rows, shape,
+                                 noise.image_seeds(0, index))
+    contender.network.train()
+    return x0
+
+
+# In turns
+
+def due(minutes: float, stops: Sequence[float], names: Sequence[str], done: list[dict]) -> list[Training]:
+    """What has yet to reach this stop, and can: seeds 1 and 2 wait for the rates to have been tried."""
+    reached = {key(line) for line in done if line["minutes"] == minutes}
+    wanted = []
+    for name in names:
+        tried = {Training(name, rate) for rate in {OWN_RATE[name], *(RATES if name != "ours" else ())}}
+        best = best_rate(done, name, stops[0])
+        wanted += sorted(tried if minutes == stops[0] else {Training(name, OWN_RATE[name]), Training(name, best)})
+        if minutes <= REPEATED and (minutes > stops[0] or tried <= reached):
+            wanted += [Training(name, best, seed) for seed in SEEDS[1:]]
+    return [training for training in wanted if training not in reached]
+
+
+def key(line: dict) -> Training:
+    return Training(line["name"], line["rate"], line["seed"])
+
+
+def best_rate(done: list[dict], name: str, first: float) -> float:
+    """The learning rate with the least FD at the first stop."""
+    lines = [line for line in done if line["name"] == name and line["minutes"] == first and line["seed"] == 0]
+    return min(lines, key=lambda line: line["FD"])["rate"] if lines else OWN_RATE[name]
+
+
+def measure_all(config: Config, stops: Sequence[float], names: Sequence[str], done: list[dict]) -> None:
+    """Brings every training to every stop, a line of the file for each."""
+    with ProcessPoolExecutor(config.jobs, get_context("spawn"), max_tasks_per_child=1) as pool:
+        for minutes in stops:
+            while trainings := due(minutes, stops, names, done):
+                futures = [pool.submit(advance, training, config, minutes) for training in trainings]
+                for future in as_completed(futures):
+                    line = future.result()
+                    done.append(line)
+                    with make_parent(Path(config.out)).open("a") as file:
+                        file.write(json.dumps(line) + "\n")
+                    print(f"{key(line)}: FD {line['FD']:.2f} after {minutes:g} CPU-minutes, {line['images']} pictures",
+                          flush=True)
+
+
+# The page
+
+PAGE = """# Quality after equal CPU time
+
+`python -m bench.quality` measured this and wrote this page (--help says how to measure a part of it).
+
+The record, the least FD on Fashion-MNIST after so many CPU-minutes:
+
+{record}
+
+## Rule
+
+Train on the 60,000 training pictures and their labels alone, on one thread of a CPU. What counts is the process's CPU
+time (`time.process_time`): reading the pictures, updates and averages, not setting up, sampling or scoring. Then the
+averaged weights draw {n} samples, of all classes in turn, by {steps} steps of DPM-Solver++ without guidance, and
+`scores/classes.py` scores them against the 10,000 held-out pictures, with the committed classifier. {n} samples of
+the training set itself have FD {floor:.2f}. To take part, add a training to `bench/contenders.py`.
+
+## Curves
+
+![FD over CPU-minutes](../docs/quality.png)
+
+{curves}
+
+Means, least and most where there are three seeds. A peer's own learning rate is that of its scripts; the other was the
+best of those tried for {first:g} minutes. `form` is the quickest of float32, bf16 and bf16 in channels_last there.
+Every training knows the labels; `agree` is the share of the last samples that the classifier assigns to the requested
+class. pFD, steps, pictures and versions of every stop are in bench/results/quality.jsonl.
+
+Machine: {machine}.
+"""
+
+
+def table_of_curves(stops: Sequence[float], done: list[dict]) -> str:
+    """A row for each training, FD at every stop; where there are three seeds, their mean and range."""
+    rows = []
+    for name, rate in sorted({(line["name"], line["rate"]) for line in done}, key=lambda row: (row[0] != "ours", row)):
+        own = [line for line in done if (line["name"], line["rate"]) == (name, rate)]
+        last = max(own, key=lambda line: line["minutes"])
+        cells = [fd_cell([line["FD"] for line in own if line["minutes"] == minutes]) for minutes in stops]
+        label = f"{name}, rate {rate:g}" + " (its own)" * (name != "ours" and rate == OWN_RATE[name])
+        rows.append([label, f"{last['parameters'] / 1e6:.2f} M", last["form"],
+                     f"{last['images'] / last['minutes'] / 60:.0f}", *cells, f"{last['agree']:.3f}"])
+    return table(["training", "parameters", "form", "pictures/s", *(f"{minutes:g} min" for minutes in stops), "agree"],
+                 rows)
+
+
+def fd_cell(values: Sequence[float]) -> str:
+    if len(values) < 2:
+        return f"{values[0]:.2f}" if values else ""
+    return f"{statistics.mean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+def draw_curves(path: Path, done: list[dict]) -> None:
+    """FD over CPU-minutes, both logarithmic: seed 0 as lines, the others as points."""
+    def fill(axes) -> None:
+        colours = dict(zip(CONTENDERS, ("tab:blue", "tab:orange", "tab:green"), strict=True))
+        for name, rate, seed in sorted({key(line) for line in done}):
+            own = sorted((line["minutes"], line["FD"]) for line in done if key(line) == (name, rate, seed))
+            style = "-" if rate != OWN_RATE[name] or name == "ours" else ":"
+            label = f"{name}, rate {rate:g}" if seed == 0 else None
+            axes.plot(*zip(*own, strict=True), style if seed == 0 else "", marker="o" if seed == 0 else "x",
+                      color=colours[name], label=label, markersize=5)
+        axes.set(xscale="log", yscale="log", xlabel="CPU-minutes", ylabel="FD, per cent of the variance")
+        stops = sorted({line["minutes"] for line in done})
+        axes.set_xticks(stops, [f"{minutes:g}" for minutes in stops])
+        axes.minorticks_off()
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8, frameon=False)
+    plot(path, fill)
+
+
+def floor(config: Config) -> float:
+    """FD of as many training pictures as there are samples."""
+    dataset, held_out = data.load(config.data), data.load(data.TEST + config.data)
+    weights = classifier.load_fitting(classifier.facts_of(dataset.name, dataset.shape, dataset.classes)).weights
+    real, some = (classes.features(weights, classes.units(part)) for part in (held_out, data.spread(dataset, config.n)))
+    return classes.frechet(some, real)
+
+
+def write_page(config: Config, done: list[dict]) -> None:
+    """bench/quality.md and docs/quality.png."""
+    stops = sorted({line["minutes"] for line in done})
+    draw_curves(ROOT / "docs/quality.png", done)
+    best = {minutes: min((line for line in done if line["minutes"] == minutes), key=lambda line: line["FD"])
+            for minutes in stops}
+    record = table(["CPU-minutes", "FD", "by", "commit"],
+                   [[f"{minutes:g}", f"{line['FD']:.2f}", str(key(line)), line["commit"]]
+                    for minutes, line in best.items()])
+    machine = ", ".join(sorted({f"{line['cpu']}, torch {line['torch']}" for line in done}))
+    (ROOT / "bench/quality.md").write_text(PAGE.format(
+        record=record.strip(), n=config.n, steps=config.steps, floor=floor(config),
+        curves=table_of_curves(stops, done).strip(), machine=machine, first=stops[0]))
+
+
+def read(path: str) -> list[dict]:
+    """The lines of the file of results; none if there is none."""
+    return [json.loads(line) for line in Path(path).read_text().splitlines()] if Path(path).is_file() else []
+
+
+@script
+def main(argv: Sequence[str] | None = None) -> None:
+    config = parse(Config, argv)
+    names, stops = config.only.split(","), sorted(parse_integers("minutes", config.minutes))
+    check_range(config, "n jobs steps", 1)
+    if stops and stops[0] < 1:
+        raise ValueError(f"minutes is {config.minutes!r}; they must be at least 1")
+    for name in names:
+        ddpm.check_choice("only", name, CONTENDERS)
+        if name != "ours" and not installed(name):
+            raise ValueError(f"{name} is not installed; pip install -r bench/requirements.txt, or leave it out of "
+                             f"--only")
+    done = read(config.out)
+    measure_all(config, stops, names, done)
+    if done:
+        write_page(config, done)
+
+
+if __name__ == "__main__":
+    main()
