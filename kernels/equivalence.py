@@ -17,8 +17,8 @@ from kernels import group_norm_silu, group_norm_silu_plain, sampling_step
 from kernels.group_norm_silu import DTYPES, INTERPRET, backward_op, forward_op
 from unet import CONFIGS, UNet
 
-SIDES = {name: {"digits": 8, "cifar10": 32, "improved-cifar10": 32}.get(name) or int(re.search(r"\d+$", name)[0])
-         for name in CONFIGS}                                                     # pixels; most names say it
+KNOWN = {"digits": 8, "fashion": 28, "cifar10": 32, "improved-cifar10": 32}
+SIDES = {name: KNOWN.get(name) or int(re.search(r"\d+$", name)[0]) for name in CONFIGS}    # pixels; other names say it
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 # Half a unit in the last place; the interpreter rounds to bfloat16 towards zero, which costs up to a whole one.
 ROUNDING = {torch.float64: 0., torch.float32: 2**-24, torch.float16: 2**-11,

@@ -11,6 +11,7 @@ from docs.figures import DOCS, FIGURES
 from docs.pages import exhibits, notes, unet_picture
 from docs.pages.markup import Equation, Link, Renderer, figure, frame, functions, test_anchor
 from docs.pages.sources import SOURCES, Names, Piece, cut, definitions, highlight, module_of, read
+from kernels.equivalence import SIDES
 from unet import CONFIGS
 
 TESTED = "The tests behind the equations"
@@ -26,8 +27,6 @@ WALK = {                            # groups of the contents; all pages in the o
                 "kernels.sampling_step_triton", "kernels.conv_tail", "kernels.conv_tail_triton", "kernels.compile"),
     "More": ("gallery", "tests"),
 }
-SIZES = {"digits": 8, "cifar10": 32, "lsun256": 256, "improved-cifar10": 32, "adm64": 64, "mnist32": 32, "cars64": 64,
-         "folder128": 128, "imagenet64": 64}        # pixels of the pictures that each named network is for
 SCRIPTS = {"x_t": ("noise", "ddpm", "ui", "x_t"), "reverse": ("ui", "reverse"),
            "table": ("noise", "ddpm", "samplers", "ui", "table"), "philox": ("noise", "ui", "philox"),
            "network": ("ui", "network")}
@@ -129,7 +128,7 @@ def prose_body(page: str, text: notes.Notes, renderer: Renderer) -> str:
 def networks() -> str:
     """The picture of every named network, all but the first hidden."""
     return "".join(f'<section class="network" id="{name}"{"" if name == "digits" else " hidden"}><h2>{name}</h2>'
-                   f'{unet_picture.picture(config, SIZES[name], SIZES[name])}</section>\n'
+                   f'{unet_picture.picture(config, SIDES[name], SIDES[name])}</section>\n'
                    for name, config in CONFIGS.items())
 
 

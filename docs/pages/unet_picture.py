@@ -69,21 +69,22 @@ def measure(config: UNetConfig, H: int, W: int) -> dict[str, Block]:
         labels = torch.zeros(1, dtype=torch.int64) if config.classes else None
         unet(torch.zeros(1, config.in_channels, H, W), torch.ones(1, dtype=torch.int64), labels)
     counts = counter.get_flop_counts()
-    return {name: Block(describe(name, module), sizes[name], sum(w.numel() for w in module.parameters()),
+    return {name: Block(describe(name, module, config.patch), sizes[name], sum(w.numel() for w in module.parameters()),
                         sum(counts[f"UNet.{name}" if name else "Global"].values()),
                         bool(getattr(module, "time_width", 0)),
                         getattr(getattr(module, "attention", None), "heads", 0), getattr(module, "resamples", False))
             for name, module in parts.items()}
 
 
-def describe(name: str, module: torch.nn.Module) -> str:
-    """What a box says: kind and channels."""
+def describe(name: str, module: torch.nn.Module, patch: int) -> str:
+    """What a box says: kind and channels; the first and the last also fold and unfold the patches."""
     if isinstance(module, ResBlock):
         how = "" if not module.resamples else "up, " if module.resample is nearest_up else "down, "
         return f"{how}res {module.conv2.out_channels}"
     if isinstance(module, UNet):
         return "U-Net"
-    return f"{'norm, conv' if name == 'last' else 'conv' if name == 'first' else name_of(module)} {module.out_channels}"
+    kinds = {"first": "fold, " * (patch > 1) + "conv", "last": "norm, conv" + ", unfold" * (patch > 1)}
+    return f"{kinds.get(name) or name_of(module)} {module.out_channels}"
 
 
 def name_of(module: torch.nn.Module) -> str:

@@ -20,7 +20,8 @@ def small(monkeypatch):
 
 
 def test_every_network_has_its_norms():
-    assert [equivalence.SIDES[name] for name in ("digits", "cifar10", "lsun256", "adm64")] == [8, 32, 256, 64]
+    assert [equivalence.SIDES[name] for name in ("digits", "fashion", "cifar10", "lsun256", "adm64")] == [
+        8, 28, 32, 256, 64]
     assert equivalence.norms("cifar10").total() == 51
     assert equivalence.norms("cifar10")[Norm(256, 16, 16, 32, (), False)] == 5
     assert equivalence.norms("digits")[Norm(32, 4, 4, 8, ("add", "scale", "shift"), True)] == 5

@@ -19,6 +19,7 @@ import ddpm
 import noise
 from docs.pages import __main__ as command
 from docs.pages import exhibits, markup, notes, site, sources, unet_picture
+from kernels.equivalence import SIDES
 from unet import CONFIGS, UNet, UNetConfig
 
 PAGES = [page for group in site.WALK.values() for page in group]
@@ -282,7 +283,7 @@ def test_the_chain_of_the_digits_ends_on_digits_of_their_classes(pages):
 
 @pytest.mark.parametrize("name, GMAC", [("cifar10", 6.222), ("lsun256", 248.5)])
 def test_costs_are_those_of_the_whole_network(name, GMAC):
-    blocks = unet_picture.measure(CONFIGS[name], site.SIZES[name], site.SIZES[name])
+    blocks = unet_picture.measure(CONFIGS[name], SIDES[name], SIDES[name])
     whole = blocks.pop("")
     assert whole.flops == pytest.approx(2e9 * GMAC, rel=1e-3)
     with torch.device("meta"):
@@ -295,7 +296,7 @@ def test_costs_are_those_of_the_whole_network(name, GMAC):
 
 @pytest.mark.parametrize("change", [
     {}, {"blocks": 1}, {"blocks": 3, "resample": "res"}, {"widths": (32,), "heads": (2, 0)},
-    {"scale_shift": True, "classes": 7, "heads": (1, 2, 0, 0, 4)},
+    {"scale_shift": True, "classes": 7, "heads": (1, 2, 0, 0, 4)}, {"patch": 2, "widths": (32, 64), "heads": (0, 0, 1)},
 ])
 def test_a_picture_shows_every_block_once_and_every_skip(change):
     config = replace(UNetConfig(), **change)
