@@ -1,6 +1,7 @@
 """One file that knows everything: weights, their average, the optimizer, the step, the settings, the data's facts.
 
     python -m run.checkpoint --source runs/digits/last.pt --to weights/digits.pt      # to give away
+    python -m run.checkpoint --source runs/x/last.pt --to x.pt --average --dtype bf16 # an eighth of the size
 
 No code in a file is ever executed, and nothing in it is used before it has been checked (run/checks.py).
 """
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from data.files import writing
-from ddpm import from_betas
+from ddpm import check_choice, from_betas
 from run import checks
 from run.cli import DTYPES, choose_device, limit_threads, parse, script
 from run.memory import cast
@@ -32,7 +33,7 @@ WEIGHTS = {"ema": "ema", "raw": "weights"}      # of --weights, their place in a
 class Checkpoint(NamedTuple):
     """All that resuming a run and sampling from it need. The random state is (settings["seed"], step)."""
     network: UNetConfig
-    weights: dict[str, Tensor]
+    weights: dict[str, Tensor]      # empty if given away without them
     ema: dict[str, Tensor]
     step: int
     beta: Tensor                    # the schedule, beta_1..beta_T
@@ -108,7 +109,8 @@ def check(last: Checkpoint, size: int) -> UNetConfig:
     network = checks.sound_network(last.network)
     checks.check_facts(last.data, network)
     checks.check_settings(last.settings, network)
-    checks.check_weights(network, last.data["shape"], last.weights, last.ema)
+    averaged_alone = last.weights == last.optimizer == {}
+    checks.check_weights(network, last.data["shape"], last.ema, *([] if averaged_alone else [last.weights]))
     if not isinstance(last.beta, Tensor):
         raise ValueError("its schedule is no tensor")
     from_betas(last.beta)
@@ -127,11 +129,16 @@ def versions() -> dict[str, str]:
 
 def load_unet(last: Checkpoint, weights: str = "ema", dtype: str = "float32", device: str = "auto",
               norm: Callable = group_norm_silu_plain, override: dict[str, Tensor] | None = None) -> UNet:
-    """The checkpoint's network, frozen, with the weights asked for, or with those of `override`."""
-    place = choose_device(device)
+    """The checkpoint's network, frozen, with the weights asked for, or with those of `override`.
+
+    Raises ValueError for weights that were not given away.
+    """
+    place, chosen = choose_device(device), override or getattr(last, WEIGHTS[weights])
+    if not chosen:
+        raise ValueError(f"weights is {weights!r}; the checkpoint has only the averaged ones, use ema")
     with torch.device("meta"):                                      # its weights come from the file
         unet = UNet(last.network, norm)
-    unet.load_state_dict(cast(override or getattr(last, WEIGHTS[weights]), DTYPES[dtype]), assign=True)
+    unet.load_state_dict(cast(chosen, DTYPES[dtype]), assign=True)
     limit_threads(unet)
     return unet.to(place).eval().requires_grad_(False)
 
@@ -141,12 +148,17 @@ class Config:
     """Copies a checkpoint without its optimizer: half the size, to give away."""
     source: str = "runs/digits/last.pt"         # the checkpoint to copy
     to: str = "weights/digits.pt"               # where to
+    average: bool = False                       # the averaged weights alone: half of that
+    dtype: str = "float32"                      # of the weights but the norms': float32, or bf16, half again
 
 
 @script
 def main(argv: Sequence[str] | None = None) -> None:
     config = parse(Config, argv)
-    save(config.to, load(config.source)._replace(optimizer={}))
+    check_choice("dtype", config.dtype, DTYPES)
+    last = load(config.source)
+    weights, ema = (cast(part, DTYPES[config.dtype]) for part in ({} if config.average else last.weights, last.ema))
+    save(config.to, last._replace(weights=weights, ema=ema, optimizer={}))
     print(f"{config.to}: {Path(config.to).stat().st_size / 1e6:.2f} MB")
 
 

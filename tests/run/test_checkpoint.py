@@ -167,6 +167,23 @@ def test_main_gives_away_without_the_optimizer(tmp_path, capsys):
     assert stop.value.code == 2
 
 
+def test_main_gives_away_the_average_in_half_the_bits(tmp_path, capsys):
+    last = example()
+    checkpoint.save(tmp_path / "a.pt", last)
+    flags = ["--source", str(tmp_path / "a.pt"), "--to", str(tmp_path / "b.pt")]
+    checkpoint.main([*flags, "--average", "--dtype", "bf16"])
+    given = checkpoint.load(tmp_path / "b.pt")
+    assert given.weights == given.optimizer == {} and given.ema.keys() == last.ema.keys()
+    assert {w.dtype for name, w in given.ema.items() if "norm" not in name} == {torch.bfloat16}
+    unet = checkpoint.load_unet(given)
+    assert all(torch.equal(w, last.ema[name].to(given.ema[name].dtype).float()) for name, w in unet.named_parameters())
+    with pytest.raises(ValueError, match="weights is 'raw'; the checkpoint has only the averaged ones, use ema"):
+        checkpoint.load_unet(given, weights="raw")
+    with pytest.raises(SystemExit):
+        sample.main(["--checkpoint", str(tmp_path / "b.pt"), "--weights", "raw", "--out", str(tmp_path)])
+    assert "the checkpoint has only the averaged ones" in capsys.readouterr().err
+
+
 def test_a_run_survives_being_killed():
     """At random times, also in a save; `python -m tests.kills` kills 50 times."""
     told = subprocess.run([sys.executable, "-m", "tests.kills", "--kills", "6", "--steps", "150", "--wait", "1.2"],
