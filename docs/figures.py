@@ -26,6 +26,7 @@ from run.cli import parse, script
 
 DOCS = Path(__file__).parent
 DIGITS = str(DOCS.parent / "weights" / "digits.pt")
+FASHION = str(DOCS.parent / "weights" / "fashion.pt")
 SNAPSHOTS = [999, 700, 550, 400, 300, 200, 100, 50, 15, 0]
 
 
@@ -39,6 +40,25 @@ def digits(path: Path) -> None:
     """One hundred samples of the committed weights, one column per class."""
     samples = sample.generate(sample.Config(checkpoint=DIGITS))
     pictures.grid(samples.x, *pictures.columns(samples)).save(path)
+
+
+def clothes(n: int = 100) -> pictures.Samples:
+    """Samples of the committed Fashion-MNIST weights, of all classes in turn."""
+    return sample.generate(sample.Config(checkpoint=FASHION, n=n, sampler="2m", steps="15"))
+
+
+def fashion(path: Path) -> None:
+    """One hundred pieces of clothing that nobody wears, one column per class."""
+    samples = clothes()
+    pictures.grid(samples.x, 10).save(path)
+
+
+def real_and_sampled(path: Path) -> None:
+    """Held-out pictures and samples beside each other, a row per class, none of them chosen."""
+    real, samples = data.load(data.TEST + train.PRESETS["fashion"].data), clothes(50)
+    rows = [x for label in range(10) for x in (data.to_unit(real.images[(real.labels == label).nonzero()[:5, 0]]),
+                                               samples.x[samples.labels == label][:5])]
+    pictures.grid(torch.cat(rows), 10, ("real",) * 5 + ("sampled",) * 5).save(path)
 
 
 def reverse(path: Path) -> None:
@@ -136,8 +156,8 @@ def loss(path: Path) -> None:
         folder.plot_log(Path(out), path)
 
 
-FIGURES = {"digits": digits, "reverse": reverse, "forward": forward, "schedules": schedules, "loss": loss,
-           "likelihood": likelihood, "neighbours": neighbours}
+FIGURES = {"fashion": fashion, "real_and_sampled": real_and_sampled, "digits": digits, "reverse": reverse,
+           "forward": forward, "schedules": schedules, "loss": loss, "likelihood": likelihood, "neighbours": neighbours}
 
 
 @script

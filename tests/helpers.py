@@ -1,6 +1,8 @@
-"""What test_ddpm.py and test_samplers.py share: golden numbers, and exact denoisers of a Gaussian."""
+"""What tests share: golden numbers, exact denoisers of a Gaussian, and files as data sets come in."""
 
 import functools
+import gzip
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -71,3 +73,13 @@ def gaussian_with_variance(schedule, mean, var, target):
         v = 2 * (log_var - log_min) / (beta.log() - log_min) - 1
         return torch.cat([gaussian_denoiser(schedule, mean, var, target)(xt, t), v.expand_as(xt).to(xt.dtype)], dim=1)
     return denoise
+
+
+def write_idx(path, array):
+    """An IDX file as its authors describe it: two zeros, 8 for bytes, the number of dimensions, sizes, bytes.
+
+    Packed, if its name ends in .gz.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    raw = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
+    path.write_bytes(gzip.compress(raw) if path.suffix == ".gz" else raw)

@@ -1,7 +1,5 @@
-import gzip
 import io
 import pickle
-import struct
 import sys
 
 import numpy as np
@@ -14,6 +12,7 @@ import data
 import train
 from data import dead_leaves, image_files, published
 from run import checkpoint
+from tests.helpers import write_idx
 
 QUICK = ["--batch", "4", "--steps", "2", "--warmup", "2", "--sample_every", "100", "--T", "4"]
 
@@ -32,19 +31,12 @@ def pixels(*shape, seed=0):
 
 # MNIST's and CIFAR's own files
 
-def write_idx(path, array, packed=False):
-    """An IDX file as its authors describe it: two zeros, 8 for bytes, the number of dimensions, sizes, bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    raw = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
-    path.write_bytes(gzip.compress(raw) if packed else raw)
-
-
 def mnist(folder, packed=False, n=10):
     end = ".gz" if packed else ""
     images, labels = pixels(n, 28, 28), np.arange(n, dtype=np.uint8) % 10
-    write_idx(folder / f"train-images-idx3-ubyte{end}", images, packed)
-    write_idx(folder / f"train-labels-idx1-ubyte{end}", labels, packed)
-    write_idx(folder / f"t10k-images-idx3-ubyte{end}", pixels(3, 28, 28, seed=1), packed)
+    write_idx(folder / f"train-images-idx3-ubyte{end}", images)
+    write_idx(folder / f"train-labels-idx1-ubyte{end}", labels)
+    write_idx(folder / f"t10k-images-idx3-ubyte{end}", pixels(3, 28, 28, seed=1))
     return images, labels
 
 
@@ -127,7 +119,7 @@ def test_a_cut_gzip_is_named(tmp_path):
 
 def test_what_the_authors_held_out_is_named_by_test(tmp_path):
     mnist(tmp_path / "idx", packed=True)
-    write_idx(tmp_path / "idx" / "t10k-labels-idx1-ubyte.gz", np.array([2, 0, 1], np.uint8), packed=True)
+    write_idx(tmp_path / "idx" / "t10k-labels-idx1-ubyte.gz", np.array([2, 0, 1], np.uint8))
     held_out = data.load(f"test:fashion-mnist:{tmp_path}")
     assert held_out.name == "fashion-mnist" and held_out.labels.tolist() == [2, 0, 1]
     assert_close(held_out.images.numpy()[:, 0], pixels(3, 28, 28, seed=1))

@@ -1,11 +1,16 @@
 """The scripts that make what docs/ shows."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import data
+import train
 from docs import figures, variants
+from tests.helpers import write_idx
 
 
 @pytest.fixture
@@ -25,6 +30,21 @@ def test_figures_of_the_equations_are_made(name, tmp_path, few):
     figures.FIGURES[name](tmp_path / f"{name}.png")
     made, kept = (Image.open(folder / f"{name}.png") for folder in (tmp_path, figures.DOCS))
     assert made.size == kept.size
+
+
+def test_real_pictures_and_samples_stand_side_by_side(tmp_path, monkeypatch):
+    """Of the committed weights: ten classes of files like Fashion-MNIST's, each of one grey."""
+    labels = np.arange(100) % 10
+    for part in ("train", "t10k"):
+        write_idx(tmp_path / f"{part}-images-idx3-ubyte.gz", np.full((100, 28, 28), 20) * labels[:, None, None])
+        write_idx(tmp_path / f"{part}-labels-idx1-ubyte.gz", labels)
+    monkeypatch.setitem(train.PRESETS, "fashion", replace(train.PRESETS["fashion"], data=f"fashion-mnist:{tmp_path}"))
+    figures.real_and_sampled(tmp_path / "both.png")
+    image = np.asarray(Image.open(tmp_path / "both.png").convert("L")).astype(int)
+    assert image.shape == (24 + 10 * 88, 10 * 88 + 4)
+    tiles = image[24:].reshape(10, 88, -1)[:, :84, 4:].reshape(10, 84, 10, 88)[..., :84]
+    assert (tiles[:, :, :5] == 20 * np.arange(10)[:, None, None, None]).all()
+    assert (tiles[:, :, 5:].std((1, 3)) > 10).all()
 
 
 def test_every_figure_is_there():

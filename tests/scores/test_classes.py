@@ -1,8 +1,6 @@
 """scores/classes.py: the scores by their definitions, on whole sets at once, and the command on files of other sets."""
 
-import gzip
 import re
-import struct
 
 import numpy as np
 import pytest
@@ -15,6 +13,7 @@ import evaluate
 import train
 from run import checkpoint, folder
 from scores import classes, classifier
+from tests.helpers import write_idx
 
 TRAINED = ["--T", "20", "--batch", "8", "--steps", "2", "--warmup", "2", "--sample_every", "100"]
 
@@ -92,12 +91,6 @@ def test_large_pictures_have_no_pixel_scores(monkeypatch, capsys):
 
 
 # Any labelled set
-
-def write_idx(path, array):
-    """An IDX file as its authors describe it, packed: two zeros, 8 for bytes, the dimensions, the bytes."""
-    path.write_bytes(gzip.compress(struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
-                                   + array.astype(np.uint8).tobytes()))
-
 
 @pytest.fixture(scope="module")
 def clothes(tmp_path_factory):
