@@ -55,9 +55,9 @@ class Tensors:
             tensor.copy_(state[name])
 
 
-def ours(dataset: data.Data, seed: int, rate: float) -> Contender:
-    """`python train.py --preset fashion`."""
-    config = replace(train.PRESETS["fashion"], seed=seed, lr=rate)
+def ours(dataset: data.Data, seed: int, rate: float, **changes) -> Contender:
+    """`python train.py --preset fashion`, with changes if there are any."""
+    config = replace(train.PRESETS["fashion"], seed=seed, lr=rate, **changes)
     run = train.start(config, dataset)
     torch.set_num_threads(1)
     model = train.trained_model(run)
