@@ -150,6 +150,7 @@ class Config:
     to: str = "weights/digits.pt"               # where to
     average: bool = False                       # the averaged weights alone: half of that
     dtype: str = "float32"                      # of the weights but the norms': float32, or bf16, half again
+    classes: str = ""                           # names of the classes, as cat,dog, for those that the data gave
 
 
 @script
@@ -158,7 +159,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_choice("dtype", config.dtype, DTYPES)
     last = load(config.source)
     weights, ema = (cast(part, DTYPES[config.dtype]) for part in ({} if config.average else last.weights, last.ema))
-    save(config.to, last._replace(weights=weights, ema=ema, optimizer={}))
+    names = tuple(config.classes.split(",")) if config.classes else tuple(last.data["classes"])
+    if len(names) != len(last.data["classes"]) or len({*names, ""}) <= len(names):
+        raise ValueError(f"classes is {config.classes!r}; name each of the {len(last.data['classes'])} classes once: "
+                         f"{', '.join(last.data['classes'][:20])}")
+    save(config.to, last._replace(weights=weights, ema=ema, optimizer={}, data={**last.data, "classes": names}))
     print(f"{config.to}: {Path(config.to).stat().st_size / 1e6:.2f} MB")
 
 

@@ -18,6 +18,7 @@ from data.files import reading, writing
 from data.published import parse_name
 from data.sets import CLASSES
 from run.checks import PIXELS, load_tensors
+from run.labels import same_classes
 
 FILES = {"digits": Path("weights/digits_classifier.pt"), "fashion-mnist": Path("weights/fashion_classifier.pt")}
 MEND = "train one with: python evaluate.py classifier --data ... --out FILE, and name it with --classifier FILE"
@@ -32,10 +33,8 @@ class Facts(NamedTuple):
     classes: tuple[str, ...]
 
     def fit(self, other: "Facts") -> bool:
-        """Whether both are facts of one data set; numbers stand for names of classes that a file does not give."""
-        numbers = tuple(map(str, range(len(self.classes))))
-        names = {self.classes, other.classes} - {numbers}
-        return self[:2] == other[:2] and len(self.classes) == len(other.classes) and len(names) <= 1
+        """Whether both are facts of one data set."""
+        return self[:2] == other[:2] and same_classes(self.classes, other.classes)
 
     def __str__(self) -> str:
         return f"{self.name}, {' x '.join(map(str, self.shape))}, in {len(self.classes)} classes"

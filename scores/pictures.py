@@ -4,6 +4,7 @@ import torch
 
 import data
 from run.checkpoint import Checkpoint
+from run.labels import same_classes
 
 HELD_OUT = "held-out"
 
@@ -29,6 +30,8 @@ def relabel(found: data.Data, classes: tuple[str, ...]) -> data.Data:
         raise ValueError(f"{found.name} has no end; name pictures that can be counted")
     if found.labels is None:
         raise ValueError(f"{found.name} has no labels; use pictures of the model's {len(classes)} classes")
+    if same_classes(found.classes, classes):
+        return found._replace(classes=classes)
     if other := [name for name in found.classes if name not in classes]:
         raise ValueError(f"{found.name} has the class {other[0]!r}; those of the model are {', '.join(classes[:20])}")
     if found.classes == classes[:len(found.classes)]:

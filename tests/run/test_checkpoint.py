@@ -184,6 +184,17 @@ def test_main_gives_away_the_average_in_half_the_bits(tmp_path, capsys):
     assert "the checkpoint has only the averaged ones" in capsys.readouterr().err
 
 
+def test_main_names_the_classes(tmp_path, capsys):
+    checkpoint.save(tmp_path / "a.pt", example())
+    flags = ["--source", str(tmp_path / "a.pt"), "--to", str(tmp_path / "b.pt"), "--classes"]
+    checkpoint.main([*flags, "cat,dog"])
+    assert checkpoint.load(tmp_path / "b.pt").data == {**example().data, "classes": ("cat", "dog")}
+    for names in ("cat", "cat,cat", "cat,", "cat,dog,cow"):
+        with pytest.raises(SystemExit):
+            checkpoint.main([*flags, names])
+        assert f"classes is '{names}'; name each of the 2 classes once: a, b" in capsys.readouterr().err
+
+
 def test_a_run_survives_being_killed():
     """At random times, also in a save; `python -m tests.kills` kills 50 times."""
     told = subprocess.run([sys.executable, "-m", "tests.kills", "--kills", "6", "--steps", "150", "--wait", "1.2"],

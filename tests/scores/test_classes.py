@@ -141,6 +141,20 @@ def test_a_moved_set_is_named(clothes, capsys):
     assert len(table(capsys)) == 5
 
 
+def test_named_classes_are_those_that_the_files_number(clothes, capsys):
+    named = str(clothes / "named.pt")
+    checkpoint.main(["--source", str(clothes / "run" / "last.pt"), "--to", named, "--classes", "coat,bag,boot"])
+    evaluate.main(flags(clothes))
+    capsys.readouterr()
+    argv = [named if word.endswith("last.pt") else word for word in flags(clothes)]
+    evaluate.main(argv)
+    rows = table(capsys)
+    evaluate.main(flags(clothes))
+    assert [*rows.values()] == [*table(capsys).values()]
+    evaluate.main(["nll", "--checkpoint", named, "--n", "2", "--times", "4", "--out", str(clothes / "nll.png")])
+    assert "on 2 pictures of fashion-mnist" in capsys.readouterr().out
+
+
 def save_folder(base, n, names, seed):
     for k in range(n):
         path = base / names[k % len(names)] / f"{k}.png"
