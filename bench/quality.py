@@ -53,7 +53,7 @@ class Config:
     data: str = "fashion-mnist:/usr/share/datasets/fashion-mnist"   # the pictures, as for train.py
     minutes: str = "5,15,30,60"                 # of CPU at which they are scored
     n: int = 1000                               # samples of each score
-    steps: int = 15                             # of DPM-Solver++ for each
+    steps: int = 10                             # of DPM-Solver++ for each
     jobs: int = 2                               # trainings at a time
     out: str = "bench/results/quality.jsonl"    # the results
 
@@ -112,7 +112,7 @@ def score(contender: Contender, dataset: data.Data, held_out: data.Data, config:
     rows = ddpm.sampler_rows(contender.schedule, ddpm.timesteps(ddpm.schedule_length(contender.schedule), config.steps),
                              sampler="2m", target=contender.target)
     x = torch.cat([draw(contender, rows, dataset.shape, part, labels[part])
-                   for part in torch.arange(config.n).split(250)])
+                   for part in torch.arange(config.n).split(50)])                 # small, for the caches
     unseen, made = classes.units(held_out), classes.features(weights, x)
     return {"FD": classes.frechet(made, classes.features(weights, unseen)),
             "pFD": classes.frechet(x.flatten(1), unseen.flatten(1)), "agree": classes.agreement(weights, made, labels)}
