@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -73,16 +74,17 @@ def ours(dataset: data.Data, seed: int, rate: float, **changes) -> Contender:
                      config.batch, update, output, run.schedule, config.target)
 
 
-def lucidrains(dataset: data.Data, seed: int, rate: float) -> Contender:
+def lucidrains(dataset: data.Data, seed: int, rate: float, dim: int = 64) -> Contender:
     """denoising-diffusion-pytorch: the U-Net and process of its classifier_free_guidance, the loop of its Trainer.
 
-    Its defaults but for dim_mults, (1, 2, 4) where (1, 2, 4, 8) would halve 28 pixels three times, and flips.
+    Its defaults but for dim_mults, (1, 2, 4) where (1, 2, 4, 8) would halve 28 pixels three times, and no flips.
+    dim: 64 in its README.
     """
     from denoising_diffusion_pytorch.classifier_free_guidance import GaussianDiffusion, Unet
     from ema_pytorch import EMA
     torch.manual_seed(seed)
     C, H, _ = dataset.shape
-    network = Unet(dim=64, num_classes=len(dataset.classes), dim_mults=(1, 2, 4), channels=C)
+    network = Unet(dim=dim, num_classes=len(dataset.classes), dim_mults=(1, 2, 4), channels=C)
     process = GaussianDiffusion(network, image_size=H)
     optimizer = torch.optim.Adam(network.parameters(), lr=rate, betas=(0.9, 0.99), fused=True)
     average = EMA(process, beta=0.995, update_every=10)
@@ -148,7 +150,19 @@ def diffusers(dataset: data.Data, seed: int, rate: float) -> Contender:
     return contender
 
 
-CONTENDERS = {"ours": ours, "denoising-diffusion-pytorch": lucidrains, "diffusers": diffusers}
+class Entry(NamedTuple):
+    """How a contender is made, from a data set, a seed and a learning rate, and which rates it is tried with."""
+    make: Callable[[data.Data, int, float], Contender]
+    rates: tuple[float, ...]
+
+
+CONTENDERS = {
+    "ours": Entry(ours, (train.PRESETS["fashion"].lr,)),
+    "denoising-diffusion-pytorch": Entry(lucidrains, (1e-4,)),                    # its own settings
+    "denoising-diffusion-pytorch dim 16": Entry(partial(lucidrains, dim=16), (1e-4, 3e-4, 1e-3)),   # of about our size
+    "diffusers": Entry(diffusers, (1e-4,)),                                       # its own settings
+    "diffusers tuned": Entry(diffusers, (3e-4, 1e-3)),
+}
 
 
 def quickest_form(make: Callable[[], Contender], batches: data.Batches, rounds: int = 3) -> str:

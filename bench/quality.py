@@ -8,8 +8,8 @@
 Each training is a process of one thread, and its CPU time is what counts: data, update and average, not scores. They
 advance in turns, all to the first minutes, then all to the next, so a machine that slows down slows all of them. At
 each stop the averaged weights draw the same number of samples by the same sampler, ours, and are scored as `evaluate.py
-classes` does. A peer first gets its own learning rate and those of RATES, until the first stop; its own and the best
-one go on. Results are lines of a file, a training in progress is a file in runs/quality.
+classes` does. A package is there with its own settings, and tuned: with several learning rates until the first stop,
+the best of which goes on. Results are lines of a file, a training in progress is a file in runs/quality.
 """
 
 import json
@@ -30,7 +30,6 @@ import torch
 import data
 import ddpm
 import noise
-import train
 from bench import measure
 from bench.contenders import CONTENDERS, Contender, put, quickest_form
 from bench.markdown import table
@@ -40,8 +39,6 @@ from data.files import writing
 from run.cli import check_range, make_parent, parse, parse_integers, script
 from scores import classes, classifier
 
-OWN_RATE = {"ours": train.PRESETS["fashion"].lr, "denoising-diffusion-pytorch": 1e-4, "diffusers": 1e-4}
-RATES = (3e-4, 1e-3)                                    # that a peer is tried with besides its own
 SEEDS, REPEATED = (0, 1, 2), 15                         # seeds 1 and 2 stop after so many minutes
 FOLDER = Path("runs/quality")
 
@@ -76,7 +73,7 @@ def advance(training: Training, config: Config, minutes: float) -> dict:
     dataset, held_out = data.load(config.data), data.load(data.TEST + config.data)
     path = FOLDER / f"{training}.pt"
     saved = torch.load(path, weights_only=True) if path.is_file() else {}
-    make = partial(CONTENDERS[training.name], dataset, training.seed, training.rate)
+    make = partial(CONTENDERS[training.name].make, dataset, training.seed, training.rate)
     contender = make()
     batches = data.Batches(dataset, contender.batch, training.seed, False)
     form = saved.get("form") or ("bf16" if training.name == "ours" else quickest_form(make, batches))
@@ -135,10 +132,10 @@ def due(minutes: float, stops: Sequence[float], names: Sequence[str], done: list
     reached = {key(line) for line in done if line["minutes"] == minutes}
     wanted = []
     for name in names:
-        tried = {Training(name, rate) for rate in {OWN_RATE[name], *(RATES if name != "ours" else ())}}
+        tried = [Training(name, rate) for rate in CONTENDERS[name].rates]
         best = best_rate(done, name, stops[0])
-        wanted += sorted(tried if minutes == stops[0] else {Training(name, OWN_RATE[name]), Training(name, best)})
-        if minutes <= REPEATED and (minutes > stops[0] or tried <= reached):
+        wanted += tried if minutes == stops[0] else [Training(name, best)]
+        if minutes <= REPEATED and (minutes > stops[0] or {*tried} <= reached):
             wanted += [Training(name, best, seed) for seed in SEEDS[1:]]
     return [training for training in wanted if training not in reached]
 
@@ -150,7 +147,7 @@ def key(line: dict) -> Training:
 def best_rate(done: list[dict], name: str, first: float) -> float:
     """The learning rate with the least FD at the first stop."""
     lines = [line for line in done if line["name"] == name and line["minutes"] == first and line["seed"] == 0]
-    return min(lines, key=lambda line: line["FD"])["rate"] if lines else OWN_RATE[name]
+    return min(lines, key=lambda line: line["FD"])["rate"] if lines else CONTENDERS[name].rates[0]
 
 
 def measure_all(config: Config, stops: Sequence[float], names: Sequence[str], done: list[dict]) -> None:
@@ -192,8 +189,9 @@ the training set itself have FD {floor:.2f}. To take part, add a training to `be
 
 {curves}
 
-Means, least and most where there are three seeds. A peer's own learning rate is that of its scripts; the other was the
-best of those tried for {first:g} minutes. `form` is the quickest of float32, bf16 and bf16 in channels_last there.
+Means, least and most where there are three seeds. Learning rates of a row that is not tuned are the package's own; the
+others were tried for {first:g} minutes, and the best goes on. `form` is the quickest of float32, bf16 and bf16 in
+channels_last there.
 Every training knows the labels; `agree` is the share of the last samples that the classifier assigns to the requested
 class. pFD, steps, pictures and versions of every stop are in bench/results/quality.jsonl.
 
@@ -204,12 +202,12 @@ Machine: {machine}.
 def table_of_curves(stops: Sequence[float], done: list[dict]) -> str:
     """A row for each training, FD at every stop; where there are three seeds, their mean and range."""
     rows = []
-    for name, rate in sorted({(line["name"], line["rate"]) for line in done}, key=lambda row: (row[0] != "ours", row)):
+    for name, rate in sorted({(line["name"], line["rate"]) for line in done}, key=lambda row: (
+            [*CONTENDERS].index(row[0]), row[1])):
         own = [line for line in done if (line["name"], line["rate"]) == (name, rate)]
         last = max(own, key=lambda line: line["minutes"])
         cells = [fd_cell([line["FD"] for line in own if line["minutes"] == minutes]) for minutes in stops]
-        label = f"{name}, rate {rate:g}" + " (its own)" * (name != "ours" and rate == OWN_RATE[name])
-        rows.append([label, f"{last['parameters'] / 1e6:.2f} M", last["form"],
+        rows.append([f"{name}, rate {rate:g}", f"{last['parameters'] / 1e6:.2f} M", last["form"],
                      f"{last['images'] / last['minutes'] / 60:.0f}", *cells, f"{last['agree']:.3f}"])
     return table(["training", "parameters", "form", "pictures/s", *(f"{minutes:g} min" for minutes in stops), "agree"],
                  rows)
@@ -224,13 +222,11 @@ def fd_cell(values: Sequence[float]) -> str:
 def draw_curves(path: Path, done: list[dict]) -> None:
     """FD over CPU-minutes, both logarithmic: seed 0 as lines, the others as points."""
     def fill(axes) -> None:
-        colours = dict(zip(CONTENDERS, ("tab:blue", "tab:orange", "tab:green"), strict=True))
+        colours = {name: f"C{k}" for k, name in enumerate(CONTENDERS)}
         for name, rate, seed in sorted({key(line) for line in done}):
             own = sorted((line["minutes"], line["FD"]) for line in done if key(line) == (name, rate, seed))
-            style = "-" if rate != OWN_RATE[name] or name == "ours" else ":"
-            label = f"{name}, rate {rate:g}" if seed == 0 else None
-            axes.plot(*zip(*own, strict=True), style if seed == 0 else "", marker="o" if seed == 0 else "x",
-                      color=colours[name], label=label, markersize=5)
+            axes.plot(*zip(*own, strict=True), "o-" if seed == 0 else "x", color=colours[name], markersize=5,
+                      label=f"{name}, rate {rate:g}" if seed == 0 else None)
         axes.set(xscale="log", yscale="log", xlabel="CPU-minutes", ylabel="FD, per cent of the variance")
         stops = sorted({line["minutes"] for line in done})
         axes.set_xticks(stops, [f"{minutes:g}" for minutes in stops])

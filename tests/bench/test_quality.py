@@ -10,7 +10,7 @@ from bench import contenders, quality
 from bench.packages import installed
 from bench.quality import Config, Training, advance, due
 
-NAMES = ("ours", "diffusers")
+OURS = contenders.CONTENDERS["ours"].rates[0]
 LINE = {"parameters": 10**6, "form": "bf16", "images": 6000, "pFD": 3., "agree": 0.9, "cpu": "a CPU", "torch": "2.11",
         "commit": "abc"}
 
@@ -61,7 +61,7 @@ def flat(tree, name=""):
 def test_the_average_is_what_is_sampled(digits):
     dataset = data.load("digits")
     for name in ("ours", *filter(installed, ("denoising-diffusion-pytorch", "diffusers"))):
-        contender = contenders.CONTENDERS[name](dataset, 0, 1e-3)
+        contender = contenders.CONTENDERS[name].make(dataset, 0, 1e-3)
         x, labels, step = torch.randn(2, 1, 8, 8), torch.tensor([1, 2]), torch.tensor([10, 1000])
         before = contender.output(x, step, labels)
         with torch.no_grad():
@@ -70,26 +70,23 @@ def test_the_average_is_what_is_sampled(digits):
         assert torch.equal(contender.output(x, step, labels), before), name
 
 
-def test_peers_try_their_rates_first_and_seeds_follow_the_best():
-    stops = [5, 15, 30]
-    assert due(5, stops, NAMES, []) == [Training("ours", quality.OWN_RATE["ours"]), *(
-        Training("diffusers", rate) for rate in (1e-4, 3e-4, 1e-3))]
-    done = [line("ours", quality.OWN_RATE["ours"], 5, 3.), line("diffusers", 1e-4, 5, 9.),
-            line("diffusers", 3e-4, 5, 8.)]
-    assert due(5, stops, ["diffusers"], done) == [Training("diffusers", 1e-3)]
-    done.append(line("diffusers", 1e-3, 5, 8.5))
-    assert due(5, stops, NAMES, done) == [*(Training("ours", quality.OWN_RATE["ours"], k) for k in (1, 2)),
-                                           *(Training("diffusers", 3e-4, k) for k in (1, 2))]
-    assert due(15, stops, ["diffusers"], done) == [Training("diffusers", 1e-4), *(
-        Training("diffusers", 3e-4, k) for k in (0, 1, 2))]
-    assert due(30, stops, ["diffusers"], done) == [Training("diffusers", 1e-4), Training("diffusers", 3e-4)]
-    assert due(30, stops, ["diffusers"], [*done, line("diffusers", 3e-4, 30, 2.)]) == [Training("diffusers", 1e-4)]
+def test_rates_are_tried_first_and_seeds_follow_the_best():
+    stops, names = [5, 15, 30], ("ours", "diffusers tuned")
+    low, high = (Training("diffusers tuned", rate) for rate in (3e-4, 1e-3))
+    assert due(5, stops, names, []) == [Training("ours", OURS), low, high]
+    done = [line("ours", OURS, 5, 3.), line("diffusers tuned", 3e-4, 5, 9.)]
+    assert due(5, stops, names[1:], done) == [high]
+    done.append(line("diffusers tuned", 1e-3, 5, 8.5))
+    assert due(5, stops, names, done) == [*(Training("ours", OURS, k) for k in (1, 2)),
+                                          *(high._replace(seed=k) for k in (1, 2))]
+    assert due(15, stops, names[1:], done) == [high._replace(seed=k) for k in (0, 1, 2)]
+    assert due(30, stops, names[1:], done) == [high]
+    assert due(30, stops, names[1:], [*done, line("diffusers tuned", 1e-3, 30, 2.)]) == []
 
 
 def test_the_page_says_what_was_measured(monkeypatch, tmp_path, capsys):
-    results = [line("ours", quality.OWN_RATE["ours"], 5, 3.), line("diffusers", 1e-4, 5, 9.),
-               line("diffusers", 3e-4, 5, 8.), line("diffusers", 3e-4, 15, 4.),
-               line("diffusers", 3e-4, 15, 5, 1), line("diffusers", 3e-4, 15, 6., 2)]
+    results = [line("ours", OURS, 5, 3.), line("diffusers", 1e-4, 5, 9.),
+               *(line("diffusers tuned", 3e-4, 15, 4. + seed, seed) for seed in range(3))]
     out = tmp_path / "results.jsonl"
     out.write_text("".join(json.dumps(each) + "\n" for each in results))
     for name in ("bench", "docs"):
@@ -97,8 +94,9 @@ def test_the_page_says_what_was_measured(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(quality, "ROOT", tmp_path)
     quality.write_page(replace(Config(), data="digits", n=100, out=str(out)), quality.read(out))
     page = (tmp_path / "bench/quality.md").read_text()
-    assert "| 5 | 3.00 | ours" in page and "| 15 | 4.00 | diffusers, 0.0003, seed 0" in page
-    assert "5.00 (4.00 to 6.00)" in page and "rate 0.0001 (its own)" in page and "a CPU, torch 2.11" in page
+    assert "| 5 | 3.00 | ours" in page and "| 15 | 4.00 | diffusers tuned, 0.0003, seed 0" in page
+    assert "5.00 (4.00 to 6.00)" in page and "a CPU, torch 2.11" in page
+    assert "| diffusers, rate 0.0001 | 1.00 M | bf16 | 20 | 9.00 |" in page
     assert (tmp_path / "docs/quality.png").stat().st_size > 10_000
 
 
