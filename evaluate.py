@@ -87,11 +87,11 @@ def score_classes(argv: Sequence[str]) -> None:
     last = checkpoint.load(config.checkpoint)
     if not last.network.classes:
         raise ValueError(f"{config.checkpoint} was trained without labels; use a model of a labelled set")
-    facts = classifier.facts_of(last.data["name"], last.data["shape"], last.data["classes"])
+    facts = classifier.trained_on(last)
     weights = classifier.load_fitting(facts, config.classifier).weights
     settings = sample.Config(**{name: getattr(config, name) for name in SAMPLING})
     fit = last.settings.get("fit", "crop")
-    train, test = (relabel(load_pictures(last, name, fit, config.data), facts.classes)
+    train, test = (relabel(load_pictures(last, name, fit, config.data), facts)
                    for name in ("", config.held_out))
     train = data.spread(train, config.among)
     samples = sample.generate(settings)
@@ -142,7 +142,8 @@ def train_classifier(argv: Sequence[str]) -> None:
     ddpm.check_choice("dtype", config.dtype, DTYPES)
     held_out = data.TEST + config.data if config.held_out == HELD_OUT else config.held_out
     train, test = (data.load(name, config.size, config.fit) for name in (config.data, held_out))
-    train, test = (relabel(found, train.classes) for found in (train, test))
+    facts = classifier.facts_of(train)
+    train, test = (relabel(found, facts) for found in (train, test))
     if config.out == Classifier.out and train.name != "digits":
         raise ValueError(f"{config.out} is the digits' classifier; choose another file for {config.data} with --out")
     out = check_writable(config.out)                                              # fails before training, not after

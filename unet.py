@@ -260,10 +260,13 @@ def check_size(config: UNetConfig, C: int, H: int, W: int) -> None:
     """Raises ValueError unless pictures (C, H, W) pass through the network and back at their own size."""
     if config.in_channels != C:
         raise ValueError(f"the pictures have {C} channels, the network takes {config.in_channels}; change in_channels")
-    unit, patches = config.patch * 2 ** (len(config.widths) - 1), f" in patches of {config.patch}" * (config.patch > 1)
+    halvings = len(config.widths) - 1
+    unit = config.patch * 2**halvings
     if H % unit or W % unit:
-        raise ValueError(f"{H} x {W} pixels do not halve {len(config.widths) - 1} times{patches}; pad or resize to "
-                         f"multiples of {unit}, {math.ceil(H / unit) * unit} x {math.ceil(W / unit) * unit} say")
+        ways = [f"divide into patches of {config.patch}"] * (config.patch > 1) + [f"halve {halvings} times"] * (
+            halvings > 0)
+        raise ValueError(f"{H} x {W} pixels do not {' and '.join(ways)}; pad or resize to multiples of {unit}, "
+                         f"{math.ceil(H / unit) * unit} x {math.ceil(W / unit) * unit} say")
 
 
 def sinusoid(t: Tensor, D: int, freq_shift: int) -> Tensor:

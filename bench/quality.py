@@ -2,7 +2,7 @@
 
     pip install -r bench/requirements.txt
     python -m bench.quality                             # all of it: about eleven hours of CPU; repeat it to resume
-    python -m bench.quality --only ours --minutes 5,15  # our curve, a quarter of an hour
+    python -m bench.quality --only ours --minutes 5     # five minutes of our curve, from three seeds
     python -m bench.quality --minutes ""                # the page alone, from what has been measured
 
 Each training is a process of one thread, and its CPU time is what counts: data, update and average, not scores. They
@@ -33,7 +33,7 @@ import noise
 from bench import measure
 from bench.contenders import CONTENDERS, Contender, put, quickest_form
 from bench.markdown import table
-from bench.packages import ROOT, installed
+from bench.packages import ROOT, installed, version
 from bench.plots import plot
 from data.files import writing
 from run.cli import check_range, make_parent, parse, parse_integers, script
@@ -71,8 +71,10 @@ def advance(training: Training, config: Config, minutes: float) -> dict:
     """Trains until so many CPU-minutes have been spent, saves, and scores."""
     torch.set_num_threads(1)
     dataset, held_out = data.load(config.data), data.load(data.TEST + config.data)
-    path = FOLDER / f"{training}.pt"
+    path = FOLDER / Path(config.out).stem / f"{training}.pt"
     saved = torch.load(path, weights_only=True) if path.is_file() else {}
+    if saved.get("seconds", 0.) > 60 * minutes + 60:
+        raise ValueError(f"{path} is beyond {minutes} minutes, but {config.out} has no line of that; move it away")
     make = partial(CONTENDERS[training.name].make, dataset, training.seed, training.rate)
     contender = make()
     batches = data.Batches(dataset, contender.batch, training.seed, False)
@@ -92,7 +94,12 @@ def advance(training: Training, config: Config, minutes: float) -> dict:
         torch.save({"parts": parts, "step": step, "seconds": spent, "form": form}, file)
     return {**training._asdict(), "minutes": minutes, "steps": step, "images": step * contender.batch,
             "parameters": contender.parameters, "form": form, **score(contender, dataset, held_out, config),
-            "cpu": cpu(), **measure.stamp()}
+            **how(config), "package": version(training.name.split()[0]), "cpu": cpu(), **measure.stamp()}
+
+
+def how(config: Config) -> dict:
+    """What makes scores comparable."""
+    return {"data": config.data, "n": config.n, "sampler_steps": config.steps}
 
 
 def cpu() -> str:
@@ -104,15 +111,23 @@ def cpu() -> str:
 
 def score(contender: Contender, dataset: data.Data, held_out: data.Data, config: Config) -> dict[str, float]:
     """FD, pFD and agree of samples of all classes in turn (see evaluate.py)."""
-    weights = classifier.load_fitting(classifier.facts_of(dataset.name, dataset.shape, dataset.classes)).weights
+    weights = classifier.load_fitting(classifier.facts_of(dataset)).weights
     labels = torch.arange(config.n) % len(dataset.classes)
-    rows = ddpm.sampler_rows(contender.schedule, ddpm.timesteps(ddpm.schedule_length(contender.schedule), config.steps),
-                             sampler="2m", target=contender.target)
+    T = ddpm.schedule_length(contender.schedule)
+    rows = ddpm.sampler_rows(contender.schedule, sampling_times(T, config.steps), sampler="2m", target=contender.target)
     x = torch.cat([draw(contender, rows, dataset.shape, part, labels[part])
                    for part in torch.arange(config.n).split(50)])                 # small, for the caches
     unseen, made = classes.units(held_out), classes.features(weights, x)
     return {"FD": classes.frechet(made, classes.features(weights, unseen)),
             "pFD": classes.frechet(x.flatten(1), unseen.flatten(1)), "agree": classes.agreement(weights, made, labels)}
+
+
+def sampling_times(T: int, steps: int) -> list[int]:
+    """The trailing timesteps, and 0.98 T after the first of them.
+
+    At T a network that predicts eps says next to nothing of x0; behind a long first step that would be seen.
+    """
+    return sorted({*ddpm.timesteps(T, steps).tolist(), round(0.98 * T)}, reverse=True)
 
 
 @torch.no_grad()
@@ -128,14 +143,17 @@ def draw(contender: Contender, rows: torch.Tensor, shape: Sequence[int], index: 
 # In turns
 
 def due(minutes: float, stops: Sequence[float], names: Sequence[str], done: list[dict]) -> list[Training]:
-    """What has yet to reach this stop, and can: seeds 1 and 2 wait for the rates to have been tried."""
+    """What has yet to reach this stop, and can: seeds 1 and 2 wait for the rates to have been tried.
+
+    They are tried at the first stop there is of a name, in the results or now.
+    """
     reached = {key(line) for line in done if line["minutes"] == minutes}
     wanted = []
     for name in names:
-        tried = [Training(name, rate) for rate in CONTENDERS[name].rates]
-        best = best_rate(done, name, stops[0])
-        wanted += tried if minutes == stops[0] else [Training(name, best)]
-        if minutes <= REPEATED and (minutes > stops[0] or {*tried} <= reached):
+        first = min([line["minutes"] for line in done if line["name"] == name], default=stops[0])
+        tried, best = [Training(name, rate) for rate in CONTENDERS[name].rates], best_rate(done, name, first)
+        wanted += tried if minutes == first else [Training(name, best)]
+        if minutes <= REPEATED and (minutes > first or {*tried} <= reached):
             wanted += [Training(name, best, seed) for seed in SEEDS[1:]]
     return [training for training in wanted if training not in reached]
 
@@ -179,9 +197,10 @@ The record, the least FD on Fashion-MNIST after so many CPU-minutes:
 
 Train on the 60,000 training pictures and their labels alone, on one thread of a CPU. What counts is the process's CPU
 time (`time.process_time`): reading the pictures, updates and averages, not setting up, sampling or scoring. Then the
-averaged weights draw {n} samples, of all classes in turn, by {steps} steps of DPM-Solver++ without guidance, and
-`scores/classes.py` scores them against the 10,000 held-out pictures, with the committed classifier. {n} samples of
-the training set itself have FD {floor:.2f}. To take part, add a training to `bench/contenders.py`.
+averaged weights draw {n} samples in float32, of all classes in turn, by {steps} trailing steps of DPM-Solver++ and one
+more at t = 980, without guidance, and `scores/classes.py` scores them against the 10,000 held-out pictures, with the
+committed classifier. {n} samples of the training set itself have FD {floor:.2f}. To take part, add a training to
+`bench/contenders.py`.
 
 ## Curves
 
@@ -189,9 +208,11 @@ the training set itself have FD {floor:.2f}. To take part, add a training to `be
 
 {curves}
 
-Means, least and most where there are three seeds. Learning rates of a row that is not tuned are the package's own; the
-others were tried for {first:g} minutes, and the best goes on. `form` is the quickest of float32, bf16 and bf16 in
-channels_last there.
+Means, least and most where there are three seeds. A package's row that is not tuned has the settings of its scripts:
+denoising-diffusion-pytorch's hides half of the labels, for a guidance that is not used here; diffusers' is slow to
+begin, with 500 updates of 16 pictures until its rate is reached. Of the tuned rows several rates were tried for
+{first:g} minutes, and the best goes on. Ours was found by the short runs of docs/fashion.md, which are scored by the
+same held-out pictures. `form` of a package is the quickest of float32, bf16 and bf16 in channels_last.
 Every training knows the labels; `agree` is the share of the last samples that the classifier assigns to the requested
 class. pFD, steps, pictures and versions of every stop are in bench/results/quality.jsonl.
 
@@ -240,7 +261,7 @@ def draw_curves(path: Path, done: list[dict]) -> None:
 def floor(config: Config) -> float:
     """FD of as many training pictures as there are samples."""
     dataset, held_out = data.load(config.data), data.load(data.TEST + config.data)
-    weights = classifier.load_fitting(classifier.facts_of(dataset.name, dataset.shape, dataset.classes)).weights
+    weights = classifier.load_fitting(classifier.facts_of(dataset)).weights
     real, some = (classes.features(weights, classes.units(part)) for part in (held_out, data.spread(dataset, config.n)))
     return classes.frechet(some, real)
 
@@ -274,10 +295,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(f"minutes is {config.minutes!r}; they must be at least 1")
     for name in names:
         ddpm.check_choice("only", name, CONTENDERS)
-        if name != "ours" and not installed(name):
+        if stops and name != "ours" and not installed(name):
             raise ValueError(f"{name} is not installed; pip install -r bench/requirements.txt, or leave it out of "
                              f"--only")
     done = read(config.out)
+    for line in done:
+        if (of := {name: line[name] for name in how(config)}) != how(config):
+            raise ValueError(f"{config.out} has scores of {of}; use the same flags, or another --out")
     measure_all(config, stops, names, done)
     if done:
         write_page(config, done)

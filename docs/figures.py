@@ -1,4 +1,5 @@
-"""Makes every figure of the README and of docs/, from the committed weights and the papers' equations.
+"""Makes every figure of the README and of docs/, from the committed weights and the papers' equations, and the last
+also from the pictures of Debian's package dataset-fashion-mnist.
 
     python -m docs.figures                          # all of them: about 3 minutes on one CPU core
     python -m docs.figures --only forward,schedules
@@ -50,7 +51,7 @@ def clothes(n: int = 100) -> pictures.Samples:
 def fashion(path: Path) -> None:
     """One hundred pieces of clothing that nobody wears, one column per class."""
     samples = clothes()
-    pictures.grid(samples.x, 10).save(path)
+    pictures.grid(samples.x, *pictures.columns(samples)).save(path)
 
 
 def real_and_sampled(path: Path) -> None:
@@ -156,8 +157,8 @@ def loss(path: Path) -> None:
         folder.plot_log(Path(out), path)
 
 
-FIGURES = {"fashion": fashion, "real_and_sampled": real_and_sampled, "digits": digits, "reverse": reverse,
-           "forward": forward, "schedules": schedules, "loss": loss, "likelihood": likelihood, "neighbours": neighbours}
+FIGURES = {"fashion": fashion, "digits": digits, "reverse": reverse, "forward": forward, "schedules": schedules,
+           "loss": loss, "likelihood": likelihood, "neighbours": neighbours, "real_and_sampled": real_and_sampled}
 
 
 @script

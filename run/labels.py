@@ -8,12 +8,6 @@ from torch import Tensor
 from run.checkpoint import Checkpoint
 
 
-def same_classes(names: tuple[str, ...], others: tuple[str, ...]) -> bool:
-    """Whether these are the same classes in the same order; numbers stand for names that a file does not give."""
-    numbers = tuple(map(str, range(len(names))))
-    return len(names) == len(others) and len({names, others} - {numbers}) <= 1
-
-
 def choose_labels(last: Checkpoint, settings: Any) -> Tensor | None:
     """The labels that sample.py's settings ask for, to be repeated as often as needed; None for a network without.
 

@@ -169,7 +169,7 @@ def scorer(dataset: data.Data, name: str, size: str, fit: str) -> Callable | Non
 
     name, size, fit: of the data set, as `data.load` takes them; its held-out pictures are read the same way.
     """
-    facts = classifier.facts_of(dataset.name, dataset.shape, dataset.classes)
+    facts = classifier.facts_of(dataset)
     if facts.name not in classifier.FILES or not classifier.FILES[facts.name].is_file():
         return None
     try:

@@ -4,7 +4,6 @@ The file carries what it was trained on, so that it scores no model of other pic
 """
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,8 +16,8 @@ import noise
 from data.files import reading, writing
 from data.published import parse_name
 from data.sets import CLASSES
+from run.checkpoint import Checkpoint
 from run.checks import PIXELS, load_tensors
-from run.labels import same_classes
 
 FILES = {"digits": Path("weights/digits_classifier.pt"), "fashion-mnist": Path("weights/fashion_classifier.pt")}
 MEND = "train one with: python evaluate.py classifier --data ... --out FILE, and name it with --classifier FILE"
@@ -33,8 +32,10 @@ class Facts(NamedTuple):
     classes: tuple[str, ...]
 
     def fit(self, other: "Facts") -> bool:
-        """Whether both are facts of one data set."""
-        return self[:2] == other[:2] and same_classes(self.classes, other.classes)
+        """Whether both are facts of one data set; numbers stand for names of classes that a file does not give."""
+        numbers = tuple(map(str, range(len(self.classes))))
+        names = {self.classes, other.classes} - {numbers}
+        return self[:2] == other[:2] and len(self.classes) == len(other.classes) and len(names) <= 1
 
     def __str__(self) -> str:
         return f"{self.name}, {' x '.join(map(str, self.shape))}, in {len(self.classes)} classes"
@@ -49,8 +50,14 @@ class Classifier(NamedTuple):
 DIGITS = Facts("digits", (1, 8, 8), tuple("0123456789"))        # of a file without facts: it is of the digits
 
 
-def facts_of(name: str, shape: Sequence[int], classes: Sequence[str]) -> Facts:
-    """The facts of a data set of this name, which may have a path."""
+def facts_of(dataset: data.Data) -> Facts:
+    """The facts of a data set, whose name may have a path."""
+    return Facts(parse_name(dataset.name)[1], dataset.shape, dataset.classes)
+
+
+def trained_on(last: Checkpoint) -> Facts:
+    """The facts of what a model was trained on."""
+    name, shape, classes = (last.data[key] for key in ("name", "shape", "classes"))
     return Facts(parse_name(name)[1], tuple(shape), tuple(classes))
 
 
@@ -91,7 +98,7 @@ def classify(weights: Weights, x: Tensor) -> Tensor:
 
 def train(dataset: data.Data, steps: int) -> Classifier:
     """Deterministic training on pictures shifted by up to a pixel, with Gaussian noise: weak where details are fine."""
-    facts = facts_of(dataset.name, dataset.shape, dataset.classes)
+    facts = facts_of(dataset)
     C, H, W = facts.shape
     seeds, std = noise.image_seeds(0, torch.arange(64)), min(0.2, 1.6 / min(H, W))
     weights = {}

@@ -23,8 +23,8 @@ import ddpm
 import noise
 from run import checkpoint
 from run.cli import check_range, choose_device, parse
-from run.labels import same_classes
 from run.pictures import save_figure
+from scores.classifier import facts_of, trained_on
 from scores.pictures import load_pictures
 
 
@@ -119,7 +119,7 @@ def labels_for(config: Config, last: checkpoint.Checkpoint, pictures: data.Data)
         if last.network.classes == len(classes):
             raise ValueError(f"{config.checkpoint} has no null class; omit --no-labels")
         return torch.full((len(pictures.images),), len(classes))
-    if pictures.labels is None or not same_classes(pictures.classes, classes):
+    if pictures.classes != classes and not facts_of(pictures).fit(trained_on(last)):
         raise ValueError(f"the classes of {config.data} differ from {config.checkpoint}'s; use --no-labels")
     return pictures.labels
 

@@ -4,7 +4,7 @@ import torch
 
 import data
 from run.checkpoint import Checkpoint
-from run.labels import same_classes
+from scores.classifier import Facts, facts_of
 
 HELD_OUT = "held-out"
 
@@ -24,13 +24,14 @@ def load_pictures(last: Checkpoint, name: str, fit: str, trained_on: str = "") -
     return found
 
 
-def relabel(found: data.Data, classes: tuple[str, ...]) -> data.Data:
-    """The set, its labels those of these classes. Raises ValueError if it has no labels, or others."""
+def relabel(found: data.Data, facts: Facts) -> data.Data:
+    """The set, its labels those of the classes of these facts. Raises ValueError if it has no labels, or others."""
+    classes = facts.classes
     if len(found.images) == data.ENDLESS:
         raise ValueError(f"{found.name} has no end; name pictures that can be counted")
     if found.labels is None:
         raise ValueError(f"{found.name} has no labels; use pictures of the model's {len(classes)} classes")
-    if same_classes(found.classes, classes):
+    if facts_of(found).fit(facts):
         return found._replace(classes=classes)
     if other := [name for name in found.classes if name not in classes]:
         raise ValueError(f"{found.name} has the class {other[0]!r}; those of the model are {', '.join(classes[:20])}")

@@ -192,10 +192,12 @@ def test_patches_are_channels_of_one_pixel():
     folded = UNet(replace(SMALL, in_channels=12, out_channels=12))
     folded.load_state_dict(unet.state_dict())
     xt, t, _ = inputs(config, H=8, W=12)
-    assert torch.equal(F.pixel_shuffle(F.pixel_unshuffle(xt, 2), 2), xt)
+    assert torch.equal(unet.unfold(unet.fold(xt)), xt) and unet.fold(xt).shape == (2, 12, 4, 6)
     assert_close(unet(xt, t), F.pixel_shuffle(folded(F.pixel_unshuffle(xt, 2), t), 2))
-    with pytest.raises(ValueError, match="8 x 6 pixels do not halve 1 times in patches of 2; .* 4, 8 x 8 say"):
+    with pytest.raises(ValueError, match="8 x 6 .* patches of 2 and halve 1 times; .* of 4, 8 x 8 say"):
         check_size(config, 3, 8, 6)
+    with pytest.raises(ValueError, match="8 x 9 pixels do not divide into patches of 3; .* 3, 9 x 9 say"):
+        check_size(replace(SMALL, widths=(8,), heads=(0, 0), patch=3), 3, 8, 9)
     with pytest.raises(ValueError, match="patch is 0"):
         replace(SMALL, patch=0)
 

@@ -83,8 +83,8 @@ def describe(name: str, module: torch.nn.Module, patch: int) -> str:
         return f"{how}res {module.conv2.out_channels}"
     if isinstance(module, UNet):
         return "U-Net"
-    kinds = {"first": "fold, " * (patch > 1) + "conv", "last": "norm, conv" + ", unfold" * (patch > 1)}
-    return f"{kinds.get(name) or name_of(module)} {module.out_channels}"
+    kinds = {"first": "fold, " * (patch > 1) + "conv", "last": "norm, conv"}
+    return f"{kinds.get(name) or name_of(module)} {module.out_channels}" + ", unfold" * (name == "last" and patch > 1)
 
 
 def name_of(module: torch.nn.Module) -> str:

@@ -1,6 +1,5 @@
 import itertools
 import json
-from dataclasses import replace
 
 import pytest
 import torch
@@ -11,12 +10,18 @@ from bench.packages import installed
 from bench.quality import Config, Training, advance, due
 
 OURS = contenders.CONTENDERS["ours"].rates[0]
-LINE = {"parameters": 10**6, "form": "bf16", "images": 6000, "pFD": 3., "agree": 0.9, "cpu": "a CPU", "torch": "2.11",
+LINE = {"data": "digits", "n": 100, "sampler_steps": 10, "parameters": 10**6,
+        "form": "bf16", "images": 6000, "pFD": 3., "agree": 0.9, "cpu": "a CPU", "torch": "2.11",
         "commit": "abc"}
 
 
 def line(name, rate, minutes, FD, seed=0):
     return {"name": name, "rate": rate, "seed": seed, "minutes": minutes, "FD": FD, **LINE}
+
+
+each_contender = pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.skipif(
+    name != "ours" and not installed(name), reason="its package is not installed"))
+    for name in contenders.CONTENDERS if name != "denoising-diffusion-pytorch"])        # which is large
 
 
 @pytest.fixture
@@ -25,21 +30,19 @@ def digits(monkeypatch, tmp_path):
     seconds = itertools.count()
     monkeypatch.setattr(quality, "FOLDER", tmp_path / "states")
     monkeypatch.setattr(quality.time, "process_time", lambda: float(next(seconds)))
-    monkeypatch.setattr(contenders, "quickest_form", lambda *args: "float32")
+    monkeypatch.setattr(quality, "quickest_form", lambda *args: "float32")
     return Config(data="digits", n=20, steps=2)
 
 
 def state(name):
-    return torch.load(quality.FOLDER / f"{name}.pt", weights_only=True)
+    return torch.load(quality.FOLDER / "quality" / f"{name}.pt", weights_only=True)
 
 
-@pytest.mark.parametrize("name", contenders.CONTENDERS)
+@each_contender
 def test_a_training_stops_and_goes_on_where_it_stopped(digits, name):
-    if name != "ours" and not installed(name):
-        pytest.skip(f"{name} is not installed")
     unbroken = advance(Training(name, 1e-3, 1), digits, 6 / 60)
     whole = state(f"{name}, 0.001, seed 1")
-    (quality.FOLDER / f"{name}, 0.001, seed 1.pt").unlink()
+    (quality.FOLDER / "quality" / f"{name}, 0.001, seed 1.pt").unlink()
     first = advance(Training(name, 1e-3, 1), digits, 2 / 60)
     second = advance(Training(name, 1e-3, 1), digits, 7 / 60)             # the stop took a second
     assert 1 <= first["steps"] < second["steps"] == unbroken["steps"]
@@ -58,16 +61,90 @@ def flat(tree, name=""):
         yield from flat(value, f"{name}.{key}")
 
 
-def test_the_average_is_what_is_sampled(digits):
-    dataset = data.load("digits")
-    for name in ("ours", *filter(installed, ("denoising-diffusion-pytorch", "diffusers"))):
-        contender = contenders.CONTENDERS[name].make(dataset, 0, 1e-3)
-        x, labels, step = torch.randn(2, 1, 8, 8), torch.tensor([1, 2]), torch.tensor([10, 1000])
-        before = contender.output(x, step, labels)
-        with torch.no_grad():
-            for weight in contender.network.parameters():
-                weight.add_(1.)
-        assert torch.equal(contender.output(x, step, labels), before), name
+def inputs(B=2):
+    return torch.randn(B, 1, 8, 8), torch.tensor([1, 1000])[:B], torch.tensor([1, 2])[:B]
+
+
+def updated(name, steps):
+    contender = contenders.CONTENDERS[name].make(data.load("digits"), 0, 1e-2)
+    batches = data.Batches(data.load("digits"), contender.batch, 0, False)
+    for step in range(1, steps + 1):
+        contender.update(step, *batches[step])
+    return contender
+
+
+@each_contender
+def test_the_average_is_what_is_sampled_and_follows_the_weights(name):
+    x, t, labels = inputs()
+    contender = updated(name, 1)
+    before = contender.output(x, t, labels)
+    with torch.no_grad():
+        for weight in contender.network.parameters():
+            weight.add_(0.1)
+    assert torch.equal(contender.output(x, t, labels), before)
+    contender.update(2, *data.Batches(data.load("digits"), contender.batch, 0, False)[2])
+    contender.network.eval()
+    assert name.startswith("denoising") or not torch.equal(contender.output(x, t, labels), before)
+
+
+def test_lucidrains_average_follows_every_tenth_update():
+    if not installed("denoising-diffusion-pytorch"):
+        pytest.skip("denoising-diffusion-pytorch is not installed")
+    x, t, labels = inputs()
+    few, more = (updated("denoising-diffusion-pytorch tuned", steps).output(x, t, labels) for steps in (2, 12))
+    assert not torch.equal(few, more)
+
+
+@each_contender
+def test_networks_are_given_their_own_times_labels_and_pixels(name, monkeypatch):
+    """Times from 0 for the packages, pictures in [-1, 1] and noise for all, and the labels asked for."""
+    contender, seen = updated(name, 1), []
+    network = contender.network
+    network.register_forward_hook(lambda module, inputs, kwargs, output: seen.append(inputs[0].detach()),
+                                  with_kwargs=True)
+    contender.update(2, *data.Batches(data.load("digits"), contender.batch, 0, False)[2])
+    assert seen[0].min() < -0.9 and 0.5 < seen[0].std() < 1.2
+    x, t, labels = inputs()
+    network = contenders.CONTENDERS[name].make(data.load("digits"), 0, 1e-3).network
+    fresh = contenders.CONTENDERS[name].make(data.load("digits"), 0, 1e-3)
+    with torch.no_grad():
+        own = {"ours": lambda: network(x, t, labels),
+               "denoising-diffusion-pytorch tuned": lambda: network(x, t - 1, labels, cond_drop_prob=0.)}.get(
+            name, lambda: network(x, t - 1, class_labels=labels).sample)
+        for parts in (network, fresh.network):
+            parts.eval()
+        assert torch.allclose(fresh.output(x, t, labels), own(), atol=1e-6)
+        assert name == "ours" or not torch.equal(fresh.output(x, t, labels), fresh.output(x, t, labels.flip(0)))
+
+
+def test_the_quickest_form_is_the_one_that_takes_least(monkeypatch):
+    seconds = {"float32": 3, "bf16": 1, "bf16, channels_last": 2}
+    clock = itertools.count()
+    monkeypatch.setattr(contenders, "put", lambda contender, form: FakeContender(seconds[form], clock))
+    monkeypatch.setattr(contenders.time, "process_time", lambda: float(next(clock)))
+    assert contenders.quickest_form(lambda: None, data.Batches(data.load("digits"), 4, 0, False)) == "bf16"
+
+
+class FakeContender:
+    """Takes so many seconds for an update, the first excepted, which is quick."""
+
+    def __init__(self, seconds, clock):
+        self.seconds, self.clock = seconds, clock
+
+    def update(self, step, pixels, labels):
+        for _ in range(self.seconds if step > 1 else 4 - self.seconds):
+            next(self.clock)
+
+
+def test_a_state_beyond_its_results_is_not_scored_as_less(digits):
+    advance(Training("ours", 1e-3), digits, 2)
+    with pytest.raises(ValueError, match="ours, 0.001, seed 0.pt is beyond 0.5 minutes"):
+        advance(Training("ours", 1e-3), digits, 0.5)
+
+
+def test_times_are_trailing_and_one_more():
+    assert quality.sampling_times(1000, 4) == [1000, 980, 750, 500, 250]
+    assert quality.sampling_times(1000, 50) == list(range(1000, 0, -20))
 
 
 def test_rates_are_tried_first_and_seeds_follow_the_best():
@@ -82,6 +159,7 @@ def test_rates_are_tried_first_and_seeds_follow_the_best():
     assert due(15, stops, names[1:], done) == [high._replace(seed=k) for k in (0, 1, 2)]
     assert due(30, stops, names[1:], done) == [high]
     assert due(30, stops, names[1:], [*done, line("diffusers tuned", 1e-3, 30, 2.)]) == []
+    assert due(15, stops[1:], names[1:], done) == due(15, stops, names[1:], done)         # in a later command
 
 
 def test_the_page_says_what_was_measured(monkeypatch, tmp_path, capsys):
@@ -92,12 +170,20 @@ def test_the_page_says_what_was_measured(monkeypatch, tmp_path, capsys):
     for name in ("bench", "docs"):
         (tmp_path / name).mkdir()
     monkeypatch.setattr(quality, "ROOT", tmp_path)
-    quality.write_page(replace(Config(), data="digits", n=100, out=str(out)), quality.read(out))
+    quality.main(["--data", "digits", "--n", "100", "--out", str(out), "--minutes", ""])
     page = (tmp_path / "bench/quality.md").read_text()
     assert "| 5 | 3.00 | ours" in page and "| 15 | 4.00 | diffusers tuned, 0.0003, seed 0" in page
     assert "5.00 (4.00 to 6.00)" in page and "a CPU, torch 2.11" in page
     assert "| diffusers, rate 0.0001 | 1.00 M | bf16 | 20 | 9.00 |" in page
     assert (tmp_path / "docs/quality.png").stat().st_size > 10_000
+
+
+def test_scores_of_another_kind_are_not_mixed(tmp_path, capsys):
+    out = tmp_path / "results.jsonl"
+    out.write_text(json.dumps(line("ours", OURS, 5, 3.)) + "\n")
+    with pytest.raises(SystemExit):
+        quality.main(["--data", "digits", "--n", "200", "--out", str(out), "--minutes", ""])
+    assert "has scores of {'data': 'digits', 'n': 100, 'sampler_steps': 10}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flags, message", [

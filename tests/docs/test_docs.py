@@ -62,13 +62,14 @@ def test_an_unknown_figure_is_refused(capsys):
     assert stop.value.code == 2 and "only is 'cats'" in capsys.readouterr().err
 
 
-def test_short_runs_of_fashion_are_scored(monkeypatch, capsys):
-    """Of the digits; the preset's name of the pictures is another."""
+def test_short_runs_of_fashion_are_scored(capsys):
+    """On digits here."""
     fashion.main(["--data", "digits", "--minutes", "0.02", "--n", "20", "--steps", "2", "--only",
                   "chosen;one block a level, no attention;target x0, space min-snr"])
-    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()]
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()][2:]
     assert [row[0][2:] for row in rows] == ["chosen", "one block a level, no attention", "target x0, space min-snr"]
     assert [row[1] for row in rows] == ["1.00 M", "0.69 M", "1.00 M"] and all(float(row[3]) > 0 for row in rows)
+    assert "candidate" not in train.CONFIGS
     with pytest.raises(SystemExit):
         fashion.main(["--only", "nothing"])
     assert "only is 'nothing'" in capsys.readouterr().err

@@ -141,7 +141,7 @@ def test_a_moved_set_is_named(clothes, capsys):
     assert len(table(capsys)) == 5
 
 
-def test_named_classes_are_those_that_the_files_number(clothes, capsys):
+def test_named_classes_are_those_that_the_files_number(clothes, capsys, refused):
     named = str(clothes / "named.pt")
     checkpoint.main(["--source", str(clothes / "run" / "last.pt"), "--to", named, "--classes", "coat,bag,boot"])
     evaluate.main(flags(clothes))
@@ -153,6 +153,12 @@ def test_named_classes_are_those_that_the_files_number(clothes, capsys):
     assert [*rows.values()] == [*table(capsys).values()]
     evaluate.main(["nll", "--checkpoint", named, "--n", "2", "--times", "4", "--out", str(clothes / "nll.png")])
     assert "on 2 pictures of fashion-mnist" in capsys.readouterr().out
+    (clothes / "others").mkdir()
+    for path in (clothes / "idx").iterdir():
+        (clothes / "others" / path.name).write_bytes(path.read_bytes())
+    others = ["--data", f"mnist:{clothes / 'others'}"]                            # numbered alike, but other things
+    assert "the classes of mnist" in refused(evaluate.main, ["nll", "--checkpoint", named, "--times", "4", *others])
+    assert "mnist has the class '0'; those of the model are coat, bag, boot" in refused(evaluate.main, [*argv, *others])
 
 
 def save_folder(base, n, names, seed):
