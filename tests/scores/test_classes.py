@@ -1,6 +1,7 @@
 """scores/classes.py: the scores by their definitions, on whole sets at once, and the command on files of other sets."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +11,12 @@ from torch.testing import assert_close
 
 import data
 import evaluate
+import sample
 import train
 from run import checkpoint, folder
 from scores import classes, classifier
 from tests.helpers import write_idx
+from unet import CONFIGS
 
 TRAINED = ["--T", "20", "--batch", "8", "--steps", "2", "--warmup", "2", "--sample_every", "100"]
 
@@ -139,6 +142,16 @@ def test_a_moved_set_is_named(clothes, capsys):
     assert "no folder /nowhere" in capsys.readouterr().err
     evaluate.main([*argv, "--data", f"fashion-mnist:{clothes / 'idx'}"])
     assert len(table(capsys)) == 5
+
+
+def test_the_weights_of_fashion_mnist_are_small_and_draw_what_is_asked_for():
+    path = Path("weights/fashion.pt")
+    last, weights = checkpoint.load(path), classifier.load(classifier.FILES["fashion-mnist"]).weights
+    assert path.stat().st_size < 4e6 and last.network == CONFIGS["fashion"] and last.data["classes"][9] == "boot"
+    settings = {name: value for name, value in vars(train.PRESETS["fashion"]).items() if name != "out"}
+    assert settings.items() <= last.settings.items()
+    samples = sample.generate(sample.Config(checkpoint=path, sampler="2m", steps="10"))
+    assert classes.agreement(weights, classes.features(weights, samples.x), samples.labels) > 0.75
 
 
 def test_named_classes_are_those_that_the_files_number(clothes, capsys, refused):
