@@ -152,6 +152,21 @@ def diffusers(dataset: data.Data, seed: int, rate: float, epochs: int = 100) -> 
     return contender
 
 
+class Training(NamedTuple):
+    """One of them: whose, its learning rate and its seed."""
+    name: str
+    rate: float
+    seed: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.rate:g}, seed {self.seed}"
+
+
+def training_of(line: dict) -> Training:
+    """The training that a line of the results is of."""
+    return Training(line["name"], line["rate"], line["seed"])
+
+
 class Entry(NamedTuple):
     """How a training is made, from a data set, a seed and a learning rate, and which rates it is tried with."""
     make: Callable[[data.Data, int, float], Contender]

@@ -1,7 +1,7 @@
 """Quality after equal CPU time: our recipe and published packages' on the same pictures, one thread each.
 
     pip install -r bench/requirements.txt
-    python -m bench.quality                             # all of it: about eleven hours of CPU; repeat it to resume
+    python -m bench.quality                             # all of it: about nine hours of CPU; repeat it to resume
     python -m bench.quality --only ours --minutes 5     # five minutes of our curve, from three seeds
     python -m bench.quality --minutes ""                # the page alone, from what has been measured
 
@@ -15,7 +15,6 @@ the best of which goes on. Results are lines of a file, a training in progress i
 import json
 import platform
 import re
-import statistics
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -23,7 +22,6 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -31,10 +29,9 @@ import data
 import ddpm
 import noise
 from bench import measure
-from bench.contenders import CONTENDERS, Contender, put, quickest_form
-from bench.markdown import table
-from bench.packages import ROOT, installed, version
-from bench.plots import plot
+from bench.contenders import CONTENDERS, Contender, Training, put, quickest_form, training_of
+from bench.packages import installed, version
+from bench.quality_page import write_page
 from data.files import writing
 from run.cli import check_range, make_parent, parse, parse_integers, script
 from scores import classes, classifier
@@ -53,16 +50,6 @@ class Config:
     steps: int = 10                             # of DPM-Solver++ for each
     jobs: int = 2                               # trainings at a time
     out: str = "bench/results/quality.jsonl"    # the results
-
-
-class Training(NamedTuple):
-    """What is trained."""
-    name: str
-    rate: float
-    seed: int = 0
-
-    def __str__(self) -> str:
-        return f"{self.name}, {self.rate:g}, seed {self.seed}"
 
 
 # In a process of its own
@@ -130,6 +117,14 @@ def sampling_times(T: int, steps: int) -> list[int]:
     return sorted({*ddpm.timesteps(T, steps).tolist(), round(0.98 * T)}, reverse=True)
 
 
+def floor(config: Config) -> float:
+    """FD of as many training pictures as there are samples."""
+    dataset, held_out = data.load(config.data), data.load(data.TEST + config.data)
+    weights = classifier.load_fitting(classifier.facts_of(dataset)).weights
+    real, some = (classes.features(weights, classes.units(part)) for part in (held_out, data.spread(dataset, config.n)))
+    return classes.frechet(some, real)
+
+
 @torch.no_grad()
 def draw(contender: Contender, rows: torch.Tensor, shape: Sequence[int], index: torch.Tensor,
          labels: torch.Tensor) -> torch.Tensor:
@@ -147,7 +142,7 @@ def due(minutes: float, stops: Sequence[float], names: Sequence[str], done: list
 
     They are tried at the first stop there is of a name, in the results or now.
     """
-    reached = {key(line) for line in done if line["minutes"] == minutes}
+    reached = {training_of(line) for line in done if line["minutes"] == minutes}
     wanted = []
     for name in names:
         first = min([line["minutes"] for line in done if line["name"] == name], default=stops[0])
@@ -156,10 +151,6 @@ def due(minutes: float, stops: Sequence[float], names: Sequence[str], done: list
         if minutes <= REPEATED and (minutes > first or {*tried} <= reached):
             wanted += [Training(name, best, seed) for seed in SEEDS[1:]]
     return [training for training in wanted if training not in reached]
-
-
-def key(line: dict) -> Training:
-    return Training(line["name"], line["rate"], line["seed"])
 
 
 def best_rate(done: list[dict], name: str, first: float) -> float:
@@ -179,106 +170,8 @@ def measure_all(config: Config, stops: Sequence[float], names: Sequence[str], do
                     done.append(line)
                     with make_parent(Path(config.out)).open("a") as file:
                         file.write(json.dumps(line) + "\n")
-                    print(f"{key(line)}: FD {line['FD']:.2f} after {minutes:g} CPU-minutes, {line['images']} pictures",
-                          flush=True)
-
-
-# The page
-
-PAGE = """# Quality after equal CPU time
-
-`python -m bench.quality` measured this and wrote this page (--help says how to measure a part of it).
-
-The record, the least FD on Fashion-MNIST after so many CPU-minutes:
-
-{record}
-
-## Rule
-
-Train on the 60,000 training pictures and their labels alone, on one thread of a CPU. What counts is the process's CPU
-time (`time.process_time`): reading the pictures, updates and averages, not setting up, sampling or scoring. Then the
-averaged weights draw {n} samples in float32, of all classes in turn, by {steps} trailing steps of DPM-Solver++ and one
-more at t = 980, without guidance, and `scores/classes.py` scores them against the 10,000 held-out pictures, with the
-committed classifier. {n} samples of the training set itself have FD {floor:.2f}. To take part, add a training to
-`bench/contenders.py`.
-
-## Curves
-
-![FD over CPU-minutes](../docs/quality.png)
-
-{curves}
-
-Means, least and most where there are three seeds. A package's row that is not tuned has the settings of its scripts:
-denoising-diffusion-pytorch's hides half of the labels, for a guidance that is not used here; diffusers' is slow to
-begin, with 500 updates of 16 pictures until its rate is reached. Of the tuned rows several rates were tried for
-{first:g} minutes, and the best goes on. Ours was found by the short runs of docs/fashion.md, which are scored by the
-same held-out pictures. `form` of a package is the quickest of float32, bf16 and bf16 in channels_last.
-Every training knows the labels; `agree` is the share of the last samples that the classifier assigns to the requested
-class. pFD, steps, pictures and versions of every stop are in bench/results/quality.jsonl.
-
-Machine: {machine}.
-"""
-
-
-def table_of_curves(stops: Sequence[float], done: list[dict]) -> str:
-    """A row for each training, FD at every stop; where there are three seeds, their mean and range."""
-    rows = []
-    for name, rate in sorted({(line["name"], line["rate"]) for line in done}, key=lambda row: (
-            [*CONTENDERS].index(row[0]), row[1])):
-        own = [line for line in done if (line["name"], line["rate"]) == (name, rate)]
-        last = max(own, key=lambda line: line["minutes"])
-        cells = [fd_cell([line["FD"] for line in own if line["minutes"] == minutes]) for minutes in stops]
-        rows.append([f"{name}, rate {rate:g}", f"{last['parameters'] / 1e6:.2f} M", last["form"],
-                     f"{last['images'] / last['minutes'] / 60:.0f}", *cells, f"{last['agree']:.3f}"])
-    return table(["training", "parameters", "form", "pictures/s", *(f"{minutes:g} min" for minutes in stops), "agree"],
-                 rows)
-
-
-def fd_cell(values: Sequence[float]) -> str:
-    if len(values) < 2:
-        return f"{values[0]:.2f}" if values else ""
-    return f"{statistics.mean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
-
-
-def draw_curves(path: Path, done: list[dict]) -> None:
-    """FD over CPU-minutes, both logarithmic: seed 0 as lines, the others as points."""
-    def fill(axes) -> None:
-        colours = {name: f"C{k}" for k, name in enumerate(CONTENDERS)}
-        for name, rate, seed in sorted({key(line) for line in done}):
-            own = sorted((line["minutes"], line["FD"]) for line in done if key(line) == (name, rate, seed))
-            axes.plot(*zip(*own, strict=True), "o-" if seed == 0 else "x", color=colours[name], markersize=5,
-                      label=f"{name}, rate {rate:g}" if seed == 0 else None)
-        axes.set(xscale="log", yscale="log", xlabel="CPU-minutes", ylabel="FD, per cent of the variance")
-        stops = sorted({line["minutes"] for line in done})
-        axes.set_xticks(stops, [f"{minutes:g}" for minutes in stops])
-        axes.minorticks_off()
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8, frameon=False)
-    plot(path, fill)
-
-
-def floor(config: Config) -> float:
-    """FD of as many training pictures as there are samples."""
-    dataset, held_out = data.load(config.data), data.load(data.TEST + config.data)
-    weights = classifier.load_fitting(classifier.facts_of(dataset)).weights
-    real, some = (classes.features(weights, classes.units(part)) for part in (held_out, data.spread(dataset, config.n)))
-    return classes.frechet(some, real)
-
-
-def write_page(config: Config, done: list[dict]) -> None:
-    """bench/quality.md and docs/quality.png."""
-    stops = sorted({line["minutes"] for line in done})
-    draw_curves(ROOT / "docs/quality.png", done)
-    best = {minutes: min((line for line in done if line["minutes"] == minutes), key=lambda line: line["FD"])
-            for minutes in stops}
-    record = table(["CPU-minutes", "FD", "by", "commit"],
-                   [[f"{minutes:g}", f"{line['FD']:.2f}", str(key(line)), line["commit"]]
-                    for minutes, line in best.items()])
-    machine = ", ".join(sorted({f"{line['cpu']}, torch {line['torch']}" for line in done}))
-    (ROOT / "bench/quality.md").write_text(PAGE.format(
-        record=record.strip(), n=config.n, steps=config.steps, floor=floor(config),
-        curves=table_of_curves(stops, done).strip(), machine=machine, first=stops[0]))
+                    print(f"{training_of(line)}: FD {line['FD']:.2f} after {minutes} CPU-minutes, "
+                          f"{line['images']} pictures", flush=True)
 
 
 def read(path: str) -> list[dict]:
@@ -304,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise ValueError(f"{config.out} has scores of {of}; use the same flags, or another --out")
     measure_all(config, stops, names, done)
     if done:
-        write_page(config, done)
+        write_page(config, floor(config), done)
 
 
 if __name__ == "__main__":

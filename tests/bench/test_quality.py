@@ -5,9 +5,10 @@ import pytest
 import torch
 
 import data
-from bench import contenders, quality
+from bench import contenders, quality, quality_page
+from bench.contenders import Training
 from bench.packages import installed
-from bench.quality import Config, Training, advance, due
+from bench.quality import Config, advance, due
 
 OURS = contenders.CONTENDERS["ours"].rates[0]
 LINE = {"data": "digits", "n": 100, "sampler_steps": 10, "parameters": 10**6,
@@ -169,7 +170,7 @@ def test_the_page_says_what_was_measured(monkeypatch, tmp_path, capsys):
     out.write_text("".join(json.dumps(each) + "\n" for each in results))
     for name in ("bench", "docs"):
         (tmp_path / name).mkdir()
-    monkeypatch.setattr(quality, "ROOT", tmp_path)
+    monkeypatch.setattr(quality_page, "ROOT", tmp_path)
     quality.main(["--data", "digits", "--n", "100", "--out", str(out), "--minutes", ""])
     page = (tmp_path / "bench/quality.md").read_text()
     assert "| 5 | 3.00 | ours" in page and "| 15 | 4.00 | diffusers tuned, 0.0003, seed 0" in page

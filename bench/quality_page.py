@@ -1,0 +1,98 @@
+"""bench/quality.md and docs/quality.png, from the results of bench.quality."""
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.contenders import CONTENDERS, training_of
+from bench.markdown import table
+from bench.packages import ROOT
+from bench.plots import plot
+
+PAGE = """# Quality after equal CPU time
+
+`python -m bench.quality` measured this and wrote this page (--help says how to measure a part of it).
+
+The record, the least FD on Fashion-MNIST after so many CPU-minutes:
+
+{record}
+
+## Rule
+
+Train on the 60,000 training pictures and their labels alone, on one thread of a CPU. What counts is the process's CPU
+time (`time.process_time`): reading the pictures, updates and averages, not setting up, sampling or scoring. Then the
+averaged weights draw {n} samples in float32, of all classes in turn, by {steps} trailing steps of DPM-Solver++ and one
+more at t = 980, without guidance, and `scores/classes.py` scores them against the 10,000 held-out pictures, with the
+committed classifier. {n} samples of the training set itself have FD {floor:.2f}. To take part, add a training to
+`bench/contenders.py`.
+
+## Curves
+
+![FD over CPU-minutes](../docs/quality.png)
+
+{curves}
+
+Means, least and most where there are three seeds. A package's row that is not tuned has the settings of its scripts:
+denoising-diffusion-pytorch's hides half of the labels, for a guidance that is not used here; diffusers' is slow to
+begin, with 500 updates of 16 pictures until its rate is reached. Of the tuned rows several rates were tried for
+{first:g} minutes, and the best goes on. Ours was found by the short runs of docs/fashion.md, which are scored by the
+same held-out pictures. `form` of a package is the quickest of float32, bf16 and bf16 in channels_last.
+Every training knows the labels; `agree` is the share of the last samples that the classifier assigns to the requested
+class. pFD, steps, pictures and versions of every stop are in bench/results/quality.jsonl.
+
+Machine: {machine}.
+"""
+
+
+def table_of_curves(stops: Sequence[float], done: list[dict]) -> str:
+    """A row for each training, FD at every stop; where there are three seeds, their mean and range."""
+    rows = []
+    for name, rate in sorted({(line["name"], line["rate"]) for line in done}, key=lambda row: (
+            [*CONTENDERS].index(row[0]), row[1])):
+        own = [line for line in done if (line["name"], line["rate"]) == (name, rate)]
+        last = max(own, key=lambda line: line["minutes"])
+        cells = [fd_cell([line["FD"] for line in own if line["minutes"] == minutes]) for minutes in stops]
+        rows.append([f"{name}, rate {rate:g}", f"{last['parameters'] / 1e6:.2f} M", last["form"],
+                     f"{last['images'] / last['minutes'] / 60:.0f}", *cells, f"{last['agree']:.3f}"])
+    return table(["training", "parameters", "form", "pictures/s", *(f"{minutes:g} min" for minutes in stops), "agree"],
+                 rows)
+
+
+def fd_cell(values: Sequence[float]) -> str:
+    if len(values) < 2:
+        return f"{values[0]:.2f}" if values else ""
+    return f"{statistics.mean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+def draw_curves(path: Path, done: list[dict]) -> None:
+    """FD over CPU-minutes, both logarithmic: seed 0 as lines, the others as points."""
+    def fill(axes) -> None:
+        colours = {name: f"C{k}" for k, name in enumerate(CONTENDERS)}
+        for name, rate, seed in sorted({training_of(line) for line in done}):
+            own = sorted((line["minutes"], line["FD"]) for line in done if training_of(line) == (name, rate, seed))
+            axes.plot(*zip(*own, strict=True), "o-" if seed == 0 else "x", color=colours[name], markersize=5,
+                      label=f"{name}, rate {rate:g}" if seed == 0 else None)
+        axes.set(xscale="log", yscale="log", xlabel="CPU-minutes", ylabel="FD, per cent of the variance")
+        stops = sorted({line["minutes"] for line in done})
+        axes.set_xticks(stops, [f"{minutes:g}" for minutes in stops])
+        axes.minorticks_off()
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8, frameon=False)
+    plot(path, fill)
+
+
+def write_page(config: Any, floor: float, done: list[dict]) -> None:
+    """bench/quality.md and docs/quality.png. floor: FD of pictures of the training set."""
+    stops = sorted({line["minutes"] for line in done})
+    draw_curves(ROOT / "docs/quality.png", done)
+    best = {minutes: min((line for line in done if line["minutes"] == minutes), key=lambda line: line["FD"])
+            for minutes in stops}
+    record = table(["CPU-minutes", "FD", "by", "commit"],
+                   [[f"{minutes:g}", f"{line['FD']:.2f}", str(training_of(line)), line["commit"]]
+                    for minutes, line in best.items()])
+    machine = ", ".join(sorted({f"{line['cpu']}, torch {line['torch']}" for line in done}))
+    (ROOT / "bench/quality.md").write_text(PAGE.format(
+        record=record.strip(), n=config.n, steps=config.steps, floor=floor,
+        curves=table_of_curves(stops, done).strip(), machine=machine, first=stops[0]))
