@@ -43,7 +43,7 @@ def test_real_pictures_and_samples_stand_side_by_side(tmp_path, monkeypatch):
     image = np.asarray(Image.open(tmp_path / "both.png").convert("L")).astype(int)
     assert image.shape == (24 + 10 * 88, 10 * 88 + 4)
     tiles = image[24:].reshape(10, 88, -1)[:, :84, 4:].reshape(10, 84, 10, 88)[..., :84]
-    assert (tiles[:, :, :5] == 20 * np.arange(10)[:, None, None, None]).all()
+    assert (abs(tiles[:, :, :5] - 20 * np.arange(10)[:, None, None, None]) <= 8).all()      # in 32 greys
     assert (tiles[:, :, 5:].std((1, 3)) > 10).all()
 
 

@@ -236,7 +236,7 @@ def test_the_command_writes_the_site(tmp_path, monkeypatch, capsys, refused):
 
 
 @pytest.mark.parametrize("change, words", [
-    (lambda found: found[1:], "digits.png"), (lambda found: [*found, (("cat.png",), "python x.py")], "cat.png"),
+    (lambda found: found[1:], "fashion.png"), (lambda found: [*found, (("cat.png",), "python x.py")], "cat.png"),
     (lambda found: [*found[:-1], (found[-1][0], "by hand")], "does not say the command"),
     (lambda found: [(found[0][0], "`python -m docs.variants`"), *found[1:]], "does not say the command"),
 ])
