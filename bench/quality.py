@@ -28,6 +28,7 @@ import torch
 import data
 import ddpm
 import noise
+import train
 from bench import measure
 from bench.contenders import CONTENDERS, Contender, Training, put, quickest_form, training_of
 from bench.packages import installed, version
@@ -44,7 +45,7 @@ FOLDER = Path("runs/quality")
 class Config:
     """Compares the quality of trainings after equal CPU time, and writes bench/quality.md."""
     only: str = ",".join(CONTENDERS)            # which trainings
-    data: str = "fashion-mnist:/usr/share/datasets/fashion-mnist"   # the pictures, as for train.py
+    data: str = train.PRESETS["fashion"].data   # the pictures, as for train.py
     minutes: str = "5,15,30,60"                 # of CPU at which they are scored
     n: int = 1000                               # samples of each score
     steps: int = 10                             # of DPM-Solver++ for each

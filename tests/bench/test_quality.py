@@ -97,17 +97,14 @@ def test_lucidrains_average_follows_every_tenth_update():
 
 
 @each_contender
-def test_networks_are_given_their_own_times_labels_and_pixels(name, monkeypatch):
+def test_networks_are_given_their_own_times_labels_and_pixels(name):
     """Times from 0 for the packages, pictures in [-1, 1] and noise for all, and the labels asked for."""
     contender, seen = updated(name, 1), []
-    network = contender.network
-    network.register_forward_hook(lambda module, inputs, kwargs, output: seen.append(inputs[0].detach()),
-                                  with_kwargs=True)
+    contender.network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
     contender.update(2, *data.Batches(data.load("digits"), contender.batch, 0, False)[2])
     assert seen[0].min() < -0.9 and 0.5 < seen[0].std() < 1.2
     x, t, labels = inputs()
-    network = contenders.CONTENDERS[name].make(data.load("digits"), 0, 1e-3).network
-    fresh = contenders.CONTENDERS[name].make(data.load("digits"), 0, 1e-3)
+    fresh, network = updated(name, 0), updated(name, 0).network
     with torch.no_grad():
         own = {"ours": lambda: network(x, t, labels),
                "denoising-diffusion-pytorch tuned": lambda: network(x, t - 1, labels, cond_drop_prob=0.)}.get(
@@ -163,7 +160,7 @@ def test_rates_are_tried_first_and_seeds_follow_the_best():
     assert due(15, stops[1:], names[1:], done) == due(15, stops, names[1:], done)         # in a later command
 
 
-def test_the_page_says_what_was_measured(monkeypatch, tmp_path, capsys):
+def test_the_page_says_what_was_measured(monkeypatch, tmp_path):
     results = [line("ours", OURS, 5, 3.), line("diffusers", 1e-4, 5, 9.),
                *(line("diffusers tuned", 3e-4, 15, 4. + seed, seed) for seed in range(3))]
     out = tmp_path / "results.jsonl"
