@@ -1,6 +1,6 @@
 """Quality after equal CPU time: our recipe and published packages' on the same pictures, one thread each.
 
-    pip install -r bench/requirements.txt
+    pip install -r requirements.txt; pip install -r bench/requirements.txt
     python -m bench.quality                             # all of it: about nine hours of CPU; repeat it to resume
     python -m bench.quality --only ours --minutes 5     # five minutes of our curve, from three seeds
     python -m bench.quality --minutes ""                # the page alone, from what has been measured
@@ -9,7 +9,8 @@ Each training is a process of one thread, and its CPU time is what counts: data,
 advance in turns, all to the first minutes, then all to the next, so a machine that slows down slows all of them. At
 each stop the averaged weights draw the same number of samples by the same sampler, ours, and are scored as `evaluate.py
 classes` does. A package is there with its own settings, and tuned: with several learning rates until the first stop,
-the best of which goes on. Results are lines of a file, a training in progress is a file in runs/quality.
+the best of which goes on. Results are lines of a file; trainings in progress are files in runs/quality, saved every
+five minutes.
 """
 
 import json
@@ -38,7 +39,7 @@ from run.cli import check_range, make_parent, parse, parse_integers, script
 from scores import classes, classifier
 
 SEEDS, REPEATED = (0, 1, 2), 15                         # seeds 1 and 2 stop after so many minutes
-FOLDER = Path("runs/quality")
+FOLDER, SAVED = Path("runs/quality"), 300               # states are saved after so many seconds, and at a stop
 
 
 @dataclass(frozen=True)
@@ -72,17 +73,25 @@ def advance(training: Training, config: Config, minutes: float) -> dict:
     for name, state in saved.get("parts", {}).items():
         contender.parts[name].load_state_dict(state)
     step, spent = saved.get("step", 0), saved.get("seconds", 0.)
-    began = time.process_time() - spent
-    while (spent := time.process_time() - began) < 60 * minutes:
-        step += 1
-        torch.manual_seed(training.seed * 10**9 + step)                           # so that a resumed run goes on alike
-        contender.update(step, *batches[step])
-    parts = {name: part.state_dict() for name, part in contender.parts.items()}
-    with writing(make_parent(path)) as file:
-        torch.save({"parts": parts, "step": step, "seconds": spent, "form": form}, file)
+    while spent < 60 * minutes:
+        step, spent = train_until(min(spent + SAVED, 60 * minutes), contender, batches, training.seed, step, spent)
+        parts = {name: part.state_dict() for name, part in contender.parts.items()}
+        with writing(make_parent(path)) as file:
+            torch.save({"parts": parts, "step": step, "seconds": spent, "form": form}, file)
     return {**training._asdict(), "minutes": minutes, "steps": step, "images": step * contender.batch,
             "parameters": contender.parameters, "form": form, **score(contender, dataset, held_out, config),
             **how(config), "package": version(training.name.split()[0]), "cpu": cpu(), **measure.stamp()}
+
+
+def train_until(seconds: float, contender: Contender, batches: data.Batches, seed: int, step: int,
+                spent: float) -> tuple[int, float]:
+    """Goes on from a step and the CPU-seconds spent until `seconds` have been; both as they are then."""
+    began = time.process_time() - spent
+    while (spent := time.process_time() - began) < seconds:
+        step += 1
+        torch.manual_seed(seed * 10**9 + step)                                    # so that a resumed run goes on alike
+        contender.update(step, *batches[step])
+    return step, spent
 
 
 def how(config: Config) -> dict:

@@ -55,6 +55,28 @@ def test_a_training_stops_and_goes_on_where_it_stopped(digits, name):
     assert second["parameters"] > 10**5 and "FD" in second and "torch" in second
 
 
+def test_a_training_that_was_killed_goes_on_from_its_last_save(digits, monkeypatch):
+    monkeypatch.setattr(quality, "SAVED", 2)
+    whole = advance(Training("ours", 1e-3), digits, 8 / 60)["steps"]
+    path = quality.FOLDER / "quality" / "ours, 0.001, seed 0.pt"
+    path.unlink()
+    made = contenders.ours
+
+    def failing(*args):
+        contender = made(*args)
+        update = contender.update
+        contender.update = lambda step, *batch: 1 / 0 if step == 4 else update(step, *batch)
+        return contender
+
+    monkeypatch.setitem(contenders.CONTENDERS, "ours", contenders.Entry(failing, (OURS,)))
+    with pytest.raises(ZeroDivisionError):
+        advance(Training("ours", 1e-3), digits, 8 / 60)
+    saved = state("ours, 0.001, seed 0")
+    assert 0 < saved["step"] < 4 and 0 < saved["seconds"] < 8
+    monkeypatch.setitem(contenders.CONTENDERS, "ours", contenders.Entry(made, (OURS,)))
+    assert advance(Training("ours", 1e-3), digits, 8 / 60)["steps"] == whole
+
+
 def flat(tree, name=""):
     if isinstance(tree, torch.Tensor):
         yield name, tree
