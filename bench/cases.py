@@ -13,12 +13,13 @@ from torch._dynamo.utils import counters
 from bench import bench_sampling_loop as loops
 from bench import bench_training_step as training
 from bench import same, step_profile
-from bench.bench_conv_tail import TINY, Tail, tail_work, tails
+from bench.bench_conv_tail import TINY, tail_work
 from bench.bench_group_norm_silu import chain_work, norm_work, shapes
 from bench.bench_sampling_step import step_work
 from bench.measure import CUDA, Work, captured, copies, device, in_turn, measure
 from bench.packages import installed
 from kernels.equivalence import LAYOUTS, Norm
+from kernels.tail_cases import Tail, tails
 
 
 def kernel_cases(smoke: bool) -> dict[str, Callable[[], dict]]:

@@ -1,6 +1,6 @@
 """The equivalence report: every kernel against the plain lines and against float64, forward and each gradient.
 
-    python -m kernels                                         # the norms of the digits and cifar10 U-Nets
+    python -m kernels                                         # the steps, tails, and norms of digits and cifar10
     python -m kernels --networks all --json report.json
 
 A line a case: the largest error over the largest element, of the kernel and of the plain lines themselves; for the
@@ -22,6 +22,7 @@ import torch
 
 from ddpm import check_choice
 from kernels import equivalence
+from kernels.tail_cases import tail_cases
 from run.cli import choose_device, make_parent, parse, script
 from unet import CONFIGS
 
@@ -55,7 +56,7 @@ def report(networks: list[str], device: torch.device) -> list[dict]:
     print(f"{'kernel':15} {'case':30} {'dtype':8} {'layout':13} {'way, fwd/bwd':17} {'first: kernel, plain':22} "
           f"{'worst other: kernel, plain':28} twice")
     cases = []
-    for case in chain(equivalence.step_cases(device), equivalence.norm_cases(networks, device)):
+    for case in chain(equivalence.step_cases(device), tail_cases(device), equivalence.norm_cases(networks, device)):
         print(line(case), flush=True)
         cases.append(case)
     return cases

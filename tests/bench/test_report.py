@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 
-from kernels import equivalence
+from kernels import equivalence, tail_cases
 from kernels.__main__ import main, sound
 from kernels.equivalence import Norm
+from kernels.tail_cases import Tail
 
 
 @pytest.fixture
@@ -17,6 +18,7 @@ def small(monkeypatch):
     monkeypatch.setattr(equivalence, "norms", lambda network: {norm: 1})
     monkeypatch.setattr(equivalence, "SAMPLERS", {k: equivalence.SAMPLERS[k] for k in ("2m", "learned")})
     monkeypatch.setattr(equivalence.ddpm, "TARGETS", ("v",))
+    monkeypatch.setattr(tail_cases, "SMALL", {Tail(64, 64, 64, 8, 16): 1})
 
 
 def test_every_network_has_its_norms():
@@ -37,7 +39,8 @@ def test_what_is_interpreted_is_small():
 def test_the_report_passes_and_can_be_read(small, tmp_path, capsys):
     main(["--networks", "digits", "--json", str(tmp_path / "report.json")])
     cases = json.loads((tmp_path / "report.json").read_text())
-    assert all(map(sound, cases)) and {case["kernel"] for case in cases} == {"group_norm_silu", "sampling_step"}
+    assert all(map(sound, cases)) and {case["kernel"] for case in cases} == {
+        "group_norm_silu", "sampling_step", "conv_tail"}
     norms = [case for case in cases if case["kernel"] == "group_norm_silu"]
     assert {(case["dtype"], case["layout"]) for case in norms} == {
         (dtype, layout) for dtype in ("float32", "bfloat16", "float16") for layout in ("nchw", "channels_last")}
@@ -46,13 +49,16 @@ def test_the_report_passes_and_can_be_read(small, tmp_path, capsys):
     assert f"{len(cases)} cases, 0 fail" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name, fault", [
-    ("group_norm_silu", lambda right: lambda x, *args, **kwargs: right(x, *args, **kwargs) * (1 + 2e-5)),
-    ("sampling_step", lambda right: lambda *args, **kwargs: tuple(2e-5 + 1.00002 * x for x in right(*args, **kwargs))),
-    ("sampling_step", lambda right: lambda *args, **kwargs: tuple(x + torch.nan for x in right(*args, **kwargs))),
-], ids=["norm", "step", "nan"])
-def test_a_wrong_kernel_fails(name, fault, small, monkeypatch, capsys):
-    monkeypatch.setattr(equivalence, name, fault(getattr(equivalence, name)))
+@pytest.mark.parametrize("file, name, fault", [
+    (equivalence, "group_norm_silu", lambda right: lambda x, *args, **kwargs: right(x, *args, **kwargs) * (1 + 2e-5)),
+    (equivalence, "sampling_step",
+     lambda right: lambda *args, **kwargs: tuple(2e-5 + 1.00002 * x for x in right(*args, **kwargs))),
+    (equivalence, "sampling_step",
+     lambda right: lambda *args, **kwargs: tuple(x + torch.nan for x in right(*args, **kwargs))),
+    (tail_cases, "conv_tail", lambda right: lambda **kwargs: right(**kwargs) * (1 + 2e-3)),
+], ids=["norm", "step", "nan", "tail"])
+def test_a_wrong_kernel_fails(file, name, fault, small, monkeypatch, capsys):
+    monkeypatch.setattr(file, name, fault(getattr(file, name)))
     monkeypatch.setattr(equivalence, "DTYPES", (torch.float32,))
     with pytest.raises(SystemExit) as stop:
         main(["--networks", "digits"])

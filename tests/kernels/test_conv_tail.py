@@ -11,43 +11,28 @@ import pytest
 import torch
 
 from kernels.conv_tail import DTYPES, conv_tail, conv_tail_plain, tail_op
+from kernels.tail_cases import SMALL, Tail, tail_arguments
 
 ROOT = Path(__file__).parents[2]
-SHAPES = {                                          # B C CX N H W; without a skip where CX is N
-    "rows of an image": (1, 64, 128, 64, 8, 64),
-    "an image": (1, 64, 64, 64, 8, 16),
-    "two images": (3, 64, 192, 64, 8, 8),
-    "eight images": (9, 128, 64, 64, 4, 4),
-    "one image 4 wide": (2, 64, 128, 128, 8, 4),
-}
-
-
-def case(shape, dtype: torch.dtype, device: str) -> dict:
-    B, C, CX, N, H, W = shape
-    g = torch.Generator().manual_seed(0)
-    given = {"h": torch.randn(B, C, H, W, generator=g) + 1, "x": torch.randn(B, CX, H, W, generator=g) - 2,
-             "weight": torch.randn(N, C, 3, 3, generator=g) / (9 * C) ** 0.5, "bias": torch.randn(N, generator=g),
-             "skip": None if CX == N else torch.randn(N, CX, 1, 1, generator=g) / CX**0.5}
-    return {k: v if v is None else v.to(device) if v.ndim == 1 else
-            v.to(device, dtype, memory_format=torch.channels_last) for k, v in given.items()}
+TWO_IMAGES = (Tail(64, 192, 64, 8, 8), 3)              # fill a tile of pixels; a third is left over
 
 
 @pytest.mark.usefixtures("poison")
 @pytest.mark.parametrize("dtype", DTYPES if torch.cuda.is_available() else DTYPES[1:], ids=str)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_it_is_the_plain_lines(shape, dtype, device):
+@pytest.mark.parametrize("tail", SMALL, ids=str)
+def test_it_is_the_plain_lines(tail, dtype, device):
     """To one rounding of the result. (The interpreter cannot multiply bfloat16.)"""
-    given = case(SHAPES[shape], dtype, device)
+    given = tail_arguments(tail, SMALL[tail], dtype, device)
     got = conv_tail(**given)
-    want = conv_tail_plain(**{k: v if v is None else v.double() for k, v in given.items()})
+    want = conv_tail_plain(**{k: v.double() for k, v in given.items()})
     assert got.dtype == dtype and got.is_contiguous(memory_format=torch.channels_last)
     rounding = 2**-11 if dtype == torch.float16 else 2**-8
     torch.testing.assert_close(got.double(), want, rtol=1.01 * rounding, atol=1e-5)
 
 
 def test_any_layout_and_opcheck(device):
-    given = case(SHAPES["two images"], torch.float16, device)
-    mixed = {k: v if v is None else v.contiguous() for k, v in given.items()}
+    given = tail_arguments(*TWO_IMAGES, torch.float16, device)
+    mixed = {k: v.contiguous() for k, v in given.items()}
     assert torch.equal(conv_tail(**mixed), conv_tail(**given))
     torch.library.opcheck(tail_op, tuple(given.values()))
 
@@ -61,21 +46,21 @@ def test_any_layout_and_opcheck(device):
 ])
 def test_errors(change, message):
     with pytest.raises(ValueError, match=message):
-        conv_tail(**case(SHAPES["two images"], torch.float16, "cpu") | change)
+        conv_tail(**tail_arguments(*TWO_IMAGES, torch.float16, "cpu") | change)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="of the interpreter alone")
 def test_the_interpreter_cannot_multiply_bfloat16():
     with pytest.raises(ValueError, match="h is bfloat16, whose bits"):
-        conv_tail(**case(SHAPES["two images"], torch.bfloat16, "cpu"))
+        conv_tail(**tail_arguments(*TWO_IMAGES, torch.bfloat16, "cpu"))
 
 
 @pytest.mark.parametrize("shape, message", [
-    ((1, 32, 64, 64, 8, 8), r"32 is no multiple of 64"), ((1, 64, 64, 64, 8, 12), r"8 x 12 pixels; both must be"),
-    ((1, 64, 64, 64, 4, 256), r"W at most 128"), ((1, 64, 64, 64, 2, 4), r"2 x 4 pixels")])
+    ((32, 64, 64, 8, 8), r"32 is no multiple of 64"), ((64, 64, 64, 8, 12), r"8 x 12 pixels; both must be"),
+    ((64, 64, 64, 4, 256), r"W at most 128"), ((64, 64, 64, 2, 4), r"2 x 4 pixels")])
 def test_shapes_that_it_cannot_do(shape, message):
     with pytest.raises(ValueError, match=message):
-        conv_tail(**case(shape, torch.float16, "cpu"))
+        conv_tail(**tail_arguments(Tail(*shape), 1, torch.float16, "cpu"))
 
 
 def compiled_tails() -> None:
