@@ -8,9 +8,9 @@
 Each training is a process of one thread, and its CPU time is what counts: data, update and average, not scores. They
 advance in turns, all to the first minutes, then all to the next, so a machine that slows down slows all of them. At
 each stop the averaged weights draw the same number of samples by the same sampler, ours, and are scored as `evaluate.py
-classes` does. A package is there with its own settings, and tuned: with several learning rates until the first stop,
-the best of which goes on. Results are lines of a file; trainings in progress are files in runs/quality, saved every
-five minutes.
+classes` does. A package is there with its own settings, and tuned (bench/contenders.py): with several learning rates
+until the first stop, the best of which goes on. Results are lines of a file; trainings in progress are files in
+runs/quality, saved every five minutes.
 """
 
 import json
@@ -64,6 +64,7 @@ def advance(training: Training, config: Config, minutes: float) -> dict:
     saved = torch.load(path, weights_only=True) if path.is_file() else {}
     if saved.get("seconds", 0.) > 60 * minutes + 60:
         raise ValueError(f"{path} is beyond {minutes} minutes, but {config.out} has no line of that; move it away")
+    core = yardstick(dataset)
     make = partial(CONTENDERS[training.name].make, dataset, training.seed, training.rate)
     contender = make()
     batches = data.Batches(dataset, contender.batch, training.seed, False)
@@ -79,8 +80,8 @@ def advance(training: Training, config: Config, minutes: float) -> dict:
         with writing(make_parent(path)) as file:
             torch.save({"parts": parts, "step": step, "seconds": spent, "form": form}, file)
     return {**training._asdict(), "minutes": minutes, "steps": step, "images": step * contender.batch,
-            "parameters": contender.parameters, "form": form, **score(contender, dataset, held_out, config),
-            **how(config), "package": version(training.name.split()[0]), "cpu": cpu(), **measure.stamp()}
+            "parameters": contender.parameters, "form": form, "core": core,
+            **score(contender, dataset, held_out, config), **how(config), "package": version(training.name.split()[0]), "cpu": cpu(), **measure.stamp()}
 
 
 def train_until(seconds: float, contender: Contender, batches: data.Batches, seed: int, step: int,
@@ -92,6 +93,15 @@ def train_until(seconds: float, contender: Contender, batches: data.Batches, see
         torch.manual_seed(seed * 10**9 + step)                                    # so that a resumed run goes on alike
         contender.update(step, *batches[step])
     return step, spent
+
+
+def yardstick(dataset: data.Data, seconds: float = 5.) -> float:
+    """How fast this core is: pictures that ours learns from in a CPU-second."""
+    contender = CONTENDERS["ours"].make(dataset, 0, CONTENDERS["ours"].rates[0])
+    batches = data.Batches(dataset, contender.batch, 0, False)
+    contender.update(1, *batches[1])                                              # slower than the others
+    last, spent = train_until(seconds, contender, batches, 0, 1, 0.)
+    return (last - 1) * contender.batch / spent
 
 
 def how(config: Config) -> dict:

@@ -14,19 +14,18 @@ PAGE = """# Quality after equal CPU time
 
 `python -m bench.quality` measured this and wrote this page (--help says how to measure a part of it).
 
-The record, the least FD on Fashion-MNIST after so many CPU-minutes:
+The record, the least FD on {data} after so many CPU-minutes:
 
 {record}
 
 ## Rule
 
-Train on the 60,000 training pictures and their labels alone, on one thread of a CPU. What counts is the process's CPU
-time (`time.process_time`): reading the pictures, updates and averages, not setting up, sampling or scoring. Then the
+Train on the training pictures and their labels alone, on one thread of a CPU. What counts is the process's CPU time
+(`time.process_time`): reading the pictures, updates and averages, not setting up, sampling or scoring. Then the
 averaged weights draw {n} samples in float32, of all classes in turn, by {steps} trailing steps of DPM-Solver++ and one
-more at t = 980, without guidance, and `scores/classes.py` scores them against the 10,000 held-out pictures, with the
-committed classifier. {n} pictures of the training set itself have FD {floor:.2f}. To take part, add a training to
-`bench/contenders.py`, and measure ours beside it: cores of the same name have been seen to differ by 1.7 times in
-pictures a second, so the minutes of two machines are not the same minutes.
+more at t = 980, without guidance, and `scores/classes.py` scores them against the held-out pictures, with the committed
+classifier. {n} pictures of the training set itself have FD {floor:.2f}. To take part, add a training to
+`bench/contenders.py`. Compare within one machine: cores of the same name have been seen to differ by 1.7 times.
 
 ## Curves
 
@@ -34,14 +33,18 @@ pictures a second, so the minutes of two machines are not the same minutes.
 
 {curves}
 
-Means, least and most where there are three seeds; the last two columns are of seed 0 at its last stop: when ours was
-first at or below its FD, and `agree`, the share of samples that the classifier assigns to the requested class. Every
-training knows the labels. A package's row that is not tuned has the settings of its scripts:
-denoising-diffusion-pytorch's hides half of the labels, for a guidance that is not used here; diffusers' is slow to
-begin, with 500 updates of 16 pictures until its rate is reached. Of the tuned rows several rates were tried for
-{first:g} minutes, and the best goes on. Ours was found by the short runs of docs/fashion.md, which are scored by the
-same held-out pictures. `form` of a package is the quickest of float32, bf16 and bf16 in channels_last.
-pFD, steps, pictures and versions of every stop are in bench/results/quality.jsonl.
+Means, least and most where there are three seeds. The columns after them are of seed 0 at its last stop: when ours was
+first at or below its FD; `agree`, the share of samples that the classifier assigns to the requested class; and `core`,
+how fast the core was just before: pictures that ours learned from in a CPU-second. `form` is the quickest of float32,
+bf16 and bf16 in channels_last on that core.
+
+Every training knows the labels. Rows without `tuned` have the settings of the packages' scripts:
+denoising-diffusion-pytorch (dim 64) hides half of the labels, for a guidance that is not used here; diffusers reaches
+its rate after 500 updates. Tuned rows change this: denoising-diffusion-pytorch has dim 16, hides a tenth of the labels
+and averages at every update; diffusers reaches its rate after 100 updates, and it falls to 0 within three epochs.
+Batches of 16, optimizers and losses stay the packages'. Several rates were tried for {first:g} minutes, and the best
+goes on. Ours was found by the short runs of docs/fashion.md, which are scored by the same held-out pictures. pFD, steps,
+pictures and versions of every stop are in {out}.
 
 Machine: {machine}.
 """
@@ -57,9 +60,10 @@ def table_of_curves(stops: Sequence[float], done: list[dict]) -> str:
         cells = [fd_cell([line["FD"] for line in own if line["minutes"] == minutes]) for minutes in stops]
         there = "" if name == "ours" else reached(last["FD"], done)
         rows.append([f"{name}, rate {rate:g}", f"{last['parameters'] / 1e6:.2f} M", last["form"],
-                     f"{last['images'] / last['minutes'] / 60:.0f}", *cells, there, f"{last['agree']:.3f}"])
+                     f"{last['images'] / last['minutes'] / 60:.0f}", *cells, there, f"{last['agree']:.3f}",
+                     f"{last['core']:.0f}"])
     return table(["training", "parameters", "form", "pictures/s", *(f"{minutes:g} min" for minutes in stops),
-                  "ours there", "agree"], rows)
+                  "ours there", "agree", "core"], rows)
 
 
 def reached(FD: float, done: list[dict]) -> str:
@@ -104,4 +108,5 @@ def write_page(config: Any, floor: float, done: list[dict]) -> None:
     machine = ", ".join(sorted({f"{line['cpu']}, torch {line['torch']}" for line in done}))
     (ROOT / "bench/quality.md").write_text(PAGE.format(
         record=record.strip(), n=config.n, steps=config.steps, floor=floor,
-        curves=table_of_curves(stops, done).strip(), machine=machine, first=stops[0]))
+        curves=table_of_curves(stops, done).strip(), machine=machine, first=stops[0], data=config.data,
+        out=config.out))

@@ -12,7 +12,7 @@ from bench.quality import Config, advance, due
 
 OURS = contenders.CONTENDERS["ours"].rates[0]
 LINE = {"data": "digits", "n": 100, "sampler_steps": 10, "parameters": 10**6,
-        "form": "bf16", "images": 6000, "pFD": 3., "agree": 0.9, "cpu": "a CPU", "torch": "2.11",
+        "form": "bf16", "images": 6000, "pFD": 3., "agree": 0.9, "core": 400., "cpu": "a CPU", "torch": "2.11",
         "commit": "abc"}
 
 
@@ -32,6 +32,7 @@ def digits(monkeypatch, tmp_path):
     monkeypatch.setattr(quality, "FOLDER", tmp_path / "states")
     monkeypatch.setattr(quality.time, "process_time", lambda: float(next(seconds)))
     monkeypatch.setattr(quality, "quickest_form", lambda *args: "float32")
+    monkeypatch.setattr(quality, "yardstick", lambda dataset: 400.)
     return Config(data="digits", n=20, steps=2)
 
 
@@ -110,12 +111,16 @@ def test_the_average_is_what_is_sampled_and_follows_the_weights(name):
     assert name.startswith("denoising") or not torch.equal(contender.output(x, t, labels), before)
 
 
-def test_lucidrains_average_follows_every_tenth_update():
+@pytest.mark.parametrize("every, same", [(10, True), (1, False)])
+def test_lucidrains_average_follows_so_many_updates(monkeypatch, every, same):
+    """After the first hundred, in which it is the weights."""
     if not installed("denoising-diffusion-pytorch"):
         pytest.skip("denoising-diffusion-pytorch is not installed")
+    name = "denoising-diffusion-pytorch tuned"
+    monkeypatch.setitem(contenders.CONTENDERS, name, contenders.Entry(
+        lambda *args: contenders.lucidrains(*args, dim=8, update_every=every), ()))
     x, t, labels = inputs()
-    few, more = (updated("denoising-diffusion-pytorch tuned", steps).output(x, t, labels) for steps in (2, 12))
-    assert not torch.equal(few, more)
+    assert torch.equal(*(updated(name, steps).output(x, t, labels) for steps in (112, 115))) == same
 
 
 @each_contender
@@ -156,6 +161,12 @@ class FakeContender:
             next(self.clock)
 
 
+def test_the_yardstick_is_pictures_in_a_second(monkeypatch):
+    clock = itertools.count()
+    monkeypatch.setattr(quality.time, "process_time", lambda: next(clock) / 2)
+    assert quality.yardstick(data.load("digits"), 3.) == 5 * 64 / 3.       # five updates and a look at the clock
+
+
 def test_a_state_beyond_its_results_is_not_scored_as_less(digits):
     advance(Training("ours", 1e-3), digits, 2)
     with pytest.raises(ValueError, match="ours, 0.001, seed 0.pt is beyond 0.5 minutes"):
@@ -169,16 +180,16 @@ def test_times_are_trailing_and_one_more():
 
 def test_rates_are_tried_first_and_seeds_follow_the_best():
     stops, names = [5, 15, 30], ("ours", "diffusers tuned")
-    low, high = (Training("diffusers tuned", rate) for rate in (3e-4, 1e-3))
-    assert due(5, stops, names, []) == [Training("ours", OURS), low, high]
-    done = [line("ours", OURS, 5, 3.), line("diffusers tuned", 3e-4, 5, 9.)]
+    low, middle, high = (Training("diffusers tuned", rate) for rate in (3e-4, 1e-3, 3e-3))
+    assert due(5, stops, names, []) == [Training("ours", OURS), low, middle, high]
+    done = [line("ours", OURS, 5, 3.), line("diffusers tuned", 3e-4, 5, 9.), line("diffusers tuned", 1e-3, 5, 9.)]
     assert due(5, stops, names[1:], done) == [high]
-    done.append(line("diffusers tuned", 1e-3, 5, 8.5))
+    done.append(line("diffusers tuned", 3e-3, 5, 8.5))
     assert due(5, stops, names, done) == [*(Training("ours", OURS, k) for k in (1, 2)),
                                           *(high._replace(seed=k) for k in (1, 2))]
     assert due(15, stops, names[1:], done) == [high._replace(seed=k) for k in (0, 1, 2)]
     assert due(30, stops, names[1:], done) == [high]
-    assert due(30, stops, names[1:], [*done, line("diffusers tuned", 1e-3, 30, 2.)]) == []
+    assert due(30, stops, names[1:], [*done, line("diffusers tuned", 3e-3, 30, 2.)]) == []
     assert due(15, stops[1:], names[1:], done) == due(15, stops, names[1:], done)         # in a later command
 
 
@@ -195,9 +206,9 @@ def test_the_page_says_what_was_measured(monkeypatch, tmp_path):
     page = (tmp_path / "bench/quality.md").read_text()
     assert "| 5 | 3.00 | ours" in page and "| 15 | 1.50 | denoising-diffusion-pytorch, 0.0001, seed 0" in page
     assert "5.00 (4.00 to 6.00)" in page and "a CPU, torch 2.11" in page
-    assert "| diffusers, rate 0.0001 | 1.00 M | bf16 | 7 |  | 3.00 | 5 min | 0.900 |" in page
-    assert "| denoising-diffusion-pytorch, rate 0.0001 | 1.00 M | bf16 | 7 |  | 1.50 | not yet | 0.900 |" in page
-    assert f"| ours, rate {OURS:g} | 1.00 M | bf16 | 7 | 3.00 | 2.00 |  | 0.900 |" in page
+    assert "| diffusers, rate 0.0001 | 1.00 M | bf16 | 7 |  | 3.00 | 5 min | 0.900 | 400 |" in page
+    assert "| denoising-diffusion-pytorch, rate 0.0001 | 1.00 M | bf16 | 7 |  | 1.50 | not yet | 0.900 | 400 |" in page
+    assert f"| ours, rate {OURS:g} | 1.00 M | bf16 | 7 | 3.00 | 2.00 |  | 0.900 | 400 |" in page
     assert (tmp_path / "docs/quality.png").stat().st_size > 10_000
 
 
