@@ -81,7 +81,8 @@ def advance(training: Training, config: Config, minutes: float) -> dict:
             torch.save({"parts": parts, "step": step, "seconds": spent, "form": form}, file)
     return {**training._asdict(), "minutes": minutes, "steps": step, "images": step * contender.batch,
             "parameters": contender.parameters, "form": form, "core": core,
-            **score(contender, dataset, held_out, config), **how(config), "package": version(training.name.split()[0]), "cpu": cpu(), **measure.stamp()}
+            **score(contender, dataset, held_out, config), **how(config),
+            "package": version(training.name.split()[0]), "cpu": cpu(), **measure.stamp()}
 
 
 def train_until(seconds: float, contender: Contender, batches: data.Batches, seed: int, step: int,

@@ -43,8 +43,8 @@ denoising-diffusion-pytorch (dim 64) hides half of the labels, for a guidance th
 its rate after 500 updates. Tuned rows change this: denoising-diffusion-pytorch has dim 16, hides a tenth of the labels
 and averages at every update; diffusers reaches its rate after 100 updates, and it falls to 0 within three epochs.
 Batches of 16, optimizers and losses stay the packages'. Several rates were tried for {first:g} minutes, and the best
-goes on. Ours was found by the short runs of docs/fashion.md, which are scored by the same held-out pictures. pFD, steps,
-pictures and versions of every stop are in {out}.
+goes on. Ours was found by the short runs of docs/fashion.md, which are scored by the same held-out pictures. pFD,
+steps, pictures and versions of every stop are in {out}.
 
 Machine: {machine}.
 """
