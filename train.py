@@ -46,7 +46,7 @@ SAMPLINGS = ("stratified", "importance")
 @dataclass(frozen=True)
 class Config:
     """Trains an image model; repeat the command to resume a run that stopped."""
-    data: str = "digits"                        # digits, a folder of images, or an .npz file
+    data: str = "digits"                        # digits, a folder, an .npz file, or a set: mnist:FOLDER
     size: str = ""                              # pixels, as 64 or 48x64 (H x W); empty keeps the pictures' own
     fit: str = "crop"                           # how pictures reach that size: crop (resized first) or pad
     flip: bool = False                          # mirror half of the pictures

@@ -1,6 +1,5 @@
 """What `python -m bench.first` measures, in which order, and the table it prints last."""
 
-import os
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,7 @@ from bench.runner import Case, finished, run
 from bench.worker import worker
 from run.cli import check_range, make_parent, parse, script
 
-PART = 8.                           # minutes; where commands are cut off at ten, two are left to start and to end
+PART = 8.                           # minutes: a command of ten has room for its start and end
 START = 30.                         # seconds until the first case begins
 
 # Pages and patterns of cases in the order of their value; what none of them names comes last.
@@ -36,7 +35,7 @@ class Config:
     """Measures the most valuable things first, on one GPU, and resumes when it is repeated."""
     minutes: float = 25.            # for everything; what would end later is left out
     part: int = 0                   # 1, 2, ...: one of the parts, 8 minutes each, that everything is cut into; 0 is all
-    out: str = ""                   # in it the GPU's folder with first.jsonl; empty is $OUT, or bench/results
+    out: str = ""                   # in it the GPU's folder with first.jsonl; empty is bench/results
     smoke: bool = False             # tiny sizes, anywhere: tries the program, measures nothing
 
 
@@ -103,7 +102,7 @@ def short_table(folder: Path, names: Sequence[str]) -> Iterator[str]:
 @script
 def main(argv: Sequence[str] | None = None) -> None:
     began, config = time.monotonic(), parse(Config, argv)
-    out = Path(config.out or os.environ.get("OUT") or RESULTS)
+    out = Path(config.out or RESULTS)
     check_machine(config.smoke, out)
     path = make_parent(out / gpu_name() / "first.jsonl")
     known = {} if config.smoke else read(RESULTS / gpu_name() / "first.jsonl")

@@ -7,8 +7,8 @@
     python -m bench.report training     # one training by train.py in float32, and compiled in bf16
 
 Each finished case is a line of bench/results/<gpu>/<command>.jsonl; a rerun takes up what is missing, and ends when
-its minutes are over. Tables and plots are made anew after every run, or by python -m bench.tables. On a machine that is
-lent for half an hour, python -m bench.first measures the most valuable cases of all of these first.
+its minutes are over. Tables and plots are made anew after every run, or by python -m bench.tables. Where there is
+little time, python -m bench.first measures the most valuable cases of all of these first.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Short runs on Fashion-MNIST, each changed in what its name says: prints the table of docs/fashion.md.
+"""Short runs on Fashion-MNIST, each changed in what its name says, as those of docs/fashion.md: prints their scores.
 
     python -m docs.fashion                          # about an hour of one CPU core
     python -m docs.fashion --only chosen --minutes 1

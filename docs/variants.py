@@ -61,7 +61,7 @@ the least bits/dim, and so v remains the default.
 
 SHAPES = """## Pictures of other shapes
 
-They have no such scores, but bits/dim; the same {steps} steps, of 16 pictures each, on digits that
+Pictures of other shapes have no such scores, but bits/dim; the same {steps} steps, of 16 pictures each, on digits that
 were enlarged to 28 x 28 and stored as MNIST is, coloured at random, or padded to a rectangle; held-out ones were
 treated alike. Black borders cost next to nothing, hence the small figures.
 
@@ -153,7 +153,7 @@ def coloured(digits: data.Data, folder: Path) -> str:
 
 
 def shape_row(name: str, flags: Sequence[str], make: Callable, config: Config) -> str:
-    """A line of the second table."""
+    """A line of the third table."""
     with tempfile.TemporaryDirectory() as folder:
         training, held_out = (make(data.digits(held), Path(tempfile.mkdtemp(dir=folder))) for held in (False, True))
         train.main(["--data", training, *flags, "--batch", "16", "--steps", str(config.steps),

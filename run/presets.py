@@ -16,13 +16,13 @@ IMAGENET64 = PLAIN | {"data": "imagenet64", "size": "64", "network": "imagenet64
 
 PRESETS = {
     # our own, of weights/fashion.pt; Debian's package dataset-fashion-mnist has the pictures
-    "fashion": {"data": "fashion-mnist:/usr/share/datasets/fashion-mnist", "network": "fashion", "lr": 5e-3,
+    "fashion": {"data": "fashion-mnist:/usr/share/datasets/fashion-mnist", "network": "fashion",
                 "ema": 0.999, "steps": 20000, "dtype": "bf16"},
     # a video tutorial's notebook: 100 epochs of 126 batches; 300 steps leave 0.036 bits/dim in x_T, as it will say
     "cars64": PLAIN | {"data": "stanford-cars", "size": "64", "flip": True, "network": "cars64", "T": 300, "batch": 128,
                        "lr": 1e-3, "steps": 12600},
     # an article's MNIST, padded to 32 x 32: 75 epochs of 937 batches
-    "mnist32": PLAIN | {"data": "mnist", "size": "32", "fit": "pad", "network": "mnist32", "batch": 64, "lr": 2e-5,
+    "mnist32": PLAIN | {"data": "mnist", "size": "32", "fit": "pad", "network": "mnist32", "lr": 2e-5,
                         "ema": 0.9999, "steps": 70275},
     # denoising-diffusion-pytorch on a folder: 8 pictures, accumulated twice; ema 0.995 at every tenth step
     "folder128": PLAIN | {"data": "photos", "size": "128", "flip": True, "network": "folder128", "loss": "l1",

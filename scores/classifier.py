@@ -47,9 +47,6 @@ class Classifier(NamedTuple):
     weights: Weights
 
 
-DIGITS = Facts("digits", (1, 8, 8), tuple("0123456789"))        # of a file without facts: it is of the digits
-
-
 def facts_of(dataset: data.Data) -> Facts:
     """The facts of a data set, whose name may have a path."""
     return Facts(parse_name(dataset.name)[1], dataset.shape, dataset.classes)
@@ -135,7 +132,7 @@ def load(path: Path) -> Classifier:
         raise ValueError(f"no {path}; {mend}")
     with reading(path, mend):
         content = load_tensors(path)
-        facts = check_facts(**content.pop("data")) if "data" in content else DIGITS
+        facts = check_facts(**content.pop("data"))
         if {name: tuple(w.shape) for name, w in content.items()} != shapes(facts) or not all(
                 w.dtype in STORED and w.isfinite().all() for w in content.values()):
             raise ValueError(f"its tensors are not the classifier's, {shapes(facts)}")

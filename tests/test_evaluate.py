@@ -81,7 +81,7 @@ def test_bad_requests_are_one_sentence_and_exit_2(argv, message, capsys):
     assert stop.value.code == 2 and message in capsys.readouterr().err
 
 
-FACTS = classifier.DIGITS._asdict()
+FACTS = classifier.facts_of(data.digits())._asdict()
 
 
 @pytest.mark.parametrize("spoil", [
@@ -93,7 +93,7 @@ FACTS = classifier.DIGITS._asdict()
     lambda w: {**w, "data": {**FACTS, "name": 3}}, lambda w: {**w, "data": {**FACTS, "shape": (1, 8)}},
     lambda w: {**w, "data": {**FACTS, "shape": (1, 10**9, 10**9)}}, lambda w: {**w, "data": {**FACTS, "classes": ()}},
     lambda w: {**w, "data": {**FACTS, "shape": (1, 28, 28)}}, lambda w: {**w, "data": {**FACTS, "classes": (1, 2)}},
-    lambda w: {**w, "data": {**FACTS, "more": 1}}], ids=range(22))
+    lambda w: {**w, "data": {**FACTS, "more": 1}}, lambda w: {k: w[k] for k in w if k != "data"}], ids=range(23))
 def test_a_file_of_other_weights_is_no_classifier(tmp_path, refused, spoil):
     path = tmp_path / "c.pt"
     content = spoil(torch.load(classifier.FILES["digits"], weights_only=True))

@@ -44,7 +44,7 @@ def test_points_are_the_exact_denoiser_s():
 @pytest.mark.parametrize("choice, expected", [
     ({}, 1), ({"eta": 1.}, 1), ({"eta": 0.5}, 1), ({"sampler": "2m"}, 2), ({"sampler": "2m", "eta": 1.}, 2),
     ({"sampler": "2m", "eta": 0.5}, 2), ({"sampler": "heun"}, 2), ({"sampler": "heun", "churn": 5.}, 2),
-    ({"sampler": "unipc"}, 3)], ids=str)
+    ({"sampler": "unipc"}, 3), ({"sampler": "unipc-bh1"}, 3)], ids=str)
 def test_weak_order_on_a_gaussian(choice, expected):
     """Weak: it is the distribution that converges, here its variance, which needs no sampling."""
     assert order(*(variance_error(steps, **choice)[1] for steps in HALVING)) == pytest.approx(expected, abs=0.1)

@@ -34,10 +34,10 @@ def command(tmp_path):
     started = []
 
     def start() -> subprocess.Popen:
-        environment = {**os.environ, "TORCH_COMPILE_DISABLE": "1", "OUT": str(tmp_path)}
+        environment = {**os.environ, "TORCH_COMPILE_DISABLE": "1"}
         environment.pop("TRITON_INTERPRET", None)
-        process = subprocess.Popen([sys.executable, "-m", "bench.first", "--smoke"], cwd=ROOT, env=environment,
-                                   stdout=subprocess.PIPE, text=True, start_new_session=True)
+        process = subprocess.Popen([sys.executable, "-m", "bench.first", "--smoke", "--out", str(tmp_path)], cwd=ROOT,
+                                   env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
         started.append(process)
         return process
     yield start
