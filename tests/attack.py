@@ -3,7 +3,7 @@
     python -m tests.attack                          # all cases: about half an hour of two cores
     python -m tests.attack --only images --seed 3   # other cases of one kind
 
-The cases are in tests/hostile.py. A case ends well if the script works ("ok"), or prints one sentence and exits with
+The cases are in tests/hostile/. A case ends well if the script works ("ok"), or prints one sentence and exits with
 status 2 ("sentence"). A traceback, or anything else, a crash, and a process that does not end are failures, and so is
 a file that was there before and is lost, or written over with less ("lost"). Processes are forked from one that has
 imported everything, have little address space, and are killed when their time is over. Exits 1 after any failure.
@@ -35,7 +35,7 @@ from PIL import Image
 
 from run import checkpoint, cli
 from tests import hostile
-from tests.hostile import Case
+from tests.hostile.case import Case, foundations
 
 ENDS = ("ok", "sentence", "traceback", "crash", "hang", "lost")
 MEMORY = 10 * 2**30                     # bytes of address space; libraries alone take most of it
@@ -234,7 +234,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = cli.parse(Config, argv)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as base:
-        [made] = attack([hostile.foundations(Path(base))], limit=300)             # in a child: the parent stays clean
+        [made] = attack([foundations(Path(base))], limit=300)             # in a child: the parent stays clean
         assert made.ends == ("ok",), made.said
         cases = hostile.cases(Path(base), config.seed)
         kinds = dict.fromkeys(case.kind for case in cases)

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests import attack
-from tests.hostile import Case
+from tests.hostile.case import Case, foundations
+from tests.hostile.surroundings import writers
 
 ROOT = Path(__file__).parents[1]
 
@@ -60,6 +61,13 @@ def test_memory_is_limited():
 def test_a_full_disk_is_made():
     [end] = attack.attack([Case("", "", lambda flags: Path("x").write_bytes(bytes(200)), arrange, disk=100)], limit=30)
     assert end.ends == ("traceback",) and "File too large" in end.said
+
+
+def test_what_is_attacked_would_work(tmp_path):
+    """Where no disk is full and no link in the way, the flags are right and every file is written."""
+    [made] = attack.attack([foundations(tmp_path)], limit=300)
+    ends = attack.attack([Case("undisturbed", name, *each) for name, each in writers(tmp_path).items()])
+    assert made.ends == ("ok",) and {end.case.name: end.said for end in ends if end.ends != ("ok",)} == {}
 
 
 def test_one_case_of_each_kind_ends_well():
