@@ -172,8 +172,9 @@ def said(*command: str) -> str:
 
 @cache
 def commit() -> str:
-    """What is measured; where there is no git, what the variable COMMIT says."""
-    changed = said("git", "status", "--porcelain", "--untracked-files=no") not in ("", "unknown")
+    """What is measured, and whether more than results has changed; without git, what the variable COMMIT says."""
+    changed = said("git", "status", "--porcelain", "--untracked-files=no", "--", ":/",
+                   ":(top,exclude)bench/results") not in ("", "unknown")
     return (os.environ.get("COMMIT") or said("git", "rev-parse", "--short", "HEAD")) + " with changes" * changed
 
 

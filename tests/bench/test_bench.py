@@ -3,6 +3,8 @@
 import contextlib
 import gc
 import json
+import re
+import subprocess
 import sys
 import time
 import weakref
@@ -366,3 +368,25 @@ def test_peers_that_are_missing_are_named_and_the_rest_is_measured(monkeypatch, 
     assert "ratio to the first line" in printed and printed.count("ours, noise of each step by itself") == 2
     for package in missing:
         assert f"{package} is not installed, so it was not measured; install it with: pip install {package}" in printed
+
+
+def test_results_are_no_change_of_what_is_measured(monkeypatch, tmp_path):
+    def git(*command: str) -> None:
+        subprocess.run(["git", "-c", "user.name=n", "-c", "user.email=e", *command], cwd=tmp_path, check=True)
+
+    def commit() -> str:
+        return measure.commit.__wrapped__()
+
+    results = tmp_path / "bench/results/first.jsonl"
+    results.parent.mkdir(parents=True)
+    results.write_text("a\n")
+    (tmp_path / "ddpm.py").write_text("a\n")
+    git("init", "-q")
+    git("add", "-A")
+    git("commit", "-qm", "a")
+    monkeypatch.chdir(results.parent)
+    monkeypatch.delenv("COMMIT", raising=False)
+    results.write_text("b\n")
+    assert re.fullmatch("[0-9a-f]{7,}", commit())
+    (tmp_path / "ddpm.py").write_text("b\n")
+    assert commit().endswith(" with changes")
