@@ -5,10 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.ticker import LogLocator
+
 from bench.contenders import CONTENDERS, training_of
 from bench.markdown import table
 from bench.packages import ROOT
 from bench.plots import plot
+from data import parse_name
 
 PAGE = """# Quality after equal CPU time
 
@@ -30,6 +33,8 @@ classifier. {n} pictures of the training set itself have FD {floor:.2f}. To take
 ## Curves
 
 ![FD over CPU-minutes](../docs/quality.png)
+
+Rings are other learning rates, crosses other seeds.{missing}
 
 {curves}
 
@@ -79,17 +84,21 @@ def fd_cell(values: Sequence[float]) -> str:
 
 
 def draw_curves(path: Path, done: list[dict]) -> None:
-    """FD over CPU-minutes, both logarithmic: seed 0 as lines, the others as points."""
+    """FD over CPU-minutes, both logarithmic: seed 0 as lines, other seeds as crosses, other learning rates as rings."""
     def fill(axes) -> None:
         colours = {name: f"C{k}" for k, name in enumerate(CONTENDERS)}
         for name, rate, seed in sorted({training_of(line) for line in done}):
             own = sorted((line["minutes"], line["FD"]) for line in done if training_of(line) == (name, rate, seed))
+            longest = max((line for line in done if line["name"] == name), key=lambda line: line["minutes"])
+            kept = rate == longest["rate"]
             axes.plot(*zip(*own, strict=True), "o-" if seed == 0 else "x", color=colours[name], markersize=5,
-                      label=f"{name}, rate {rate:g}" if seed == 0 else None)
+                      fillstyle="full" if kept else "none",
+                      label=f"{name}, rate {rate:g}" if kept and seed == 0 else None)
         axes.set(xscale="log", yscale="log", xlabel="CPU-minutes", ylabel="FD, per cent of the variance")
         stops = sorted({line["minutes"] for line in done})
         axes.set_xticks(stops, [f"{minutes:g}" for minutes in stops])
         axes.minorticks_off()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8, frameon=False)
@@ -106,7 +115,8 @@ def write_page(config: Any, floor: float, done: list[dict]) -> None:
                    [[f"{minutes:g}", f"{line['FD']:.2f}", str(training_of(line)), line["commit"]]
                     for minutes, line in best.items()])
     machine = ", ".join(sorted({f"{line['cpu']}, torch {line['torch']}" for line in done}))
+    missing = [name for name in CONTENDERS if name not in {line["name"] for line in done}]
     (ROOT / "bench/quality.md").write_text(PAGE.format(
         record=record.strip(), n=config.n, steps=config.steps, floor=floor,
-        curves=table_of_curves(stops, done).strip(), machine=machine, first=stops[0], data=config.data,
-        out=config.out))
+        curves=table_of_curves(stops, done).strip(), machine=machine, first=stops[0], out=config.out,
+        missing=f" Not measured yet: {', '.join(missing)}." if missing else "", data=parse_name(config.data)[1]))

@@ -209,6 +209,7 @@ def test_the_page_says_what_was_measured(monkeypatch, tmp_path):
     assert "| diffusers, rate 0.0001 | 1.00 M | bf16 | 7 |  | 3.00 | 5 min | 0.900 | 400 |" in page
     assert "| denoising-diffusion-pytorch, rate 0.0001 | 1.00 M | bf16 | 7 |  | 1.50 | not yet | 0.900 | 400 |" in page
     assert f"| ours, rate {OURS:g} | 1.00 M | bf16 | 7 | 3.00 | 2.00 |  | 0.900 | 400 |" in page
+    assert "Not measured yet: denoising-diffusion-pytorch tuned.\n" in page
     assert (tmp_path / "docs/quality.png").stat().st_size > 10_000
 
 
