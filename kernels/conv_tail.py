@@ -1,8 +1,8 @@
 """The end of a residual block as one operation: the second 3x3 convolution, both biases, and the skip.
 
-No network uses it, for it has never run on a GPU. It has been compared with the plain lines
-in Triton's interpreter, and compiled for sm_90. It is worth using only where it comes close enough to cuDNN's
-convolution to gain from the two passes over memory that it saves; bench/bench_conv_tail.py would tell.
+No network uses it, for it has never run on a GPU. It has been compared with the plain lines in Triton's interpreter,
+and compiled for sm_90. It is worth using only where it comes close enough to cuDNN's convolution to gain from the two
+passes over memory that it saves; bench/bench_conv_tail.py would tell.
 """
 
 import torch

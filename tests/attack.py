@@ -234,7 +234,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = cli.parse(Config, argv)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as base:
-        [made] = attack([foundations(Path(base))], limit=300)             # in a child: the parent stays clean
+        [made] = attack([foundations(Path(base))], limit=300)                     # in a child: the parent stays clean
         assert made.ends == ("ok",), made.said
         cases = hostile.cases(Path(base), config.seed)
         kinds = dict.fromkeys(case.kind for case in cases)

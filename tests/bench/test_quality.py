@@ -69,12 +69,11 @@ def test_a_training_that_was_killed_goes_on_from_its_last_save(digits, monkeypat
         contender.update = lambda step, *batch: 1 / 0 if step == 4 else update(step, *batch)
         return contender
 
-    monkeypatch.setitem(contenders.CONTENDERS, "ours", contenders.Entry(failing, (OURS,)))
-    with pytest.raises(ZeroDivisionError):
+    with monkeypatch.context() as patched, pytest.raises(ZeroDivisionError):
+        patched.setitem(contenders.CONTENDERS, "ours", contenders.Entry(failing, (OURS,)))
         advance(Training("ours", 1e-3), digits, 8 / 60)
     saved = state("ours, 0.001, seed 0")
     assert 0 < saved["step"] < 4 and 0 < saved["seconds"] < 8
-    monkeypatch.setitem(contenders.CONTENDERS, "ours", contenders.Entry(made, (OURS,)))
     assert advance(Training("ours", 1e-3), digits, 8 / 60)["steps"] == whole
 
 
