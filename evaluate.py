@@ -5,7 +5,7 @@
     python evaluate.py classifier --data mnist --out FILE                   # trains the classifier that it needs
     python evaluate.py nll                           # bits/dim of the held-out pictures, term by term
     python evaluate.py neighbours                    # samples and the training pictures nearest to them
-    python evaluate.py fid --data cifar10            # Frechet Inception distance; needs pip install pytorch-fid
+    python evaluate.py fid --data cifar10            # Frechet Inception distance of sample.py --npz; needs pytorch-fid
 
 `classes` (or `digits`) prints the scores with their floor (the training set itself) and ceilings. FD: Frechet distance
 to the held-out pictures in the features of a small classifier, in per cent of their variance (Heusel et al. 2017 with

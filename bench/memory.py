@@ -115,8 +115,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     python -m bench.memory
 
-GB that tensors take at once, at most; libraries and the scratch of their convolutions come on top. Eager mode,
-{where}, torch {torch.__version__}.
+GB that tensors take at once, at most, for 64 digits, 32 pictures of 32 x 32, or as many pixels; libraries and the
+scratch of their convolutions come on top. Eager mode, {where}, torch {torch.__version__}.
 
 ## A training step
 

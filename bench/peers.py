@@ -1,6 +1,6 @@
 """Our plain lines and published implementations on the same work, in turn, in one process, on a CPU.
 
-    pip install diffusers denoising-diffusion-pytorch
+    pip install -r bench/requirements.txt               # in an environment of its own: it may replace torch
     python -m bench.peers
 
 Every candidate runs once in every round, so a machine that slows down slows all of them; the ratios are the medians

@@ -1,6 +1,6 @@
 """Quality after equal CPU time: our recipe and published packages' on the same pictures, one thread each.
 
-    pip install -r requirements.txt; pip install -r bench/requirements.txt
+    pip install -r requirements.txt -r bench/requirements.txt      # in an environment of its own: it may replace torch
     python -m bench.quality                             # all of it: about nine hours of CPU; repeat it to resume
     python -m bench.quality --only ours --minutes 5     # five minutes of our curve, from three seeds
     python -m bench.quality --minutes ""                # the page alone, from what has been measured

@@ -38,12 +38,12 @@ Rings are other learning rates, crosses other seeds.{missing}
 
 {curves}
 
-Means, least and most where there are three seeds. The columns after them are of seed 0 at its last stop: when ours was
-first at or below its FD; `agree`, the share of samples that the classifier assigns to the requested class; and `core`,
-how fast the core was just before: pictures that ours learned from in a CPU-second. `form` is the quickest of float32,
-bf16 and bf16 in channels_last on that core.
+Means, least and most where there are three seeds. The columns after them are of seed 0 at its last stop: when ours
+first had this FD or less; `agree`, the share of samples that the classifier assigns to the requested class; and the
+core's speed just before, in pictures that ours learns from in a CPU-second. `form` is the quickest of float32, bf16 and
+bf16 in channels_last on that core.
 
-Every training knows the labels. Rows without `tuned` have the settings of the packages' scripts:
+Every training knows the labels. A package's row without `tuned` has the settings of its own scripts:
 denoising-diffusion-pytorch (dim 64) hides half of the labels, for a guidance that is not used here; diffusers reaches
 its rate after 500 updates. Tuned rows change this: denoising-diffusion-pytorch has dim 16, hides a tenth of the labels
 and averages at every update; diffusers reaches its rate after 100 updates, and it falls to 0 within three epochs.
@@ -68,7 +68,7 @@ def table_of_curves(stops: Sequence[float], done: list[dict]) -> str:
                      f"{last['images'] / last['minutes'] / 60:.0f}", *cells, there, f"{last['agree']:.3f}",
                      f"{last['core']:.0f}"])
     return table(["training", "parameters", "form", "pictures/s", *(f"{minutes:g} min" for minutes in stops),
-                  "ours there", "agree", "core"], rows)
+                  "ours was there", "agree", "core's speed"], rows)
 
 
 def reached(FD: float, done: list[dict]) -> str:
@@ -112,8 +112,8 @@ def write_page(config: Any, floor: float, done: list[dict]) -> None:
     best = {minutes: min((line for line in done if line["minutes"] == minutes), key=lambda line: line["FD"])
             for minutes in stops}
     record = table(["CPU-minutes", "FD", "by", "commit"],
-                   [[f"{minutes:g}", f"{line['FD']:.2f}", str(training_of(line)), line["commit"]]
-                    for minutes, line in best.items()])
+                   [[f"{minutes:g}", f"{line['FD']:.2f}", f"{line['name']}, rate {line['rate']:g}, seed {line['seed']}",
+                     line["commit"]] for minutes, line in best.items()])
     machine = ", ".join(sorted({f"{line['cpu']}, torch {line['torch']}" for line in done}))
     missing = [name for name in CONTENDERS if name not in {line["name"] for line in done}]
     (ROOT / "bench/quality.md").write_text(PAGE.format(

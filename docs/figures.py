@@ -100,7 +100,7 @@ def forward(path: Path) -> None:
     top, bottom = figure.subfigures(2, 1, height_ratios=(1, 2.4))
     times = [0, 20, 50, 100, 150, 200, 300, 400, 600, 1000]
     for axes, t in zip(top.subplots(1, len(times)), times, strict=True):
-        axes.imshow(data.to_pixels(chain[t])[0, 0].numpy(), cmap="gray", vmin=0, vmax=255, interpolation="bicubic")
+        axes.imshow(data.to_pixels(chain[t])[0, 0].numpy(), cmap="gray", vmin=0, vmax=255)
         axes.set_title(f"t = {t}", fontsize=9)
         axes.axis("off")
     axes = bottom.subplots()
@@ -149,7 +149,7 @@ def schedules(path: Path) -> None:
         for axes, t in zip(row, times, strict=True):
             eps = noise.normal(noise.image_seeds(1, torch.zeros(1).long()), 0, (1, 8, 8))
             axes.imshow(data.to_pixels(ddpm.q_sample(schedule, x0, t.view(1), eps))[0, 0].numpy(), cmap="gray",
-                        vmin=0, vmax=255, interpolation="bicubic")
+                        vmin=0, vmax=255)
             axes.set(xticks=[], yticks=[])
             axes.set_title(f"t = {t}" if name == "linear" else "", fontsize=8)
         row[0].set_ylabel(name, fontsize=9)

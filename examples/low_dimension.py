@@ -5,7 +5,7 @@
 x0 lies on a spiral in a plane, however large D is; eps fills all D dimensions, and so does v. A network that is
 narrower than D can pass the first on, but not the others: with more dimensions than units, what it predicts of eps is
 missing most of it, and the samples leave the plane. Predicting x0, with v's loss, it never has to know them
-(Li and He 2025, section 3.4, from which the experiment is taken). In two dimensions all three find the spiral.
+(Li and He 2025, section 3.4, from which the experiment is taken). In two dimensions all find the spiral, x0 roughly.
 
 The units are rectified: D small inputs leave a smooth unit linear, and the network would not learn to bend. Sampling
 begins at t = 980, where the schedule still leaves what eps needs to say where x0 is.

@@ -1,6 +1,7 @@
 """What the README says of the repository is true of it."""
 
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -38,3 +39,11 @@ def test_commands_name_scripts_and_flags_that_exist(page):
         path = path if path.exists() else path.with_suffix("") / "__main__.py"
         known = {*re.findall(r"^    (\w+?)_?: ", path.read_text(), re.M), *["preset"] * ("PRESETS" in path.read_text())}
         assert known >= {*re.findall(r"--(\w+)", rest)}, script
+
+
+def test_the_lines_of_python_run():
+    lines = re.search(r"^From Python.*\n\n((?:    .*\n|\n)+)", README, re.M)[1]
+    names = {}
+    exec(textwrap.dedent(lines), names)
+    assert names["samples"].shape == names["x0"].shape and names["samples"].abs().max() <= 1
+    assert all(p.grad is not None for p in names["unet"].parameters())
