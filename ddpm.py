@@ -185,6 +185,7 @@ def eps_from_x0(schedule: Schedule, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor
 
 def training_target(schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor, target: str) -> Tensor:
     """The regression target: eps, x0, v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0, or flow = eps - x0."""
+    check_times(schedule, t, first=0)
     if target in ("eps", "x0", "flow"):
         return {"eps": eps, "x0": x0, "flow": eps - x0}[target]
     a, b = broadcast_to(x0, *x0_coefficients(alpha_bar_at(schedule, t), target))  # x0 = a xt + b v, so v = a eps + b x0
@@ -199,6 +200,7 @@ def exact_denoiser(schedule: Schedule, data: Tensor, target: str = "eps") -> Cal
     points = data.flatten(1).double()                                   # N D
 
     def denoise(xt: Tensor, t: Tensor) -> Tensor:
+        check_times(schedule, t)
         alpha_bar = alpha_bar_at(schedule, t)[:, None]
         near = alpha_bar.sqrt() * (xt.flatten(1).double() @ points.T) - alpha_bar * points.square().sum(1) / 2
         x0 = ((near / (1 - alpha_bar)).softmax(1) @ points).view(xt.shape).to(xt.dtype)

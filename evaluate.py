@@ -58,7 +58,7 @@ class Neighbours:
     """Shows each sample next to its nearest training pictures, to reveal copies."""
     checkpoint: str = "weights/digits.pt"       # a checkpoint of train.py
     data: str = ""                              # data set to search; empty is the training data
-    fit: str = "crop"                           # how pictures are resized to the model's size: crop or pad
+    fit: str = ""                               # how pictures reach the model's size, crop or pad; empty is its own
     among: int = 0                              # number of pictures to search, from the first; 0 is all
     n: int = 10                                 # number of samples
     k: int = 5                                  # nearest neighbours of each sample
@@ -90,9 +90,7 @@ def score_classes(argv: Sequence[str]) -> None:
     facts = classifier.trained_on(last)
     weights = classifier.load_fitting(facts, config.classifier).weights
     settings = sample.Config(**{name: getattr(config, name) for name in SAMPLING})
-    fit = last.settings.get("fit", "crop")
-    train, test = (relabel(load_pictures(last, name, fit, config.data), facts)
-                   for name in ("", config.held_out))
+    train, test = (relabel(load_pictures(last, name, trained_on=config.data), facts) for name in ("", config.held_out))
     train = data.spread(train, config.among)
     samples = sample.generate(settings)
     untrained = sample.generate(settings, weights=UNet(last.network).state_dict())
@@ -119,6 +117,7 @@ def neighbours(argv: Sequence[str]) -> None:
     """Saves the grid, one row per sample with the sample first, and prints median distances."""
     config = parse(Neighbours, argv)
     check_range(config, "among", 0)
+    out = pictures.picture_path(config.out)                                       # fails before sampling, not after
     last = checkpoint.load(config.checkpoint)
     searched = data.first(load_pictures(last, config.data, config.fit), config.among)
     if not 1 <= config.k <= len(searched.images) > 1:
@@ -129,7 +128,7 @@ def neighbours(argv: Sequence[str]) -> None:
     distances, index = classes.nearest(samples, searched.images, config.k)
     nearest = data.to_unit(searched.images[index.flatten()]).view(-1, config.k, *searched.shape)
     x, heads = torch.cat([samples[:, None], nearest], 1), ("sample", "nearest", *map(str, range(2, config.k + 1)))
-    pictures.save(pictures.grid(x.flatten(0, 1), 1 + config.k, heads), config.out)
+    pictures.save(pictures.grid(x.flatten(0, 1), 1 + config.k, heads), out)
     real = classes.nearest(nearest[:, 0], searched.images, 2)[0][:, 1]            # column 0 is the picture itself
     print(f"median rms distance per pixel, in [-1, 1]: {config.n} samples to their nearest picture "
           f"{distances[:, 0].median():.3f}, these to their nearest neighbour {real.median():.3f}; see {config.out}")
@@ -143,9 +142,9 @@ def train_classifier(argv: Sequence[str]) -> None:
     held_out = data.TEST + config.data if config.held_out == HELD_OUT else config.held_out
     train, test = (data.load(name, config.size, config.fit) for name in (config.data, held_out))
     facts = classifier.facts_of(train)
-    train, test = (relabel(found, facts) for found in (train, test))
-    if config.out == Classifier.out and train.name != "digits":
-        raise ValueError(f"{config.out} is the digits' classifier; choose another file for {config.data} with --out")
+    train, test = (relabel(dataset, facts) for dataset in (train, test))
+    if config.out == Classifier.out and (config.data, config.size) != ("digits", ""):
+        raise ValueError(f"{config.out} is the digits' classifier; choose another file for these with --out")
     out = check_writable(config.out)                                              # fails before training, not after
     classifier.save(out, classifier.train(train, config.steps), DTYPES[config.dtype])
     weights = classifier.load(out).weights

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 MASK = 0xFFFFFFFF
-SAMPLE, TRAIN, INPAINT, SHUFFLE, TIMES, LABELS, FLIPS, LEAVES = range(8)    # streams: independent numbers for each use
+SAMPLE, TRAIN, INPAINT, SHUFFLE, TIMES, LABELS, FLIPS, LEAVES, DROPOUT = range(9)  # streams: independent numbers each
 
 
 def philox(key, counter):

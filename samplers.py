@@ -127,7 +127,7 @@ def spaced_times(schedule, steps: int, spacing: str = "trailing", shift: float =
     most, least = log_sigma(schedule.alpha_bar[[-1, 1]])
     if spacing == "flow":
         left = 1 - torch.arange(steps, dtype=torch.float64, device=most.device) / steps
-        return time_at(schedule, (most.sigmoid() * shift * left / (1 + (shift - 1) * left)).logit())
+        return time_at(schedule, (most.sigmoid() * shift * left / (shift * left + (1 - left))).logit())
     if most == math.inf:
         raise ValueError(f"alpha_bar is 0 at T, where sigma is infinite; spacing {spacing} needs a finite sigma, "
                          f"use trailing or flow")
@@ -266,8 +266,11 @@ def check_chain(schedule, times, sampler: str, variance: str, eta: float, churn:
     if not len(t) or not (t[0] <= T and t[-1] >= 1 and (t.diff() < 0).all()):
         raise ValueError(f"times are {numbers(t)}; they must decrease and lie in 1..{T}")
     t = t.double() if (t % 1).any() else t.long()
-    if (alpha_bar_at(schedule, t).diff() <= 0).any():
-        raise ValueError(f"times are {numbers(t)}; alpha_bar must differ between them, and it is 0 from {T - 1} to {T}")
+    alpha_bar = alpha_bar_at(schedule, t)
+    if same := (alpha_bar.diff() <= 0).nonzero().flatten().tolist():
+        first, second = t[same[0]], t[same[0] + 1]
+        raise ValueError(f"times are {numbers(t)}; alpha_bar must differ between them, and it is "
+                         f"{alpha_bar[same[0]]:.2g} at {first:g} and at {second:g}")
     if not 0 <= eta <= 1:
         raise ValueError(f"eta is {eta:g}; it must be between 0 (DDIM) and 1 (DDPM)")
     if eta and sampler not in ("ddim", "2m"):

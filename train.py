@@ -120,9 +120,9 @@ def check_share(config: Config) -> None:
 
 
 def network_for(config: Config, dataset: data.Data) -> UNetConfig:
-    """The named network with the channels and classes of the data; its last class is the null class."""
+    """The named network with the channels and classes of the data, and at last a null class, if it will be trained."""
     C = dataset.shape[0]
-    classes = len(dataset.classes) + 1 if dataset.classes and config.null < 1 else 0
+    classes = len(dataset.classes) + (config.null > 0) if dataset.classes and config.null < 1 else 0
     network = replace(CONFIGS[config.network], in_channels=C, classes=classes,
                       out_channels=2 * C if config.loss in LEARNED else C)
     check_size(network, *dataset.shape)
@@ -164,6 +164,12 @@ def hide_labels(config: Config, step: int, labels: Tensor, null: int, share: sli
     """The labels of this share of the batch, each replaced by the null class with probability config.null."""
     hidden = noise.uniform(config.seed, step, config.batch, noise.LABELS)[share] < config.null
     return torch.where(hidden, null, labels) if len(labels) else labels
+
+
+def dropout_seed(seed: int, step: int) -> int:
+    """What torch's generator begins a step with, 32 bits, for that is all a CPU's takes; every process has its own."""
+    key = noise.image_seeds(seed, torch.tensor(processes.rank()))
+    return noise.words(key, step, 1, noise.DROPOUT)[0].item()
 
 
 def learning_rate(config: Config, step: int) -> float:
@@ -271,7 +277,8 @@ def update(run: Run, model: Callable, step: int, pixels: Tensor, labels: Tensor)
     t = sample_timesteps(config, step, p)
     weight = torch.ones(config.batch) if p is None else (1 / (config.T * p[t - 1])).float()      # mean 1: unbiased
     batch = make_batch(run, step, t, weight, pixels, labels)
-    torch.manual_seed(config.seed + step + (processes.rank() << 32))              # dropout depends on the step alone
+    if run.unet.config.dropout:
+        torch.manual_seed(dropout_seed(config.seed, step))
     run.optimizer.zero_grad()
     losses = backward(run, model, batch)
     norm = torch.nn.utils.clip_grad_norm_(run.weights.values(), config.clip)

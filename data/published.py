@@ -1,9 +1,9 @@
-"""Data sets by name: digits, files of one's own, published sets, and dead leaves, the natural images of 2015.
+"""Data sets by name: published sets, from the hub or from files, and dead leaves, the natural images of 2015.
 
     --data cifar10                  comes through the `datasets` library (pip install datasets), which keeps it
     --data cifar10:PATH             files of one's own: CIFAR's binary version, MNIST's IDX, parquet, or images
     --data test:cifar10:PATH        the pictures that its authors held out of the training set (test:cifar10, too)
-    --data stream:imagenet64        never kept: rows in the order in which they come (stream:imagenet64:PATH, too)
+    --data stream:imagenet64        never kept, shuffled a little (stream:imagenet64:PATH, too)
     --data dead-leaves --size 64    endless, rendered on demand; dead-leaves-grey is grey
 
 Sets up to sets.IN_MEMORY bytes of pixels are decoded at once, larger ones as needed. Nothing is ever unpickled: a
@@ -103,7 +103,7 @@ def load_local(name: str, key: str, path: Path, rows: tuple, formats: dict[str, 
         own = f"{formats[key].says}, " if key in formats else ""
         raise ValueError(f"{path} has no held-out pictures of {key}; they are {own}{source.split}*.parquet, or images "
                          f"in a folder {source.split}")
-    return sets.read_folder(inner if inner.is_dir() else path, size or source.size, fit)
+    return sets.read_folder(inner if inner.is_dir() else path, size or source.size, fit)._replace(name=key)
 
 
 def is_pickle(path: Path) -> bool:
@@ -244,8 +244,3 @@ class Column:
     def first(self, n: int) -> Tensor:
         """Of the table's first rows, read apart from the stream."""
         return torch.stack([self.of(k, row) for k, row in enumerate(itertools.islice(self.stream.table, n))])
-
-
-# Local files in the formats of their authors
-
-

@@ -175,25 +175,25 @@ def even_indices(N: int, n: int) -> Tensor:
     return torch.arange(n) * N // n
 
 
-def first(found: Data, n: int) -> Data:
+def first(data: Data, n: int) -> Data:
     """Its first n pictures, all for 0. Raises ValueError for all of a set without end."""
-    N = len(found.images)
+    N = len(data.images)
     if not n and N == ENDLESS:
-        raise ValueError(f"{found.name} has no end; say how many of its pictures to take")
-    return found if not n or n >= N else take(found, torch.arange(n))
+        raise ValueError(f"{data.name} has no end; say how many of its pictures to take")
+    return data if not n or n >= N else take(data, torch.arange(n))
 
 
-def spread(found: Data, n: int) -> Data:
+def spread(data: Data, n: int) -> Data:
     """n pictures spread over the set, all for 0; of a set without end its first ones, or ValueError for all."""
-    N = len(found.images)
+    N = len(data.images)
     if N == ENDLESS:
-        return first(found, n)
-    return found if not n or n >= N else take(found, even_indices(N, n))
+        return first(data, n)
+    return data if not n or n >= N else take(data, even_indices(N, n))
 
 
-def take(found: Data, index: Tensor) -> Data:
+def take(data: Data, index: Tensor) -> Data:
     """The set of these pictures of it."""
-    return found._replace(images=found.images[index], labels=None if found.labels is None else found.labels[index])
+    return data._replace(images=data.images[index], labels=None if data.labels is None else data.labels[index])
 
 
 def digest(data: Data) -> str:
@@ -201,16 +201,16 @@ def digest(data: Data) -> str:
 
     Of a folder that is read as needed it is the hash of the files' names and sizes, of other sets that of 16 pictures.
     """
-    found = hashlib.sha256(repr((len(data.images), tuple(data.shape), data.classes)).encode(errors="surrogateescape"))
+    hashed = hashlib.sha256(repr((len(data.images), tuple(data.shape), data.classes)).encode(errors="surrogateescape"))
     if isinstance(data.images, Folder):
         for path in data.images.paths:
-            found.update(os.fsencode(f"{path} {path.stat().st_size}\n"))
+            hashed.update(os.fsencode(f"{path} {path.stat().st_size}\n"))
     else:
         pixels = data.images if isinstance(data.images, Tensor) else evenly_spaced(data, 16)
-        found.update(pixels.contiguous().numpy())
+        hashed.update(pixels.contiguous().numpy())
     if isinstance(data.labels, Tensor):
-        found.update(data.labels.numpy())
-    return found.hexdigest()
+        hashed.update(data.labels.numpy())
+    return hashed.hexdigest()
 
 
 # Batches

@@ -15,14 +15,17 @@ from unet import UNet
 def read(source: str, flags: str = "") -> Checkpoint:
     """The checkpoint of a diffusers folder, file or hub id, an OpenAI .pt or our own. Raises ValueError for others."""
     path = locate(source)
-    if path.is_dir() or path.suffix in (".bin", ".safetensors"):
+    diffusers = path.is_dir() or path.suffix in (".bin", ".safetensors")
+    weights = {} if diffusers else read_tensors(path)
+    if flags and (diffusers or "format" in weights):
+        raise ValueError(f"flags is {flags!r}; only an OpenAI .pt takes them, leave them out for {source}")
+    if diffusers:
         weights, config, scheduler = diffusers_files(path)
         with reading(path, "correct its config.json, or use another model"):
             parts, size = from_diffusers(weights, config, scheduler), config.get("sample_size")
             if not size:
                 raise ValueError("it does not specify the picture size; add sample_size to its config.json")
             return new_checkpoint(str(source), *parts, size)
-    weights = read_tensors(path)
     if "format" in weights:
         return checkpoint.load(path)
     settings = {**FLAGS, **read_flags(flags, path.with_suffix(".json"))}

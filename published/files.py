@@ -110,7 +110,7 @@ def read_flags(text: str, default: Path) -> dict:
     """Flags from text such as "--image_size 64 ...", from the .json file it names or, if empty, from `default`."""
     if re.fullmatch(r"(\s*--\w+[ =]\S+)+\s*", text):
         return dict(re.findall(r"--(\w+)[ =](\S+)", text))
-    if not Path(text or default).is_file():
+    if text.lstrip().startswith("--") or not Path(text or default).is_file():
         raise ValueError(f"flags is {text!r}; OpenAI weights do not describe their network: pass the published flags, "
                          f"as '--image_size 64 ...', or save them as JSON in {default}")
     return read_json(Path(text or default))

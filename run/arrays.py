@@ -109,10 +109,10 @@ def finish(path: Path, npz: Path, labels: Tensor | None) -> None:
 def digest(settings: Any, last: Checkpoint) -> str:
     """A name for exactly these pictures: a hash of sample.py's settings and of the weights that they depend on."""
     settings = replace(settings, batch=1, snapshots="", gif=False, png=False, npz=False, device="", out="")
-    found = hashlib.sha256(f"{settings} {last.network} {last.settings} {last.data}".encode(errors="surrogateescape"))
+    hashed = hashlib.sha256(f"{settings} {last.network} {last.settings} {last.data}".encode(errors="surrogateescape"))
     for w in (last.beta, *getattr(last, WEIGHTS[settings.weights]).values()):
-        found.update(w.float().contiguous().numpy())
-    return found.hexdigest()[:12]
+        hashed.update(w.float().contiguous().numpy())
+    return hashed.hexdigest()[:12]
 
 
 def remove_stale(folder: Path, n: int) -> None:

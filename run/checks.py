@@ -110,11 +110,16 @@ def check_facts(data: dict[str, Any], network: UNetConfig) -> None:
     name, shape, classes = data["name"], data["shape"], data["classes"]
     if type(name) is not str or type(data.get("digest", "")) is not str:
         raise ValueError("the name or the digest of the data is no text")
-    if len(shape) != 3 or not all(type(n) is int and n > 0 for n in shape) or math.prod(shape) > PIXELS:
-        raise ValueError(f"the shape of the data is {shape}")
+    check_shape(shape)
     rows = 0, len(classes), len(classes) + 1                        # trained without labels, with all, and a null class
     if len(classes) > CLASSES or not all(type(c) is str for c in classes) or network.classes not in rows:
         raise ValueError(f"there are {network.classes} rows for {len(classes)} classes")
+
+
+def check_shape(shape: Any) -> None:
+    """Raises ValueError unless it is C, H, W of a picture."""
+    if len(shape) != 3 or not all(type(n) is int and n > 0 for n in shape) or math.prod(shape) > PIXELS:
+        raise ValueError(f"the shape of the pictures is {shape}")
 
 
 def check_settings(settings: dict[str, Any], network: UNetConfig) -> None:

@@ -6,9 +6,11 @@ import dataclasses
 import errno
 import functools
 import inspect
+import itertools
 import math
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -48,8 +50,16 @@ def parse(kind: type[T], argv: Sequence[str] | None, presets: dict[str, T] | Non
     if not name:
         return kind(**flags)
     settings = dataclasses.replace(presets[name], **flags)
-    print(f"preset {name}:", *(f"--{k.rstrip('_')} {v}" for k, v in dataclasses.asdict(settings).items()))
+    print(f"preset {name}:", *itertools.starmap(as_flag, dataclasses.asdict(settings).items()))
     return settings
+
+
+def as_flag(name: str, value: str | float | bool) -> str:
+    """A setting as it is typed: --n 7, --flip, --no-flip, --size ''."""
+    name = name.rstrip("_")
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name} {shlex.quote(str(value))}"
 
 
 def script(main: Callable) -> Callable:

@@ -22,6 +22,7 @@ from torch import Tensor
 from data.files import reading, writing
 from run import processes
 from run.cli import make_parent
+from run.pictures import save_figure
 
 PARTS = ("loss", "simple", "bound")
 SCORES = {"FD": "Frechet distance, %", "agree": "classified as requested"}        # of samples, and what they are called
@@ -181,9 +182,7 @@ def plot_log(out: Path, path: Path | None = None) -> None:
         axes.legend(fontsize=8)
     for axes in rest:
         plot_scores(axes, scored)
-    path = path or out / "loss.png"
-    with writing(path) as file:
-        figure.savefig(file, format=path.suffix[1:], dpi=120)
+    save_figure(figure, path or out / "loss.png", dpi=120)
 
 
 def plot_scores(axes, lines: list[dict]) -> None:

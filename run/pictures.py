@@ -92,12 +92,24 @@ def kept_times(snapshots: Sequence[int], gif: bool, times: Sequence[int]) -> set
 
 def save(image: Image.Image, path: str | Path, sync: bool = True, **options) -> None:
     """Writes a picture, in the format that its name ends in: whole, or not at all (see `writing`)."""
-    path, content = Path(path), io.BytesIO()
-    if path.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"{path} is no name of a picture; let it end in {' '.join(SUFFIXES)}")
-    image.save(content, SUFFIXES[path.suffix.lower()], **options)
+    content = io.BytesIO()
+    image.save(content, picture_format(path), **options)
     with writing(path, sync=sync) as file:
         file.write(content.getvalue())
+
+
+def picture_format(path: str | Path) -> str:
+    """The format that a picture's name ends in. Raises ValueError for another name."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in SUFFIXES:
+        raise ValueError(f"{path} is no name of a picture; let it end in {' '.join(SUFFIXES)}")
+    return SUFFIXES[suffix]
+
+
+def picture_path(out: str) -> Path:
+    """Where a picture will go: what could not be written is refused now, and one already there is left alone."""
+    picture_format(out)
+    return check_writable(out)
 
 
 def film(samples: Samples, path: Path) -> None:

@@ -7,6 +7,7 @@ import torch
 
 from run import checks, processes
 from run.checkpoint import Checkpoint, load, versions
+from run.cli import as_flag
 from run.importance import LATEST
 from run.state import Run
 
@@ -81,7 +82,7 @@ def check_same_run(run: Run, path: Path, last: Checkpoint, free: set[str]) -> No
     settings = asdict(run.config)
     changed = [name for name, value in last.settings.items() if name not in free and settings.get(name) != value]
     if changed or tuple(last.data["shape"]) != run.dataset.shape or tuple(last.data["classes"]) != run.dataset.classes:
-        was = " ".join(f"--{name} {last.settings[name]}" for name in changed) or (
+        was = " ".join(as_flag(name, last.settings[name]) for name in changed) or (
             f"other data: {tuple(last.data['shape'])}, classes {', '.join(last.data['classes'][:20]) or 'none'}")
         raise ValueError(f"{path} was trained with {was}; repeat that, or choose another --out")
     if not last.optimizer:

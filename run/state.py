@@ -13,7 +13,6 @@ from torch.func import functional_call
 import data
 import ddpm
 import noise
-from data.files import writing
 from run import checkpoint, folder, pictures, processes
 from unet import UNet
 
@@ -21,6 +20,7 @@ Score = Callable[[Tensor, Tensor | None], dict[str, float]]         # samples in
 PATIENCE = 5                        # consecutive updates that may fail before the run stops
 UNREAD = 50                         # updates whose outcome a GPU is not asked for, at most
 SCORED, SCORED_STEPS = 250, 10      # samples that are scored, and their steps of DPM-Solver++
+SHOWN, SHOWN_STEPS = 20, 50         # classes in a grid of samples, at most, and the steps of DDIM
 
 
 @dataclass
@@ -85,7 +85,10 @@ class Run(NamedTuple):
 
 
 def describe(run: Run) -> None:
-    """Prints what is trained on what, and how much of the data the schedule leaves in x_T."""
+    """Prints what is trained on what, and how much of the data the schedule leaves in x_T.
+
+    Raises ValueError for a schedule that cannot be sampled, or the first grid would.
+    """
     config, (C, H, W), bits = run.config, run.dataset.shape, ddpm.schedule_check(run.schedule)
     N, world = len(run.dataset.images), processes.world_size()
     print(f"data     {config.data}: {'endless' if N == data.ENDLESS else N} pictures of {C} x {H} x {W}, "
@@ -95,6 +98,7 @@ def describe(run: Run) -> None:
     print(f"schedule {config.schedule}, T = {config.T}: {bits:.2g} bits/dim of the data are left in x_T")
     if bits > 1e-3:
         print("warning: sampling starts without them; a larger T or another --schedule leaves less")
+    grid_rows(run, SHOWN_STEPS)
 
 
 def due(run: Run, every: int) -> bool:
@@ -166,12 +170,11 @@ def saved_on_error(run: Run) -> Iterator[None]:
 
 
 def save_samples(run: Run, path: Path) -> dict[str, list[float]]:
-    """Samples every class with the averaged weights, always from the same noise; returns the channels' statistics."""
-    classes = run.dataset.classes
-    x0, _ = sampled(run, 5 * len(classes) if run.unet.classes else 16, 50)
-    columns, heads = (len(classes), classes) if run.unet.classes else (4, ())
-    with writing(path) as file:
-        pictures.grid(x0, columns, heads).save(file, format="png")
+    """Saves five samples of each class, of 20 classes at most, always from the same noise; returns their statistics."""
+    shown = data.even_indices(len(run.dataset.classes) if run.unet.classes else 0, SHOWN)
+    x0, _ = sampled(run, 5 * len(shown) or 16, grid_rows(run, SHOWN_STEPS), shown)
+    heads = [run.dataset.classes[k] for k in shown]
+    pictures.save(pictures.grid(x0, len(heads) or 4, heads), path)
     real = data.to_unit(data.evenly_spaced(run.dataset, 512))
     return {**pictures.channel_statistics("samples", x0), **pictures.channel_statistics("data", real)}
 
@@ -180,7 +183,7 @@ def score_samples(run: Run) -> dict[str, float]:
     """The scores of samples of all classes, always from the same noise, if the run has a score."""
     if run.score is None:
         return {}
-    x0, labels = sampled(run, SCORED, SCORED_STEPS, "2m")
+    x0, labels = sampled(run, SCORED, grid_rows(run, SCORED_STEPS, "2m"), torch.arange(len(run.dataset.classes)))
     return run.score(x0.cpu(), None if labels is None else labels.cpu())
 
 
@@ -193,15 +196,18 @@ def scores_are_cheap(config: Any) -> bool:
     return pictures_trained_on >= 50 * SCORED * SCORED_STEPS / 3
 
 
+def grid_rows(run: Run, steps: int, sampler: str = "ddim") -> Tensor:
+    """The sampler's rows. Raises ValueError for a schedule that cannot be sampled."""
+    return ddpm.sampler_rows(run.schedule, ddpm.timesteps(run.config.T, min(steps, run.config.T)), sampler=sampler,
+                             target=run.config.target, variance=run.unet.config.variance)
+
+
 @torch.no_grad()
-def sampled(run: Run, n: int, steps: int, sampler: str = "ddim") -> tuple[Tensor, Tensor | None]:
-    """n samples of the averaged weights (n, C, H, W), of all classes in turn, and their labels, if the network has any.
-    """
+def sampled(run: Run, n: int, rows: Tensor, classes: Tensor) -> tuple[Tensor, Tensor | None]:
+    """n samples of the averaged weights (n, C, H, W), of these classes in turn, and their labels, if there are any."""
     device = run.schedule.beta.device
     seeds = noise.image_seeds(0, torch.arange(n, device=device))
-    labels = torch.arange(n, device=device) % len(run.dataset.classes) if run.unet.classes else None
-    rows = ddpm.sampler_rows(run.schedule, ddpm.timesteps(run.config.T, min(steps, run.config.T)), sampler=sampler,
-                             target=run.config.target, variance=run.unet.config.variance)
+    labels = classes.to(device)[torch.arange(n, device=device) % len(classes)] if run.unet.classes else None
     run.unet.eval()
     *_, (_, x0, _) = ddpm.sample(lambda xt, t: functional_call(run.unet, run.ema, (xt, t, labels)),
                                  rows, run.dataset.shape, seeds)

@@ -1,1 +1,1 @@
-"""Metrics of trained models: `classes` (classifier of the digits, its scores), `fid` (FID), `likelihood` (bits/dim)."""
+"""Metrics of trained models: `classes` (of a labelled set, by a `classifier`), `fid` (FID), `likelihood` (bits/dim)."""

@@ -123,8 +123,8 @@ def to_nearest(x: Tensor, images) -> Tensor:
     x, least = x.flatten(1), torch.full((len(x),), math.inf)
     for index in torch.arange(len(images)).split(max(1, BLOCK // x.shape[1])):
         y = data.to_unit(images[index]).flatten(1)
-        found = [torch.cdist(part, y).min(1).values for part in blocks(x, len(y))]
-        least = torch.minimum(least, torch.cat(found))
+        parts = [torch.cdist(part, y).min(1).values for part in blocks(x, len(y))]
+        least = torch.minimum(least, torch.cat(parts))
     return least
 
 

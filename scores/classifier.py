@@ -17,7 +17,7 @@ from data.files import reading, writing
 from data.published import parse_name
 from data.sets import CLASSES
 from run.checkpoint import Checkpoint
-from run.checks import PIXELS, load_tensors
+from run.checks import check_shape, load_tensors
 
 FILES = {"digits": Path("weights/digits_classifier.pt"), "fashion-mnist": Path("weights/fashion_classifier.pt")}
 MEND = "train one with: python evaluate.py classifier --data ... --out FILE, and name it with --classifier FILE"
@@ -143,8 +143,7 @@ def check_facts(name: Any, shape: Any, classes: Any) -> Facts:
     """The facts. Raises ValueError for what is none."""
     if type(name) is not str or not all(type(c) is str for c in classes) or not 1 <= len(classes) <= CLASSES:
         raise ValueError("its data set has no name or no names of classes")
-    if len(shape) != 3 or not all(type(n) is int and n > 0 for n in shape) or math.prod(shape) > PIXELS:
-        raise ValueError(f"the shape of its pictures is {shape}")
+    check_shape(shape)
     return Facts(name, tuple(shape), tuple(classes))
 
 
@@ -159,7 +158,7 @@ def own_path(name: str) -> Path:
 def load_fitting(facts: Facts, path: str = "") -> Classifier:
     """The classifier of this data set, from its own place if no path is given. Raises ValueError for another set's."""
     path = Path(path) if path else own_path(facts.name)
-    found = load(path)
-    if not found.facts.fit(facts):
-        raise ValueError(f"{path} is a classifier of {found.facts}, the pictures are {facts}; {MEND}")
-    return found
+    classifier = load(path)
+    if not classifier.facts.fit(facts):
+        raise ValueError(f"{path} is a classifier of {classifier.facts}, the pictures are {facts}; {MEND}")
+    return classifier

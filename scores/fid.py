@@ -137,7 +137,7 @@ def fid(argv: Sequence[str], network: Callable[[torch.device], Features] = incep
     config = parse(Config, argv)
     check_range(config, "n", 0)
     check_range(config, "batch", 1)
-    samples = data.load(config.pictures)
+    samples = data.first(data.load(config.pictures), 0)
     C, H, W = samples.shape
     real = data.first(data.load(config.data, f"{H}x{W}", config.fit), config.n)
     for name, pictures in ((config.pictures, samples), (config.data, real)):

@@ -23,7 +23,7 @@ import ddpm
 import noise
 from run import checkpoint
 from run.cli import check_range, choose_device, parse
-from run.pictures import save_figure
+from run.pictures import figure_path, save_figure
 from scores.classifier import facts_of, trained_on
 from scores.pictures import load_pictures
 
@@ -33,7 +33,7 @@ class Config:
     """Bits/dim of a data set under a trained model: the terms of the bound, their sum, and two plots."""
     checkpoint: str = "weights/digits.pt"       # a checkpoint of train.py
     data: str = "held-out"                      # held-out (of what it was trained on), or as for train.py
-    fit: str = "crop"                           # how pictures are resized to the model's size: crop or pad
+    fit: str = ""                               # how pictures reach the model's size, crop or pad; empty is its own
     n: int = 0                                  # number of pictures, from the first; 0 is all
     times: int = 50                             # intervals of 2..T at most, one t sampled in each; 0 is every t
     labels: bool = True                         # condition a class-conditional model on the labels
@@ -128,8 +128,10 @@ def nll(argv: Sequence[str]) -> None:
     """Prints the terms of the bound and saves the two plots."""
     config = parse(Config, argv)
     last, device = checkpoint.load(config.checkpoint), choose_device(config.device)
-    ddpm.check_choice("weights", config.weights, ("ema", "raw"))
-    T = len(last.beta)
+    ddpm.check_choice("weights", config.weights, checkpoint.WEIGHTS)
+    figure_path(config.out)                                                       # fails now, not at the end
+    if (T := len(last.beta)) < 2:
+        raise ValueError(f"{config.checkpoint} has T = {T}; the bound needs a T of 2 or more")
     check_range(config, "times", 0, T - 1)
     check_range(config, "n", 0)
     check_range(config, "batch", 1)

@@ -9,33 +9,35 @@ from scores.classifier import Facts, facts_of
 HELD_OUT = "held-out"
 
 
-def load_pictures(last: Checkpoint, name: str, fit: str, trained_on: str = "") -> data.Data:
+def load_pictures(last: Checkpoint, name: str, fit: str = "", trained_on: str = "") -> data.Data:
     """The set `name` at the size of the model's pictures; "" is what it was trained on, HELD_OUT what was held out.
 
-    trained_on: the name of the training set, if not the one in the checkpoint. Raises ValueError for another shape.
+    fit: crop or pad; "" is the model's own. trained_on: the name of the training set, if not the one in the
+    checkpoint. Raises ValueError for another shape.
     """
     C, H, W = last.data["shape"]
     own = trained_on or last.settings.get("data", "")
     if name in ("", HELD_OUT) and not own:
         raise ValueError("the checkpoint does not say what it was trained on; name the pictures with --data")
-    found = data.load({"": own, HELD_OUT: data.TEST + own}.get(name, name), f"{H}x{W}", fit)
-    if found.shape != (C, H, W):
-        raise ValueError(f"the pictures of {name or own} are {found.shape}; the model's are {(C, H, W)}; use others")
-    return found
+    dataset = data.load({"": own, HELD_OUT: data.TEST + own}.get(name, name), f"{H}x{W}",
+                        fit or last.settings.get("fit", "crop"))
+    if dataset.shape != (C, H, W):
+        raise ValueError(f"the pictures of {name or own} are {dataset.shape}; the model's are {(C, H, W)}; use others")
+    return dataset
 
 
-def relabel(found: data.Data, facts: Facts) -> data.Data:
+def relabel(dataset: data.Data, facts: Facts) -> data.Data:
     """The set, its labels those of the classes of these facts. Raises ValueError if it has no labels, or others."""
     classes = facts.classes
-    if len(found.images) == data.ENDLESS:
-        raise ValueError(f"{found.name} has no end; name pictures that can be counted")
-    if found.labels is None:
-        raise ValueError(f"{found.name} has no labels; use pictures of the model's {len(classes)} classes")
-    if facts_of(found).fit(facts):
-        return found._replace(classes=classes)
-    if other := [name for name in found.classes if name not in classes]:
-        raise ValueError(f"{found.name} has the class {other[0]!r}; those of the model are {', '.join(classes[:20])}")
-    if found.classes == classes[:len(found.classes)]:
-        return found
-    place = torch.tensor([classes.index(name) for name in found.classes])
-    return found._replace(labels=place[found.labels], classes=classes)
+    if len(dataset.images) == data.ENDLESS:
+        raise ValueError(f"{dataset.name} has no end; name pictures that can be counted")
+    if dataset.labels is None:
+        raise ValueError(f"{dataset.name} has no labels; use pictures of the model's {len(classes)} classes")
+    if facts_of(dataset).fit(facts):
+        return dataset._replace(classes=classes)
+    if other := [name for name in dataset.classes if name not in classes]:
+        raise ValueError(f"{dataset.name} has the class {other[0]!r}; those of the model are {', '.join(classes[:20])}")
+    if dataset.classes == classes[:len(dataset.classes)]:
+        return dataset
+    place = torch.tensor([classes.index(name) for name in dataset.classes])
+    return dataset._replace(labels=place[dataset.labels], classes=classes)

@@ -410,13 +410,16 @@ def test_convert_and_sample_from_are_the_same_pictures(tmp_path, capsys, source)
     assert (default[:, clip] == 1).all() and unclipped[:, clip].isinf().all()
 
 
-def test_published_flags_on_the_command_line(tmp_path):
+def test_published_flags_on_the_command_line(tmp_path, refused):
     torch.save(golden("guided_unet_improved")[0], tmp_path / "model.pt")
     flags = " ".join(f"--{name} {value}" for name, value in OPENAI["guided_unet_improved"].items())
     convert.main(["--source", str(tmp_path / "model.pt"), "--to", str(tmp_path / "a.pt"), "--flags", flags])
     (tmp_path / "flags.json").write_text(json.dumps(OPENAI["guided_unet_improved"]))
     convert.main(["--source", str(tmp_path / "model.pt"), "--to", str(tmp_path / "b.pt"), "--flags",
                   str(tmp_path / "flags.json")])
+    for path, wrong, says in ((tmp_path / "model.pt", f"{flags} --use_fp16", "pass the published flags"),
+                              (tmp_path / "a.pt", flags, "only an OpenAI .pt takes them")):
+        assert says in refused(convert.main, ["--source", str(path), "--to", str(tmp_path / "c.pt"), "--flags", wrong])
     one, other = (checkpoint.load(tmp_path / name) for name in ("a.pt", "b.pt"))
     assert one.network == other.network and one.data["shape"] == (3, 16, 16)
     equal(one.ema, other.ema)

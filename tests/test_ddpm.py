@@ -164,9 +164,10 @@ def test_q_steps_compose_to_q_sample(name):
 
 
 @pytest.mark.parametrize("t", [-1, 0, 11, 10**9])
-@pytest.mark.parametrize("name", ["q_step", "q_sample", "q_posterior", "predict", "loss", "hybrid_loss", "bound_terms"])
+@pytest.mark.parametrize("name", ["q_step", "q_sample", "q_posterior", "predict", "training_target", "exact_denoiser",
+                                  "loss", "hybrid_loss", "bound_terms"])
 def test_times_outside_the_chain_are_refused(name, t):
-    """Of a table, -1 is the last entry; t = 0 is clean, which q_sample alone can make."""
+    """Of a table, -1 is the last entry; t = 0 is clean, which q_sample can make, and for which there is a target."""
     schedule, t = ddpm.linear_schedule(10), torch.tensor([1, t])
     x, eps = torch.zeros(2, 1, 2, 2), torch.ones(2, 1, 2, 2)
     bound = {"target": "eps", "variance": "learned", "clip": False}
@@ -174,11 +175,13 @@ def test_times_outside_the_chain_are_refused(name, t):
         "q_step": lambda: ddpm.q_step(schedule, x, t, eps), "q_sample": lambda: ddpm.q_sample(schedule, x, t, eps),
         "q_posterior": lambda: ddpm.q_posterior(schedule, x, x, t),
         "predict": lambda: ddpm.predict(schedule, eps, x, t, "v"),
+        "training_target": lambda: ddpm.training_target(schedule, x, t, eps, "v"),
+        "exact_denoiser": lambda: ddpm.exact_denoiser(schedule, x)(x, t),
         "loss": lambda: ddpm.loss(schedule, lambda xt, t: xt, x, t, eps),
         "hybrid_loss": lambda: ddpm.hybrid_loss(schedule, lambda xt, t: torch.cat([xt, xt], 1), x, t, eps),
         "bound_terms": lambda: ddpm.bound_terms(schedule, lambda xt, t: torch.cat([xt, xt], 1), x, t, eps, **bound)}
-    if name == "q_sample" and t[1] == 0:
-        assert_close(calls[name]()[1], x[1])
+    if name in ("q_sample", "training_target") and t[1] == 0:
+        assert_close(calls[name]()[1], {"q_sample": x, "training_target": eps}[name][1])
         return
     with pytest.raises(ValueError, match=r"t goes from .*; it must lie in [01]\.\.10"):
         calls[name]()

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 from PIL import Image
@@ -6,6 +8,7 @@ from torch.testing import assert_close
 import data
 import evaluate
 import noise
+import train
 from scores import classes, classifier
 
 
@@ -72,9 +75,28 @@ def test_neighbours_draws_each_sample_beside_its_own(tmp_path, capsys):
     assert "3 samples to their nearest picture 0." in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", [
+    ["nll", "--data", "pictures", "--times", "0"], ["neighbours", "--n", "2", "--k", "2", "--steps", "2"]])
+def test_pictures_reach_the_model_s_size_as_its_own_did(tmp_path, monkeypatch, capsys, command):
+    monkeypatch.chdir(tmp_path)
+    Path("pictures").mkdir()
+    for k in range(4):
+        Image.new("L", (6, 6), 60 * k).save(f"pictures/{k}.png")
+    train.main(["--data", "pictures", "--size", "8", "--fit", "pad", "--steps", "1", "--batch", "2", "--T", "5",
+                "--out", "run"])
+    said = []
+    for flags in ([], ["--fit", "pad"], ["--fit", "crop"]):
+        capsys.readouterr()
+        evaluate.main([*command, "--checkpoint", "run/last.pt", *flags])
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] != said[2]
+
+
 @pytest.mark.parametrize("argv, message", [
     ([], "no command ''"), (["is"], "no command 'is'"), (["digits", "--checkpoint", "no.pt"], "no checkpoint no.pt"),
-    (["neighbours", "--k", "0"], "k is 0")])
+    (["neighbours", "--k", "0"], "k is 0"), (["neighbours", "--out", "n.txt"], "n.txt is no name of a picture"),
+    (["classifier", "--size", "16"], "digits_classifier.pt is the digits' classifier"),
+    (["fid", "--pictures", "dead-leaves"], "dead-leaves has no end")])
 def test_bad_requests_are_one_sentence_and_exit_2(argv, message, capsys):
     with pytest.raises(SystemExit) as stop:
         evaluate.main(argv)

@@ -235,7 +235,7 @@ def test_spacings_are_even_in_the_noise(spacing, level):
     assert_close(steps, steps[:1].expand_as(steps), rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("shift", [0.5, 1., 3.])
+@pytest.mark.parametrize("shift", [0.1, 0.2, 0.3, 0.5, 1., 3.])
 def test_flow_spacing_shifts(shift):
     times = samplers.spaced_times(flow_schedule(), 4, "flow", shift)
     u = torch.tensor([1, 0.75, 0.5, 0.25]).double()

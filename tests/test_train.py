@@ -16,6 +16,7 @@ from torch.testing import assert_close
 import data
 import ddpm
 import noise
+import sample
 import train
 from run import checkpoint, folder, pictures
 from run.importance import LATEST
@@ -179,6 +180,41 @@ def test_a_folder_of_pictures(tmp_path, mode, classes):
 def test_null_one_trains_without_labels(tmp_path):
     run(tmp_path, "--steps", "2", "--null", "1")
     assert checkpoint.load(tmp_path / "last.pt").network.classes == 0
+
+
+def test_null_zero_has_no_null_class(tmp_path, refused):
+    run(tmp_path, "--steps", "2", "--null", "0")
+    path = str(tmp_path / "last.pt")
+    assert checkpoint.load(path).network.classes == 10
+    assert "has no null class" in refused(sample.main, ["--checkpoint", path, "--guidance", "1", "--steps", "2"])
+
+
+def test_dropout_is_another_for_every_seed_step_and_process(monkeypatch):
+    def mask():
+        return tuple((torch.rand(64) < 0.5).tolist())
+
+    masks = set()
+    for rank in (0, 1):
+        monkeypatch.setattr(train.processes, "rank", lambda rank=rank: rank)
+        for seed in (0, 1, 2**31 - 1):
+            for step in (1, 2, 3):
+                torch.manual_seed(train.dropout_seed(seed, step))
+                masks.add(mask())
+    assert len(masks) == 18
+
+
+def test_a_grid_of_many_classes_shows_some(tmp_path):
+    for k in range(45):
+        path = tmp_path / "pictures" / f"class{k:02}" / "0.png"
+        path.parent.mkdir(parents=True)
+        Image.new("L", (8, 8), 5 * k).save(path)
+    run(tmp_path / "run", "--steps", "2", "--data", str(tmp_path / "pictures"))
+    assert Image.open(tmp_path / "run" / "samples" / "000002.png").size == (20 * 68 + 4, 24 + 5 * 68)
+
+
+def test_a_schedule_that_cannot_be_sampled_is_refused_before_the_first_step(tmp_path, refused):
+    error = refused(train.main, ["--T", "100000", "--schedule", "linear", "--out", str(tmp_path)])
+    assert "and it is 1.3e-322 at 96000 and at 94000" in error and not (tmp_path / "last.pt").exists()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_changes_nothing(tmp_path, monkeypatch, capsys):

@@ -172,7 +172,7 @@ def test_a_folder_of_classes_takes_the_name_and_its_size(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels(70, 80, 3, seed=k)).save(path)
     loaded = data.load(f"imagenet64:{tmp_path}")
-    assert loaded.shape == (3, 64, 64) and loaded.classes == ("class0", "class1")
+    assert (loaded.name, loaded.shape, loaded.classes) == ("imagenet64", (3, 64, 64), ("class0", "class1"))
 
 
 @pytest.mark.parametrize("name, says", [

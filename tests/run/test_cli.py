@@ -1,16 +1,18 @@
 import io
+import itertools
 import os
 import re
+import shlex
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
 import data
-from run.cli import choose_device, limit_threads, parse, script
+from run.cli import as_flag, choose_device, limit_threads, parse, script
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,7 +46,12 @@ def test_argparse_refuses(argv):
 def test_presets_are_defaults_that_flags_change_and_are_printed(capsys):
     presets = {"big": Config(n=100, name="big")}
     assert parse(Config, ["--preset", "big", "--n", "7"], presets) == Config(7, True, "big")
-    assert "preset big: --n 7 --flip True --name big --from" in capsys.readouterr().out
+    assert "preset big: --n 7 --flip --name big --from" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("config", [Config(), Config(3, True, "two words"), Config(-2, False, "", "it's")])
+def test_a_setting_is_spelled_as_it_is_typed(config):
+    assert parse(Config, shlex.split(" ".join(itertools.starmap(as_flag, asdict(config).items())))) == config
 
 
 @pytest.mark.parametrize("error, code", [(ValueError("n is 0"), 2), (PermissionError(13, "Permission denied", "f"), 2)])

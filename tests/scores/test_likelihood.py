@@ -9,6 +9,7 @@ import data
 import ddpm
 import evaluate
 import noise
+import train
 from run import checkpoint
 from scores.likelihood import bound, partition, sample_timesteps
 
@@ -116,11 +117,17 @@ def test_a_learned_variance_and_labels_are_used(tmp_path, capsys):
     (["--times", "1000"], "times is 1000"), (["--n", "-1"], "n is -1"), (["--batch", "0"], "batch is 0"),
     (["--weights", "best"], "weights is 'best'"),
     (["--data", "nowhere"], "no data set 'nowhere'"), (["--data", "dead-leaves-grey"], "has no end"),
+    (["--out", "nll.xyz"], "xyz"),
     (["--variance", "learned"], "output is (256, 1, 8, 8)"), (["--checkpoint", "no.pt"], "no checkpoint no.pt")])
 def test_bad_requests_are_one_sentence_and_exit_2(flags, message, capsys):
     with pytest.raises(SystemExit) as stop:
         evaluate.main(["nll", "--checkpoint", DIGITS, *flags])
     assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_chain_of_one_step_has_no_bound(tmp_path, refused):
+    train.main(["--T", "1", "--steps", "1", "--batch", "2", "--out", str(tmp_path)])
+    assert "the bound needs a T of 2 or more" in refused(evaluate.main, ["nll", "--checkpoint", f"{tmp_path}/last.pt"])
 
 
 def test_pictures_of_another_kind_are_refused(tmp_path, capsys):
