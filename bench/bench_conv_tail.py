@@ -14,13 +14,13 @@ from bench.measure import CUDA, Work, device, error_of, time_with
 from kernels.conv_tail import conv_tail, conv_tail_plain
 from kernels.equivalence import ROUNDING
 from kernels.group_norm_silu import INTERPRET
-from kernels.tail_cases import Tail, tail_arguments, tails
+from kernels.tail_cases import Tail, tail_arguments, tails, useful_bytes
 
 NAMES = ("eager", "compiled", "triton")
 
 
 def tail_work(tail: Tail, B: int) -> Work:
-    """Useful: h and x read, y written."""
+    """Useful: h, x and the weights read, y written."""
     dtype = torch.bfloat16 if CUDA else torch.float16
     given = tail_arguments(tail, B, dtype, device())
     given["bias"] = given["bias"].to(dtype)
@@ -34,7 +34,7 @@ def tail_work(tail: Tail, B: int) -> Work:
 
     return Work(f"conv tail ({B}, {tail.CX} -> {tail.N}, {tail.H}, {tail.W})", found, calls,
                 error=lambda function: error_of([torch.no_grad()(function)(**given)[:2]], [true]),
-                tolerance=8 * ROUNDING[dtype] + 1e-4, size=sum(tail[:3]) * B * tail.H * tail.W * dtype.itemsize)
+                tolerance=8 * ROUNDING[dtype] + 1e-4, size=useful_bytes(given, conv_tail_plain(**given)))
 
 
 TINY = Tail(64, 128, 64, 8, 8)

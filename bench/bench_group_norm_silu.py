@@ -55,7 +55,8 @@ def norm_work(norm: Norm, B: int, dtype: torch.dtype, layout: str, back: bool) -
         wanted = [inputs[k] for k in ("x", "weight", "bias")]
         if back:
             y = function(*wanted)
-            return partial(torch.autograd.grad, y, wanted, inputs["dy"].to(y.dtype), retain_graph=True)
+            grad = partial(torch.autograd.grad, y, wanted, inputs["dy"].to(y.dtype), retain_graph=True)
+            return lambda: [dx.contiguous(memory_format=LAYOUTS[layout]) if dx.ndim == 4 else dx for dx in grad()]
         return partial(torch.no_grad()(lambda *arguments: (function(*arguments),)), *wanted)
 
     exact = {k: v.detach().double().requires_grad_() for k, v in inputs.items()}

@@ -75,7 +75,7 @@ def errors(run: train.Run, model: Callable, x0: Tensor) -> float:
 
 def worse(got: Tensor, weights: list[Tensor], true: Tensor, true_weights: list[Tensor]) -> float:
     """The error of the loss, |difference| / |loss|, or that of the gradient, whichever is larger."""
-    ours, theirs = (torch.cat([g.double().flatten() for g in torch.autograd.grad(loss, list(w)) if g is not None])
+    ours, theirs = (torch.cat([g.double().flatten() for g in torch.autograd.grad(loss, list(w))])
                     for loss, w in ((got, weights), (true, true_weights)))
     return error_of([got[None], ours], [true[None].double(), theirs])
 

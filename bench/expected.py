@@ -9,7 +9,7 @@ SECONDS = {
     "^tests": 90, "^machine": 10, "max-autotune": 420, "^bytes|^replays": 90, "^pictures:": 150,
     "^training .*(compiled|kernels)": 120, "^training": 40, "^DDPM-1000": 150,
     r"batch \d+: (eager|bf16|channels_last|diffusers nchw|diffusers channels_last)$": 40, "batch .*: ": 75,
-    "batch": 45, "^chain": 30, "backward": 20, "forward": 15, "^step": 25, "": 60}
+    "^tail": 30, "batch": 45, "^chain": 30, "backward": 20, "forward": 15, "^step": 25, "": 60}
 
 
 def kind(case: str) -> str:

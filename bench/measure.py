@@ -103,7 +103,7 @@ def in_turn(runs: dict[str, tuple[Callable[[], None], int]], rounds: int = ROUND
             seconds[name].append(once(run) / launches)
     times = {}
     for name, own in seconds.items():
-        low, *_, high = statistics.quantiles(own, n=5) if len(own) > 1 else own * 2
+        low, *_, high = statistics.quantiles(own, n=5, method="inclusive") if len(own) > 1 else own * 2
         times[name] = {"us": 1e6 * statistics.median(own), "p20": 1e6 * low, "p80": 1e6 * high, "n": len(own)}
     return times
 
@@ -125,7 +125,7 @@ def measure(work: Work, cold: bool) -> dict[str, dict]:
             if not reason:
                 runs[name] = captured(work.calls(candidate, sets) if candidate else copies(work.size, sets))
         except Exception as problem:                        # a peer that cannot do this is a line of the table
-            results[name] = {"failed": f"{type(problem).__name__}: {str(problem).splitlines()[0][:200]}"}
+            results[name] = {"failed": f"{type(problem).__name__}: {str(problem).partition(chr(10))[0][:200]}"}
     for name, times in in_turn(runs).items():
         results[name] |= times | ({"GB/s": work.size / times["us"] / 1e3} if work.size else {})
     return results
@@ -142,12 +142,14 @@ def time_with(benchmark, work: Work, name: str) -> None:
     benchmark.group = work.group
     error, reason = refused(work, name)
     assert not reason, reason
-    run, launches = captured(work.calls(work.candidates[name], buffers(work.size // 2)))
+    run, launches = captured(work.calls(work.candidates[name], buffers(work.size // 2) if work.size else 1))
     benchmark.extra_info |= {"error": error, "calls a round": launches}
     if CUDA:
-        cold, warm = (in_turn({name: each})[name]["us"] for each in
-                      ((run, launches), captured(work.calls(work.candidates[name], 1))))
-        benchmark.extra_info |= {"cold us": cold, "warm us": warm, "cold GB/s": work.size / cold / 1e3}
+        first, warm = (in_turn({name: each})[name]["us"] for each in
+                       ((run, launches), captured(work.calls(work.candidates[name], 1))))
+        benchmark.extra_info |= {"warm us": warm}
+        if work.size:                                       # a chain, whose bytes are not counted, is warm alone
+            benchmark.extra_info |= {"cold us": first, "cold GB/s": work.size / first / 1e3}
     benchmark(finished(run))
 
 

@@ -62,7 +62,8 @@ def roofline_points(lines: dict[str, dict]) -> dict[str, list[tuple[float, float
         for line in section.values():
             results = line.get("results", {})
             for candidate, each in results.get("cold", {}).items():
-                if "GB/s" in each and not name.startswith("step") and candidate in ("copy", *plots.COLOURS):
+                norm = name.split()[1:2] in (["forward"], ["backward"])
+                if norm and "GB/s" in each and candidate in ("copy", *plots.COLOURS):
                     label = candidate if candidate == "copy" else f"{candidate}, {name.split()[1]} {name.split()[2]}"
                     points.setdefault(label, []).append((results["bytes"] / 1e6, each["GB/s"]))
     return points

@@ -9,15 +9,13 @@ import torch
 from torch import Tensor
 
 import ddpm
-import noise
 import sample
+import samplers
 from bench import bench_sampling_loop as loops
 from bench.measure import CUDA, error_of
 from bench.plots import picture_rows
 from kernels import sampling_step
-from kernels.compile import compile_denoiser, fast_norm
-from run import checkpoint
-from run.cli import choose_device
+from kernels.compile import compile_denoiser
 
 # Ways to sample, with their dtype and the largest difference to the plain float32 pictures, which lie in [-1, 1]; one
 # of 256 shades is 0.008. TF32 is what PyTorch's convolutions do to float32 by default.
@@ -91,13 +89,9 @@ def precisely(run) -> Tensor:
 
 def compiled(config: sample.Config) -> Tensor:
     """As sample.py samples with --compile, but not captured."""
-    last = checkpoint.load(config.checkpoint)
-    device = choose_device(config.device)
-    unet = checkpoint.load_unet(last, config.weights, config.dtype, config.device, fast_norm(device))
-    rows, labels = sample.sampler_table(last, config), sample.choose_labels(last, config)
-    seeds = noise.image_seeds(config.seed, torch.arange(config.n)).to(device)
-    y = None if labels is None else labels[torch.arange(config.n) % len(labels)].to(device)
-    model = compile_denoiser(unet, rows[:, 0].long().to(device))
-    *_, (_, x0, _) = ddpm.sample(lambda xt, t: model(xt, t, y), rows.to(device), last.data["shape"], seeds,
+    chosen = sample.plan(config, sample.read(config))
+    y = None if chosen.labels is None else chosen.labels[0]
+    model = compile_denoiser(chosen.unet, samplers.network_times(chosen.rows))
+    *_, (_, x0, _) = ddpm.sample(lambda xt, t: model(xt, t, y), chosen.rows, chosen.shape, chosen.seeds[0],
                                  step=sampling_step)
     return x0.cpu()

@@ -145,7 +145,7 @@ def compile_loop(denoise: Callable, rows: Tensor, shape, seeds: Tensor) -> Calla
     """seeds -> `samplers.sample`'s iterator, for any seeds as many as these: compiled, on a GPU captured.
 
     Compiles (and captures) here, not at the first call. Whatever else `denoise` reads, labels say, it must find
-    in the same memory at every call.
+    in the same memory at every call. On a GPU one iterator at a time: the next one begins in the same memory.
     """
     if rows.device.type == "cuda":
         with quickest_convolutions():

@@ -71,11 +71,17 @@ def outputs(h: Tensor, x: Tensor, weight: Tensor, bias: Tensor, skip: Tensor | N
 def tail_op(h: Tensor, x: Tensor, weight: Tensor, bias: Tensor, skip: Tensor | None) -> Tensor:
     from kernels import conv_tail_triton as kernels
     y = outputs(h, x, weight, bias, skip)
-    h, x, weight, skip = (value if value is None else value.contiguous(memory_format=torch.channels_last)
-                          for value in (h, x, weight, skip))
-    with torch.cuda.device_of(h):
-        kernels.conv_tail(h, x, weight, bias, skip, y)
+    h, x, weight, skip = (None if value is None else aligned(value) for value in (h, x, weight, skip))
+    if len(h):
+        with torch.cuda.device_of(h):
+            kernels.conv_tail(h, x, weight, bias.contiguous(), skip, y)
     return y
+
+
+def aligned(value: Tensor) -> Tensor:
+    """The tensor in channels_last at a multiple of 16 bytes, as a descriptor wants it."""
+    value = value.contiguous(memory_format=torch.channels_last)
+    return value.clone() if value.data_ptr() % 16 else value
 
 
 tail_op.register_fake(outputs)

@@ -1,7 +1,8 @@
 """GroupNorm and SiLU as one operation: the most frequent line of a diffusion U-Net.
 
-`group_norm_silu_plain` in unet.py defines it; `group_norm_silu` is the same function in one pass over the
-memory, a torch operator with its own backward. Its Triton file is loaded the first time it runs.
+`group_norm_silu_plain` in unet.py defines it; `group_norm_silu` is the same function as one torch operator with its own
+backward, which goes through the memory once where a group fits on the chip. Its Triton file is loaded the first time it
+runs.
 """
 
 import os

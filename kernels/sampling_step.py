@@ -1,7 +1,7 @@
 """One reverse step as one kernel: `samplers.step`, with the noise computed where it is used.
 
-x_t and the network's output are read once and x_s is written once; nothing else of their size exists. The
-plain lines are `samplers.step` itself. The Triton file is loaded the first time the operator runs.
+x_t, the network's output and earlier x0_hat are read once, x_s and x0_hat are written once, and nothing else of their
+size exists. The plain lines are `samplers.step` itself. The Triton file is loaded the first time the operator runs.
 """
 
 import torch

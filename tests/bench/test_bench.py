@@ -96,11 +96,15 @@ def test_what_a_graph_reads_lives_as_long(fake_graphs, monkeypatch):
 def test_a_wrong_candidate_is_not_timed():
     work = step_work((2, 3, 4, 4), torch.float32, "nchw", noise=False)
     right = work.candidates["eager"]
+
+    def silent(*args):
+        raise NotImplementedError
+
     found = measure.measure(work._replace(candidates={
-        "wrong": lambda *args: right(*args) + 0.01, "nan": lambda *args: right(*args) * torch.nan,
+        "silent": silent, "wrong": lambda *args: right(*args) + 0.01, "nan": lambda *args: right(*args) * torch.nan,
         "broken": lambda *args: 1 / 0, "eager": right}), cold=True)
     assert found["wrong"]["failed"].startswith("wrong by")
-    assert found["nan"]["failed"] == "wrong by inf%"
+    assert found["nan"]["failed"] == "wrong by inf%" and found["silent"]["failed"] == "NotImplementedError: "
     assert found["broken"]["failed"].startswith("ZeroDivisionError") and found["eager"]["us"] > 0
     assert not any("us" in found[name] for name in ("wrong", "nan", "broken"))
 

@@ -85,7 +85,7 @@ def test_the_most_valuable_comes_first(tmp_path, monkeypatch):
     order = [names.index(name) for name in (
         "cifar10 batch 512", "cifar10 forward channels_last 256x4", "training cifar10 batch 128: bf16 compiled kernels",
         "DDIM-50 cifar10 batch 1: graph", "cifar10 backward channels_last 256x4",
-        "step with noise nchw 128x3x32x32", "tests: test_conv_tail", "tail 512->256x16 batch 512",
+        "step with noise nchw 128x3x32x32", "tests: test_conv_tail", "tail batch 512 512->256x16",
         "lsun256 forward nchw 256x32")]
     assert order == sorted(order)
     assert ordered["machine"][0] == "loops" and ordered["cifar10 batch 512"][0] == "profile"
