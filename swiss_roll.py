@@ -60,7 +60,7 @@ class Reverse(nn.Module):
         v, g, *more = self.last(h).split(2, dim=-1)
         mean, _, _ = q_posterior(schedule, predict(schedule, v, xt, t, "v")[0], xt, t)
         least, most = broadcast_to(xt, schedule.beta_tilde[t], schedule.beta[t])  # if x0 were known, or N(0, I)
-        return mean, (least + (most - least) * g.exp()).log(), *more
+        return mean, (least + (most - least) * g.clamp(max=60).exp()).log(), *more
 
 def bound(model, schedule, x0, eps, kl=normal_kl):
     """K <= E log2 p(x0) (eq. 14): what the entropies leave, less the KL of every learned step."""

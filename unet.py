@@ -37,8 +37,8 @@ class UNetConfig:
         if len(self.heads) != len(self.widths) + 1:
             raise ValueError(f"heads is {self.heads}; {len(self.widths)} widths need {len(self.widths) + 1} entries, "
                              f"one for each level and one for the middle")
-        if self.patch < 1:
-            raise ValueError(f"patch is {self.patch}; it must be at least 1, which leaves pixels alone")
+        if self.patch < 1 or self.groups < 1:
+            raise ValueError(f"patch is {self.patch} and groups {self.groups}; both must be at least 1")
         if self.resample not in ("conv", "conv_end", "res"):
             raise ValueError(f"resample is {self.resample!r}; it must be conv, conv_end or res")
         if uneven := [w for w in self.widths if w % self.groups]:

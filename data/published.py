@@ -228,7 +228,7 @@ class Stream:
 
 @dataclass(frozen=True)
 class Column:
-    """What `of` makes of a stream's rows; takes indices that follow one another, as `sets.order` gives them."""
+    """What `of` makes of a stream's rows; takes indices that follow one another, as `sets.batch_indices` gives them."""
     stream: Stream
     of: Callable                        # (index, row) -> tensor
 

@@ -1,1 +1,1 @@
-"""The pages of the documentation, and the scripts that make their figures and tables: figures.py, variants.py."""
+"""The pages of the documentation, and the scripts that make their figures and tables."""

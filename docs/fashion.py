@@ -18,6 +18,7 @@ from bench.contenders import Contender, ours
 from bench.markdown import table
 from bench.quality import score
 from run.cli import check_range, parse, script
+from scores import classes
 from unet import CONFIGS
 
 CHOSEN = CONFIGS["fashion"]
@@ -74,7 +75,9 @@ def short_run(changes: dict, dataset: data.Data, held_out: data.Data, config: Co
 @script
 def main(argv: Sequence[str] | None = None) -> None:
     config = parse(Config, argv)
-    check_range(config, "n steps", 1)
+    check_range(config, "n", classes.K + 1)
+    check_range(config, "steps", 1)
+    check_range(config, "minutes", 0, 1e4)
     names = config.only.split(";") if config.only else [*RUNS]
     for name in names:
         ddpm.check_choice("only", name, RUNS)

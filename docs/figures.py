@@ -169,9 +169,11 @@ FIGURES = {"fashion": fashion, "digits": digits, "reverse": reverse, "forward": 
 
 @script
 def main(argv: Sequence[str] | None = None) -> None:
-    names = parse(Config, argv).only.split(",")
-    for name in FIGURES if names == [""] else names:
+    only = parse(Config, argv).only
+    names = only.split(",") if only else [*FIGURES]
+    for name in names:
         ddpm.check_choice("only", name, FIGURES)
+    for name in names:
         FIGURES[name](DOCS / f"{name}.png")
         print(f"docs/{name}.png")
 

@@ -20,8 +20,9 @@ import ddpm
 import noise
 import sample
 import train
+from data.files import check_writable, writing
 from run import checkpoint
-from run.cli import parse, script
+from run.cli import check_range, parse, script
 from scores import classes, likelihood
 
 VARIANTS = ("", "--target eps", "--target x0", "--loss l1", "--loss hybrid", "--loss bound",
@@ -182,12 +183,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse(Config, argv)
     if config.only:
         ddpm.check_choice("only", config.only, TABLES)
+    check_range(config, "n many", classes.K + 1)
+    check_range(config, "steps long", 1)
     path = Path(config.out)
     old = re.split(r"(?m)^(?=## )", path.read_text())[1:] if config.only else [""] * len(TABLES)
+    if len(old) != len(TABLES):
+        raise ValueError(f"{path} has {len(old)} tables, not {len(TABLES)}; leave out --only to write all of them")
+    check_writable(path)
     parts = [table(config).strip() if config.only in ("", name) else part.strip()
              for (name, table), part in zip(TABLES.items(), old, strict=True)]
-    path.write_text(TITLE + "\n\n".join(parts) + "\n")
-    print(path.read_text())
+    text = TITLE + "\n\n".join(parts) + "\n"
+    with writing(path) as file:
+        file.write(text.encode())
+    print(text)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import data
 import ddpm
 from examples.common import run, trained
 from run import pictures
-from run.cli import check_range, parse, script
+from run.cli import check_range, parse, parse_integers, script
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> list[float]:
     schedule, denoise, target = trained(config.checkpoint)
     x0 = data.to_unit(data.digits(held_out=True).images[:config.n]).to(schedule.beta.device)
     shown, heads, errors = [x0], ["original"], []
-    for steps in map(int, config.steps.split(",")):
+    for steps in parse_integers("steps", config.steps):
         times = ddpm.timesteps(ddpm.schedule_length(schedule), steps, "linspace")
         xT = noise_of(schedule, denoise, x0, times, target)
         again = picture_of(schedule, denoise, xT, times, target)

@@ -14,7 +14,6 @@ begins at t = 980, where the schedule still leaves what eps needs to say where x
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
@@ -24,7 +23,8 @@ from tqdm import trange
 import ddpm
 import noise
 import samplers
-from run.cli import check_range, make_parent, parse, parse_integers, script
+from run.cli import check_range, parse, parse_integers, script
+from run.pictures import figure_path, save_figure
 from unet import sinusoid
 
 SCHEDULE, START, TIME, RADIUS = ddpm.cosine_schedule(), 980, 64, 2
@@ -117,7 +117,7 @@ def plot(out: str, found: dict[str, dict[int, tuple[Tensor, float, float]]]) -> 
             axis.set(xlim=(-edge, edge), ylim=(-edge, edge), xticks=[], yticks=[], aspect="equal")
             axis.set_title(f"D = {D}: {near:.2f} from the curve,\n{away:.2f} out of the plane", fontsize=7)
         row[0].set_ylabel(f"predicts {target}")
-    figure.savefig(make_parent(Path(out)), dpi=110)
+    save_figure(figure, out, dpi=110)
     print(f"see {out}")
 
 
@@ -128,6 +128,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[int, tuple[Tensor,
     dimensions = parse_integers("dimensions", config.dimensions)
     if not dimensions or min(dimensions) < 2 or max(dimensions) > 10**4:
         raise ValueError(f"dimensions is {config.dimensions!r}; it must list numbers from 2 to 10000")
+    figure_path(config.out)                                                       # fails now, not at the end
     found = {target: {D: distances(sampled(config, D, target), plane(D, config.seed)) for D in dimensions}
              for target in PREDICTIONS}
     for target, each in found.items():

@@ -16,7 +16,6 @@ infinite there, and every method is of first order.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
@@ -25,7 +24,8 @@ from torch import Tensor
 
 import ddpm
 import sample
-from run.cli import check_range, make_parent, parse, parse_integers, script
+from run.cli import check_range, parse, parse_integers, script
+from run.pictures import figure_path, save_figure
 from samplers import COLUMNS, alpha_bar_at, sampler_rows, step, time_at
 from scores import classes
 
@@ -148,14 +148,15 @@ def plot(out: str, panels: dict[str, tuple[str, dict[str, list]]]) -> None:
         axis.xaxis.set(major_locator=LogLocator(2), major_formatter=ScalarFormatter(), minor_formatter=NullFormatter())
         axis.grid(alpha=0.3, which="both")
         axis.legend(fontsize=7)
-    figure.savefig(make_parent(Path(out)), dpi=110)
+    save_figure(figure, out, dpi=110)
     print(f"see {out}")
 
 
 @script
 def main(argv: Sequence[str] | None = None) -> dict[str, list]:
     config = parse(Config, argv)
-    check_range(config, "n", 2)                                                   # the covariance needs two pictures
+    check_range(config, "n", classes.K + 1)                                       # a sample needs K neighbours
+    figure_path(config.out)                                                       # fails now, not at the end
     grid = (8, 16, 32, 64, 128, 256)
     state = {name: [state_error(steps, **choice) for steps in grid] for name, choice in ODE.items()}
     variance = {name: [variance_error(steps, **choice) for steps in grid] for name, choice in (ODE | SDE).items()}

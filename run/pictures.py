@@ -62,11 +62,12 @@ def grid(x: Tensor, columns: int, heads: Sequence[str] = ()) -> Image.Image:
 
 def columns(samples: Samples) -> tuple[int, tuple[str, ...]]:
     """Columns of the samples' grid, and their heads: one per class, if every row repeats the same labels."""
-    distinct = len(samples.labels.unique()) if samples.labels is not None else 1
-    if distinct == 1:
+    labels = [] if samples.labels is None else samples.labels.tolist()
+    row = list(dict.fromkeys(labels))
+    if len(row) < 2 or labels != [row[k % len(row)] for k in range(len(labels))]:
         return math.ceil(len(samples.x) ** 0.5), ()
     names = (*samples.classes, "none")
-    return distinct, tuple(names[label] for label in samples.labels[:distinct])
+    return len(row), tuple(names[label] for label in row)
 
 
 def nearest(t: int, times: Sequence[int]) -> int:

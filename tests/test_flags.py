@@ -98,7 +98,7 @@ SCRIPTS = {
                           f"--checkpoint {DIGITS} --pairs 1 --stops 2 --steps 1", "", "stops"),
     "invert": Script(invert.main, invert.Config, f"--checkpoint {DIGITS} --n 1 --steps 1"),
     "low_dimension": Script(low_dimension.main, low_dimension.Config, "--steps 1 --batch 1 --n 1"),
-    "work_precision": Script(work_precision.main, work_precision.Config, f"--checkpoint {DIGITS} --n 2 --steps 1"),
+    "work_precision": Script(work_precision.main, work_precision.Config, f"--checkpoint {DIGITS} --n 4 --steps 1"),
     "memorise": Script(memorise.main, memorise.Config, f"--checkpoint {DIGITS} --n 1 --steps 1", "", "n"),
     "swiss_roll_variants": Script(swiss_roll_variants.main, swiss_roll_variants.Config, "--steps 1", "", "steps"),
     "kernels": Script(kernels.__main__.main, kernels.__main__.Config, ""),

@@ -116,8 +116,9 @@ def test_elements_of_an_image_are_independent(lag):
 
 
 def test_streams_are_distinct():
-    streams = [noise.SAMPLE, noise.TRAIN, noise.INPAINT, SHUFFLE, TIMES, LABELS, FLIPS]
-    assert len(set(streams)) == 7 and noise.SAMPLE == 0                 # 0 is the stream of the kernels
+    streams = [noise.SAMPLE, noise.TRAIN, noise.INPAINT, SHUFFLE, TIMES, LABELS, FLIPS, noise.LEAVES, noise.DROPOUT]
+    assert len({normal(seeds_of(1), 1, (1,), stream).item() for stream in streams}) == 9
+    assert noise.SAMPLE == 0                                            # the stream of the kernels
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 7), (1, 4, 4), (1, 1, 1), (2,)])

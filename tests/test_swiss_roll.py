@@ -18,11 +18,6 @@ def fresh(n, seed=0):
     return swiss_roll.batch(SobolEngine(5, scramble=True, seed=seed), n, T)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def trained():
     """A model and K on the same fresh points before and after a short training."""
@@ -62,6 +57,14 @@ def test_noise_is_scaled_with_the_data():
     u, n = torch.rand(5), torch.randn(5, 2)
     away = swiss_roll.data(u, n, 0.5) - swiss_roll.data(u, 0 * n, 0.5)
     torch.testing.assert_close(away, 0.5 * n / math.sqrt(1.25))
+
+
+def test_the_variance_is_finite_whatever_the_network_says():
+    model = swiss_roll.Reverse(T)
+    with torch.no_grad():
+        model.last.bias[2:] = 200
+        _, log_var = model(SCHEDULE, torch.zeros(2, 5, 2), torch.tensor([2, 40]))
+    assert log_var.isfinite().all()
 
 
 def test_samples_are_fair_and_never_infinite():
@@ -223,6 +226,20 @@ def test_main_prints_the_bound_and_writes_the_figure(tmp_path, capsys):
     for words in ("K ", "2.35", "6.45", "K* 2.372", "excess", "-H(X_1) 2.679", "unknown", "distance to the curve",
                   "sliced W2", "energy distance", "real"):
         assert words in printed, words
+
+
+def test_figure_has_three_rows_of_three_times(trained, monkeypatch):
+    made = []
+    monkeypatch.setattr(swiss_roll, "save_figure", lambda picture, out, dpi: made.append(picture))
+    chain = swiss_roll.sample(trained[0], SCHEDULE, swiss_roll.image_seeds(0, torch.arange(50)))
+    x0 = swiss_roll.data(torch.rand(50), torch.randn(50, 2))
+    swiss_roll.figure(trained[0], SCHEDULE, x0, chain, "x.png")
+    q, p, drift = (made[0].axes[k:k + 3] for k in (0, 3, 6))
+    assert [axes.get_title() for axes in q] == ["$t = 0$", "$t = 20$", "$t = 40$"] and len(made[0].axes) == 9
+    assert (q[0].collections[0].get_offsets() == x0.numpy()).all()
+    for axes, t in zip(p, (0, 20, 40), strict=True):
+        assert (axes.collections[0].get_offsets() == chain[t].numpy()).all()
+    assert all(axes.collections for axes in drift)
 
 
 @pytest.mark.parametrize("flags, said", [

@@ -81,7 +81,8 @@ def restored():
     torch.use_deterministic_algorithms(False)
 
 
-def test_deterministic_is_torch_s(tmp_path, restored):
+def test_deterministic_is_torch_s(tmp_path, restored, monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
     run(tmp_path, "--steps", "1", "--deterministic")
     assert torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
@@ -331,11 +332,27 @@ def test_bound_only_is_the_bound(tmp_path):
     assert terms.min() > 0
 
 
-def test_tint_is_each_channel_s_mean_and_deviation():
+def test_a_colour_cast_is_seen():
     x = torch.randn(50, 3, 8, 8) * torch.tensor([1., 2., 3.]).view(3, 1, 1) + torch.tensor([0., 1., -1.]).view(3, 1, 1)
     tint = pictures.channel_statistics("samples", x)
     assert_close(torch.tensor(tint["samples_mean"]), torch.tensor([0., 1., -1.]), rtol=0, atol=0.2)
     assert_close(torch.tensor(tint["samples_std"]), torch.tensor([1., 2., 3.]), rtol=0.1, atol=0)
+
+
+@pytest.mark.parametrize("flags", ["--flip", "--target x0", "--loss l1", "--space x0", "--schedule linear",
+                                   "--null 0.5", "--lr 1e-3", "--warmup 1", "--final 1", "--ema 0"])
+def test_every_setting_changes_the_run(tmp_path, flags):
+    for out, more in (("plain", ""), ("changed", flags)):
+        run(tmp_path / out, "--steps", "2", "--device", "cpu", *more.split())
+    one, other = (checkpoint.load(tmp_path / out / "last.pt").ema for out in ("plain", "changed"))
+    assert not all(torch.equal(w, other[name]) for name, w in one.items())
+
+
+def test_the_gradient_is_clipped():
+    run_ = train.start(Config(T=20, batch=8, clip=1e-3), data.load("digits"))
+    norm = train.update(run_, train.trained_model(run_), 1, *data.Batches(run_.dataset, 8, 0, False)[1])
+    left = torch.stack([w.grad.norm() for w in run_.weights.values() if w.grad is not None]).norm()
+    assert norm > 0.01 and left.item() == pytest.approx(1e-3, rel=1e-2)
 
 
 # Recipes

@@ -190,7 +190,9 @@ def change(config: UNetConfig, text: str) -> UNetConfig:
 def main(argv: Sequence[str] | None = None) -> None:
     config = parse(Config, argv)
     check_choice("network", config.network, CONFIGS)
-    svg = picture(change(CONFIGS[config.network], config.change), *parse_size(config.size), alone=True)
+    if not (size := parse_size(config.size)):
+        raise ValueError("size is empty; it must be pixels, as 32 or 48x64")
+    svg = picture(change(CONFIGS[config.network], config.change), *size, alone=True)
     with writing(config.out) as file:
         file.write(svg.encode())
     print(config.out)

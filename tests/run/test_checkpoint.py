@@ -200,6 +200,7 @@ def test_a_run_survives_being_killed():
     told = subprocess.run([sys.executable, "-m", "tests.kills", "--kills", "6", "--steps", "150", "--wait", "1.2"],
                           cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert told.returncode == 0 and "the same end at step 150" in told.stdout, told
+    assert int(told.stdout.split(" kills")[0].split()[-1]) > 1, told
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="needs a folder that nobody can write")

@@ -3,6 +3,7 @@
 import os
 
 import pytest
+import torch
 from matplotlib.figure import Figure
 from PIL import Image, ImageChops, ImageSequence, ImageStat
 
@@ -31,6 +32,21 @@ def test_a_full_disk_leaves_the_old_picture(tmp_path, write):
     with pytest.raises(OSError, match="cannot write .*x.png: File too large; what was there is unchanged"):
         write(path)
     assert path.read_bytes() == b"old" and [*tmp_path.iterdir()] == [path]
+
+
+@pytest.mark.parametrize("labels, expected", [
+    ([4, 2, 4, 2, 4], (2, ("4", "2"))), ([3, 10, 3, 10], (2, ("3", "none"))), ([3, 3, 7, 3, 3, 7], (3, ())),
+    ([7, 3, 7, 7], (2, ())), ([10] * 4, (2, ())), (None, (2, ()))])
+def test_heads_are_of_the_pictures_below(labels, expected):
+    y = None if labels is None else torch.tensor(labels)
+    x = torch.zeros(len(labels or range(4)), 1, 8, 8)
+    assert pictures.columns(pictures.Samples(len(x), x, y, tuple("0123456789"), {}, 0., 0)) == expected
+
+
+def test_a_strip_shows_each_time_below_its_head():
+    states = {t: torch.full((3, 1, 64, 64), grey) for t, grey in ((1000, -1.), (500, 0.2), (0, 1.))}
+    sheet = pictures.strip(pictures.Samples(3, states[0], None, (), states, 0., 0), [1000, 500, 0])
+    assert [sheet.getpixel((4 + 32 + 68 * k, 24 + 32))[0] for k in range(3)] == [0, 153, 255]
 
 
 def test_pictures_have_names_of_pictures(tmp_path):
