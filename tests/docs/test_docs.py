@@ -1,6 +1,7 @@
 """The scripts that make what docs/ shows."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 import data
 import train
 from docs import fashion, figures, variants
+from docs.pages import unet_picture
 from tests.helpers import write_idx
 
 
@@ -60,6 +62,17 @@ def test_an_unknown_figure_is_refused(capsys):
     with pytest.raises(SystemExit) as stop:
         figures.main(["--only", "cats"])
     assert stop.value.code == 2 and "only is 'cats'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("main, flags, message", [
+    (fashion.main, ["--minutes", "inf"], "minutes is inf"), (fashion.main, ["--n", "3"], "n is 3"),
+    (variants.main, ["--n", "3"], "n is 3"), (variants.main, ["--only", "scores", "--out", "empty.md"], "has 0 tables"),
+    (variants.main, ["--out", "/proc/v.md"], "/proc/v.md"), (figures.main, ["--only", "digits,cats"], "only is 'cats'"),
+    (unet_picture.main, ["--size", ""], "size is empty"), (unet_picture.main, ["--change", "groups=0"], "groups 0")])
+def test_flags_that_cannot_work_are_refused_before_the_work(tmp_path, monkeypatch, refused, main, flags, message):
+    monkeypatch.chdir(tmp_path)
+    Path("empty.md").touch()
+    assert message in refused(main, flags)
 
 
 def test_short_runs_of_fashion_are_scored(capsys):
