@@ -368,14 +368,18 @@ def test_every_preset_can_work_and_is_its_own_run(name, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name, recipe", [
-    ("cars64", "T=300 batch=128 lr=0.001 size=64 flip=True loss=l2 schedule=linear target=eps"),
-    ("mnist32", "T=1000 batch=64 lr=2e-05 size=32 fit=pad ema=0.9999 schedule=linear"),
-    ("folder128", "size=128 loss=l1 batch=16 accumulate=2 lr=8e-05 steps=10000 dtype=float32 sample_every=1000"),
-    ("cifar10", "T=1000 batch=128 lr=0.0002 ema=0.9999 clip=1.0 steps=800000 flip=True schedule=linear"),
-    ("improved-cifar10", "T=4000 schedule=cosine loss=hybrid lr=0.0001 batch=128 sampling=stratified"),
-    ("improved-cifar10-bound", "T=4000 schedule=cosine loss=bound sampling=importance"),
-    ("imagenet64", "T=4000 schedule=cosine batch=129 accumulate=3 lr=0.0002 loss=hybrid save_every=10000"),
-    ("imagenet64-guided", "T=1000 null=0.2 lr=0.0003 batch=1024 steps=600000 loss=hybrid")])
+    ("cars64", "network=cars64 T=300 batch=128 lr=0.001 size=64 flip=True loss=l2 schedule=linear target=eps"),
+    ("mnist32", "network=mnist32 T=1000 batch=64 lr=2e-05 steps=70275 size=32 fit=pad ema=0.9999 schedule=linear"),
+    ("folder128", "network=folder128 size=128 loss=l1 batch=16 accumulate=2 lr=8e-05 steps=10000 dtype=float32 "
+     "sample_every=1000"),
+    ("cifar10", "network=cifar10 T=1000 batch=128 lr=0.0002 ema=0.9999 clip=1.0 steps=800000 flip=True "
+     "schedule=linear"),
+    ("improved-cifar10", "network=improved-cifar10 T=4000 schedule=cosine loss=hybrid lr=0.0001 batch=128 "
+     "sampling=stratified"),
+    ("improved-cifar10-bound", "network=improved-cifar10 T=4000 schedule=cosine loss=bound sampling=importance"),
+    ("imagenet64", "network=imagenet64 T=4000 schedule=cosine batch=129 accumulate=3 lr=0.0002 loss=hybrid "
+     "save_every=10000"),
+    ("imagenet64-guided", "network=imagenet64 T=1000 null=0.2 lr=0.0003 batch=1024 steps=600000 loss=hybrid")])
 def test_presets_are_the_recipes_of_their_sources(name, recipe):
     settings = vars(train.PRESETS[name])
     assert {part: str(settings[part.split("=")[0]]) for part in recipe.split()} == {
