@@ -1,8 +1,10 @@
-"""What tests share: golden numbers, exact denoisers of a Gaussian, and files as data sets come in."""
+"""What tests share: golden numbers, exact denoisers of a Gaussian, networks, and files, sound and hostile."""
 
 import functools
 import gzip
+import os
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 from torch.testing import assert_close
 
 from ddpm import TARGETS, alpha_bar_at, cosine_schedule, linear_schedule, predict, training_target
+from unet import UNet
 
 GOLDEN_SCHEDULES = {"linear1000": linear_schedule(), "linear100": linear_schedule(100, 1e-3, 0.2),
                     "cosine1000": cosine_schedule(), "cosine50": cosine_schedule(50)}
@@ -83,3 +86,24 @@ def write_idx(path, array):
     path.parent.mkdir(parents=True, exist_ok=True)
     raw = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
     path.write_bytes(gzip.compress(raw) if path.suffix == ".gz" else raw)
+
+
+def png_chunk(kind: bytes, content: bytes) -> bytes:
+    """A part of a PNG: its length, kind, content and checksum."""
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+class Trap:
+    """What a hostile pickle does: it leaves a folder, trap-was-here."""
+    def __reduce__(self):
+        return os.mkdir, ("trap-was-here",)
+
+
+def awake(config, **kwargs):
+    """A network none of whose weights are zero, so that every path shows."""
+    torch.manual_seed(0)
+    unet = UNet(config, **kwargs).eval()
+    with torch.no_grad():
+        for p in unet.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    return unet

@@ -24,6 +24,7 @@ import data
 from data import image_files
 from run import arrays
 from tests.data.test_published import cifar, mnist
+from tests.helpers import Trap, png_chunk
 
 ROOT = Path(__file__).parents[1]
 bounded = settings(max_examples=150, derandomize=True, database=None, deadline=None)
@@ -100,12 +101,6 @@ def with_header(shape, descr="|u1", columns_first=False) -> bytes:
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("arr_0.npy", b"\x93NUMPY\x01\0" + struct.pack("<H", len(header)) + header + bytes(64))
     return file.getvalue()
-
-
-class Trap:
-    """What a hostile pickle does."""
-    def __reduce__(self):
-        return os.mkdir, ("trap-was-here",)
 
 
 def load_npz(folder: Path, content: bytes):
@@ -245,10 +240,8 @@ def test_damaged_beginnings_are_begun_anew_or_refused(tmp_path_factory, n, there
 
 def png_of(W: int, H: int) -> bytes:
     """A grey PNG that says it is of this size, and begins with a million zeros."""
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", W, H, 8, 0, 0, 0, 0))
-            + chunk(b"IDAT", zlib.compress(bytes(10**6))) + chunk(b"IEND", b""))
+    return (b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", struct.pack(">IIBBBBB", W, H, 8, 0, 0, 0, 0))
+            + png_chunk(b"IDAT", zlib.compress(bytes(10**6))) + png_chunk(b"IEND", b""))
 
 
 def zip_bomb() -> bytes:

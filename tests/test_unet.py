@@ -8,19 +8,10 @@ from torch.testing import assert_close
 
 from kernels import group_norm_silu_plain
 from run.memory import Cast, cast, recompute
+from tests.helpers import awake
 from unet import CONFIGS, Attention, Norm, ResBlock, UNet, UNetConfig, check_size, nearest_up, sinusoid
 
 SMALL = UNetConfig(in_channels=3, out_channels=3, D=8, widths=(8, 16), blocks=1, heads=(0, 2, 2), groups=4)
-
-
-def awake(config, **kwargs):
-    """A network none of whose weights are zero, so that every path shows."""
-    torch.manual_seed(0)
-    unet = UNet(config, **kwargs).eval()
-    with torch.no_grad():
-        for p in unet.parameters():
-            p.add_(0.1 * torch.randn_like(p))
-    return unet
 
 
 def inputs(config, B=2, H=8, W=8):

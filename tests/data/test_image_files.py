@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 import data
 from data import image_files
+from tests.helpers import png_chunk
 
 LANDSCAPE = np.random.default_rng(0).integers(0, 256, (8, 12, 3), np.uint8)
 LANDSCAPE[:4, :6] = 0                                   # which corner is up can be seen
@@ -76,11 +77,9 @@ def test_damaged_exif_is_counted_and_the_picture_taken_as_it_lies(tmp_path, caps
 
 def png(rows: list[bytes], width: int, depth: int, colour: int, key: bytes) -> bytes:
     """A PNG of these rows, `depth` bits a channel, colour type `colour`, whose transparent colour is `key`."""
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
     header = struct.pack(">IIBBBBB", width, len(rows), depth, colour, 0, 0, 0)
-    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"tRNS", key)
-            + chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows))) + chunk(b"IEND", b""))
+    return (b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"tRNS", key)
+            + png_chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows))) + png_chunk(b"IEND", b""))
 
 
 @pytest.mark.parametrize("content, pixels", [

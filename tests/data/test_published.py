@@ -1,6 +1,7 @@
 import io
 import pickle
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import data
 import train
 from data import dead_leaves, image_files, published
 from run import checkpoint
-from tests.helpers import write_idx
+from tests.helpers import Trap, write_idx
 
 QUICK = ["--batch", "4", "--steps", "2", "--warmup", "2", "--sample_every", "100", "--T", "4"]
 
@@ -152,18 +153,14 @@ def test_a_set_without_held_out_pictures_is_a_sentence(tmp_path, name, says):
         data.load("test:" + name.format(here=tmp_path))
 
 
-class Trap:
-    """What a hostile pickle does."""
-    def __reduce__(self):
-        return exec, ("raise AssertionError('a pickle was run')",)
-
-
 @pytest.mark.parametrize("name, file", [("cifar10", "data_batch_1"), ("cifar100", "train"), ("mini-imagenet", "a.pkl")])
 @pytest.mark.parametrize("protocol", [2, pickle.HIGHEST_PROTOCOL])
-def test_pickles_are_refused_unread(tmp_path, name, file, protocol):
+def test_pickles_are_refused_unread(tmp_path, monkeypatch, name, file, protocol):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / file).write_bytes(pickle.dumps(Trap(), protocol))
     with pytest.raises(ValueError, match=f"{file} is a pickle, which could run code"):
         data.load(f"{name}:{tmp_path}")
+    assert not Path("trap-was-here").exists()
 
 
 def test_a_folder_of_classes_takes_the_name_and_its_size(tmp_path):

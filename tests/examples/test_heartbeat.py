@@ -10,11 +10,6 @@ from examples import heartbeat
 ONE, ZERO = torch.ones(1, 1), torch.zeros(1, 1)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 def times(*t):
     return torch.tensor(t)
 

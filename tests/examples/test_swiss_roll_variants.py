@@ -12,11 +12,6 @@ import swiss_roll
 from examples import swiss_roll_variants as variants
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def default():
     torch.set_num_threads(1)

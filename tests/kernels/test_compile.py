@@ -15,18 +15,14 @@ import samplers
 from kernels import compile, group_norm_silu, sampling_step
 from kernels.compile import SubpixelUp, capture, check_compiler, compile_denoiser, compile_loop, time_table
 from noise import image_seeds, normal
-from unet import CONFIGS, UNet, UNetConfig, Up
+from tests import helpers
+from unet import CONFIGS, UNetConfig, Up
 
 CONFIG = UNetConfig(2, 2, D=8, widths=(8, 16), blocks=1, heads=(0, 2, 2), classes=3, groups=4)
 
 
 def awake(config=CONFIG, **kwargs):
-    """A network none of whose weights are zero."""
-    torch.manual_seed(0)
-    unet = UNet(config, **kwargs).eval().requires_grad_(False)
-    for p in unet.parameters():
-        p.add_(0.1 * torch.randn_like(p))
-    return unet
+    return helpers.awake(config, **kwargs).requires_grad_(False)
 
 
 @pytest.mark.parametrize("H, W", [(1, 1), (2, 3), (8, 8)])

@@ -19,6 +19,7 @@ import sample
 import train
 from run import checkpoint
 from run.checkpoint import Checkpoint
+from tests.helpers import Trap
 from unet import UNet, UNetConfig
 
 ROOT = Path(__file__).parents[2]
@@ -65,11 +66,6 @@ def test_the_old_file_survives_a_failure(tmp_path, monkeypatch, when):
     assert checkpoint.load(path).step == 1
     checkpoint.save(path, example(step=3))
     assert checkpoint.load(path).step == 3
-
-
-class Evil:
-    def __reduce__(self):
-        return os.mkdir, ("evil-was-here",)
 
 
 REBUILD = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n"
@@ -128,12 +124,12 @@ def test_a_damaged_last_checkpoint_names_the_one_before(tmp_path, refused):
 
 def test_code_in_a_file_is_never_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    torch.save({"format": checkpoint.FORMAT, "weights": Evil()}, "evil.pt")
-    (tmp_path / "raw.pt").write_bytes(pickle.dumps(Evil()))
+    torch.save({"format": checkpoint.FORMAT, "weights": Trap()}, "evil.pt")
+    (tmp_path / "raw.pt").write_bytes(pickle.dumps(Trap()))
     for name in ("evil.pt", "raw.pt"):
         with pytest.raises(ValueError, match=f"{name} is damaged or no checkpoint"):
             checkpoint.load(name)
-    assert not os.path.exists("evil-was-here")
+    assert not os.path.exists("trap-was-here")
 
 
 @pytest.mark.parametrize("keep", [0, 10, 0.5, 0.99])

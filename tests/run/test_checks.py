@@ -1,11 +1,13 @@
 """run/checks.py: files of tensors, and of anything else."""
 
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
 
 from run.checks import load, load_tensors
+from tests.helpers import Trap
 
 
 def test_tensors_and_plain_values_are_read(tmp_path):
@@ -15,23 +17,20 @@ def test_tensors_and_plain_values_are_read(tmp_path):
     assert str(load(tmp_path / "x.pt", mmap=True)) == str(content)
 
 
-class Trap:
-    def __reduce__(self):
-        return exec, ("raise AssertionError('a pickle was run')",)
-
-
 @pytest.mark.parametrize("content", [
     {"a": torch.ones(3).to_sparse()}, {"a": torch.empty(3, device="meta")}, [{"b": torch.zeros(1).expand(10**6)}],
     Trap(), {"a": Trap()}, b"", b"\x80\x02.",
     b"\x80\x02]\x94h\x00a.", b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n)R."])
 @pytest.mark.filterwarnings("ignore")
-def test_files_of_anything_else_are_refused(tmp_path, content):
+def test_files_of_anything_else_are_refused(tmp_path, monkeypatch, content):
+    monkeypatch.chdir(tmp_path)
     if isinstance(content, bytes):
         (tmp_path / "x.pt").write_bytes(content)
     else:
         torch.save(content, tmp_path / "x.pt")
     with pytest.raises(ValueError, match="x.pt is damaged or contains more than tensors; use another file"):
         load_tensors(tmp_path / "x.pt")
+    assert not Path("trap-was-here").exists()
 
 
 @pytest.mark.parametrize("spoil", ["flipped", "packed", "cut"])
