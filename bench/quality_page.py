@@ -38,10 +38,10 @@ Rings are other learning rates, crosses other seeds.{missing}
 
 {curves}
 
-Means, least and most where there are three seeds. The columns after them are of seed 0 at its last stop: when ours
-first had this FD or less; `agree`, the share of samples that the classifier assigns to the requested class; and the
-core's speed just before, in pictures that ours learns from in a CPU-second. `form` is the quickest of float32, bf16 and
-bf16 in channels_last on that core.
+Means, least and most where there are several seeds. Of seed 0 at its last stop: when ours first had this FD or less,
+and `agree`, the share of samples that the classifier assigns to the requested class. The core's speed was measured
+before every stop, in pictures that ours learns from in a CPU-second: trainings and seeds on slower cores had less in
+the same time. `form` is the quickest of float32, bf16 and bf16 in channels_last on that core.
 
 Every training knows the labels. A package's row without `tuned` has the settings of its own scripts:
 denoising-diffusion-pytorch (dim 64) hides half of the labels, for a guidance that is not used here; diffusers reaches
@@ -66,7 +66,7 @@ def table_of_curves(stops: Sequence[float], done: list[dict]) -> str:
         there = "" if name == "ours" else reached(last["FD"], done)
         rows.append([f"{name}, rate {rate:g}", f"{last['parameters'] / 1e6:.2f} M", last["form"],
                      f"{last['images'] / last['minutes'] / 60:.0f}", *cells, there, f"{last['agree']:.3f}",
-                     f"{last['core']:.0f}"])
+                     span([line["core"] for line in own])])
     return table(["training", "parameters", "form", "pictures/s", *(f"{minutes:g} min" for minutes in stops),
                   "ours was there", "agree", "core's speed"], rows)
 
@@ -75,6 +75,12 @@ def reached(FD: float, done: list[dict]) -> str:
     """The first stop at which ours, of seed 0, has this FD or less."""
     stops = [line["minutes"] for line in done if line["name"] == "ours" and line["seed"] == 0 and line["FD"] <= FD]
     return f"{min(stops):g} min" if stops else "not yet"
+
+
+def span(values: Sequence[float]) -> str:
+    """The least and the most in whole numbers, or the one number that they are."""
+    least, most = f"{min(values):.0f}", f"{max(values):.0f}"
+    return least if least == most else f"{least} to {most}"
 
 
 def fd_cell(values: Sequence[float]) -> str:

@@ -195,7 +195,7 @@ def test_rates_are_tried_first_and_seeds_follow_the_best():
 def test_the_page_says_what_was_measured(monkeypatch, tmp_path):
     results = [line("ours", OURS, 5, 3.), line("ours", OURS, 15, 2.), line("diffusers", 1e-4, 15, 3.),
                line("denoising-diffusion-pytorch", 1e-4, 15, 1.5),
-               *(line("diffusers tuned", 3e-4, 15, 4. + seed, seed) for seed in range(3))]
+               *(line("diffusers tuned", 3e-4, 15, 4. + seed, seed) | {"core": 300. + 50 * seed} for seed in range(3))]
     out = tmp_path / "results.jsonl"
     out.write_text("".join(json.dumps(each) + "\n" for each in results))
     for name in ("bench", "docs"):
@@ -203,8 +203,8 @@ def test_the_page_says_what_was_measured(monkeypatch, tmp_path):
     monkeypatch.setattr(quality_page, "ROOT", tmp_path)
     quality.main(["--data", "digits", "--n", "100", "--out", str(out), "--minutes", ""])
     page = (tmp_path / "bench/quality.md").read_text()
-    assert "| 5 | 3.00 | ours" in page and "| 15 | 1.50 | denoising-diffusion-pytorch, 0.0001, seed 0" in page
-    assert "5.00 (4.00 to 6.00)" in page and "a CPU, torch 2.11" in page
+    assert "| 5 | 3.00 | ours" in page and "| 15 | 1.50 | denoising-diffusion-pytorch, rate 0.0001, seed 0" in page
+    assert "5.00 (4.00 to 6.00) | 5 min | 0.900 | 300 to 400 |" in page and "a CPU, torch 2.11" in page
     assert "| diffusers, rate 0.0001 | 1.00 M | bf16 | 7 |  | 3.00 | 5 min | 0.900 | 400 |" in page
     assert "| denoising-diffusion-pytorch, rate 0.0001 | 1.00 M | bf16 | 7 |  | 1.50 | not yet | 0.900 | 400 |" in page
     assert f"| ours, rate {OURS:g} | 1.00 M | bf16 | 7 | 3.00 | 2.00 |  | 0.900 | 400 |" in page
