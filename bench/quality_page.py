@@ -66,7 +66,7 @@ def table_of_curves(stops: Sequence[float], done: list[dict]) -> str:
         there = "" if name == "ours" else reached(last["FD"], done)
         rows.append([f"{name}, rate {rate:g}", f"{last['parameters'] / 1e6:.2f} M", last["form"],
                      f"{last['images'] / last['minutes'] / 60:.0f}", *cells, there, f"{last['agree']:.3f}",
-                     span([line["core"] for line in own])])
+                     span([line["core"] for line in own if "core" in line])])
     return table(["training", "parameters", "form", "pictures/s", *(f"{minutes:g} min" for minutes in stops),
                   "ours was there", "agree", "core's speed"], rows)
 
