@@ -35,7 +35,7 @@ from run.cli import DTYPES, check_range, choose_device, limit_threads, parse, sc
 from run.importance import empty_history, importance, update_history
 from run.memory import Cast, recompute
 from run.resume import latest, resume
-from run.state import Progress, Run, describe, due, log, saved_on_error, scores_are_cheap, write
+from run.state import Progress, Run, describe, due, grid_rows, log, saved_on_error, scores_are_cheap, write
 from scores.classes import scorer
 from unet import CONFIGS, UNet, UNetConfig, check_size
 
@@ -337,6 +337,7 @@ def prepare(config: Config, check_folder: Callable[[], None]) -> Run:
         config = replace(config, seed=seed)
     dataset = data.load(config.data, config.size, config.fit)
     run = start(config, dataset)._replace(digest=data.digest(dataset), check_folder=check_folder)
+    grid_rows(run)                                        # a schedule that cannot be sampled is refused before training
     if processes.rank() == 0:
         describe(run)
         if scores_are_cheap(config):

@@ -52,8 +52,10 @@ def gpu_name() -> str:
 
 
 def buffers(size: int) -> int:
-    """How many buffer sets of `size` bytes make four times the L2 cache."""
-    return max(2, min(256, -(-4 * torch.cuda.get_device_properties(0).L2_cache_size // size))) if CUDA else 1
+    """How many buffer sets of `size` bytes make four times the L2 cache; one where the bytes are not counted."""
+    if not CUDA or not size:
+        return 1
+    return max(2, min(256, -(-4 * torch.cuda.get_device_properties(0).L2_cache_size // size)))
 
 
 def error_of(got: Sequence[Tensor], true: Sequence[Tensor]) -> float:
@@ -125,7 +127,8 @@ def measure(work: Work, cold: bool) -> dict[str, dict]:
             if not reason:
                 runs[name] = captured(work.calls(candidate, sets) if candidate else copies(work.size, sets))
         except Exception as problem:                        # a peer that cannot do this is a line of the table
-            results[name] = {"failed": f"{type(problem).__name__}: {str(problem).partition(chr(10))[0][:200]}"}
+            first, *_ = [*str(problem).splitlines(), ""]
+            results[name] = {"failed": f"{type(problem).__name__}: {first[:200]}"}
     for name, times in in_turn(runs).items():
         results[name] |= times | ({"GB/s": work.size / times["us"] / 1e3} if work.size else {})
     return results
@@ -142,14 +145,13 @@ def time_with(benchmark, work: Work, name: str) -> None:
     benchmark.group = work.group
     error, reason = refused(work, name)
     assert not reason, reason
-    run, launches = captured(work.calls(work.candidates[name], buffers(work.size // 2) if work.size else 1))
+    run, launches = captured(work.calls(work.candidates[name], buffers(work.size // 2)))
     benchmark.extra_info |= {"error": error, "calls a round": launches}
     if CUDA:
-        first, warm = (in_turn({name: each})[name]["us"] for each in
-                       ((run, launches), captured(work.calls(work.candidates[name], 1))))
-        benchmark.extra_info |= {"warm us": warm}
-        if work.size:                                       # a chain, whose bytes are not counted, is warm alone
-            benchmark.extra_info |= {"cold us": first, "cold GB/s": work.size / first / 1e3}
+        if work.size:
+            cold = in_turn({name: (run, launches)})[name]["us"]
+            benchmark.extra_info |= {"cold us": cold, "cold GB/s": work.size / cold / 1e3}
+        benchmark.extra_info["warm us"] = in_turn({name: captured(work.calls(work.candidates[name], 1))})[name]["us"]
     benchmark(finished(run))
 
 

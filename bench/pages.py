@@ -59,12 +59,14 @@ def roofline_points(lines: dict[str, dict]) -> dict[str, list[tuple[float, float
     """(MB, useful GB/s) of every norm, cold, by candidate, direction and layout, and of copies as large."""
     points = {}
     for name, section in sections(lines).items():
+        _, *kind = name.split()                             # of a norm: forward or backward, and the layout
+        if kind[:1] not in (["forward"], ["backward"]):
+            continue
         for line in section.values():
             results = line.get("results", {})
             for candidate, each in results.get("cold", {}).items():
-                norm = name.split()[1:2] in (["forward"], ["backward"])
-                if norm and "GB/s" in each and candidate in ("copy", *plots.COLOURS):
-                    label = candidate if candidate == "copy" else f"{candidate}, {name.split()[1]} {name.split()[2]}"
+                if "GB/s" in each and candidate in ("copy", *plots.COLOURS):
+                    label = candidate if candidate == "copy" else f"{candidate}, {' '.join(kind)}"
                     points.setdefault(label, []).append((results["bytes"] / 1e6, each["GB/s"]))
     return points
 

@@ -1,4 +1,4 @@
-"""Files that are read and written so that nothing saved is lost; every room writes its whole files through here."""
+"""Files that are read and written so that nothing saved is lost: whole files are written through here alone."""
 
 import contextlib
 import errno

@@ -95,8 +95,8 @@ def errors(got: dict[str, Tensor], plain: dict[str, Tensor], true: dict[str, Ten
     found = {}
     for name, want in true.items():
         size, away = want.abs().max(), (got[name].double() - want).abs()
-        allowed = 1.01 * ROUNDING[got[name].dtype] * want.abs() + tolerance * (1 + size)
-        allowed = allowed + 3 * ROUNDING[torch.float32] * terms
+        allowed = (1.01 * ROUNDING[got[name].dtype] * want.abs() + tolerance * (1 + size)
+                   + 3 * ROUNDING[torch.float32] * terms)
         own = (plain[name].double() - want).abs().max()
         found[name] = {"kernel": (away.max() / size).item(), "plain": (own / size).item(),
                        "ok": bool((away <= allowed).all())}
@@ -205,7 +205,7 @@ def step_case(rows: Tensor, shape, dtype: torch.dtype, layout: str) -> dict:
         results = (step(rows, i, x, out, prev, seeds, x0_prev2=prev2) for step, (x, out, prev, prev2) in
                    ((sampling_step, given), (sampling_step, given), (samplers.step, given), (samplers.step, doubles)))
         got, again, plain, true = (dict(zip(("xs", "x0_hat"), each, strict=True)) for each in results)
-        a, b = rows[k, 2:4].abs()
+        a, b = (rows[k, samplers.COLUMNS.index(name)].abs() for name in ("a", "b"))
         terms = a * doubles[0].abs() + b * doubles[1][:, :shape[1]].abs()         # a xt + b output: 157 of both at T
         found |= {f"{name} at s = {rows[k, 1]:.0f}": e for name, e in errors(got, plain, true, terms=terms).items()}
         repeats &= all(torch.equal(got[name], again[name]) for name in got)

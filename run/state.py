@@ -85,10 +85,7 @@ class Run(NamedTuple):
 
 
 def describe(run: Run) -> None:
-    """Prints what is trained on what, and how much of the data the schedule leaves in x_T.
-
-    Raises ValueError for a schedule that cannot be sampled, or the first grid would.
-    """
+    """Prints what is trained on what, and how much of the data the schedule leaves in x_T."""
     config, (C, H, W), bits = run.config, run.dataset.shape, ddpm.schedule_check(run.schedule)
     N, world = len(run.dataset.images), processes.world_size()
     print(f"data     {config.data}: {'endless' if N == data.ENDLESS else N} pictures of {C} x {H} x {W}, "
@@ -98,7 +95,6 @@ def describe(run: Run) -> None:
     print(f"schedule {config.schedule}, T = {config.T}: {bits:.2g} bits/dim of the data are left in x_T")
     if bits > 1e-3:
         print("warning: sampling starts without them; a larger T or another --schedule leaves less")
-    grid_rows(run, SHOWN_STEPS)
 
 
 def due(run: Run, every: int) -> bool:
@@ -172,7 +168,7 @@ def saved_on_error(run: Run) -> Iterator[None]:
 def save_samples(run: Run, path: Path) -> dict[str, list[float]]:
     """Saves five samples of each class, of 20 classes at most, always from the same noise; returns their statistics."""
     shown = data.even_indices(len(run.dataset.classes) if run.unet.classes else 0, SHOWN)
-    x0, _ = sampled(run, 5 * len(shown) or 16, grid_rows(run, SHOWN_STEPS), shown)
+    x0, _ = sampled(run, 5 * len(shown) or 16, grid_rows(run), shown)
     heads = [run.dataset.classes[k] for k in shown]
     pictures.save(pictures.grid(x0, len(heads) or 4, heads), path)
     real = data.to_unit(data.evenly_spaced(run.dataset, 512))
@@ -196,7 +192,7 @@ def scores_are_cheap(config: Any) -> bool:
     return pictures_trained_on >= 50 * SCORED * SCORED_STEPS / 3
 
 
-def grid_rows(run: Run, steps: int, sampler: str = "ddim") -> Tensor:
+def grid_rows(run: Run, steps: int = SHOWN_STEPS, sampler: str = "ddim") -> Tensor:
     """The sampler's rows. Raises ValueError for a schedule that cannot be sampled."""
     return ddpm.sampler_rows(run.schedule, ddpm.timesteps(run.config.T, min(steps, run.config.T)), sampler=sampler,
                              target=run.config.target, variance=run.unet.config.variance)
