@@ -13,11 +13,17 @@ import torch
 from torch.testing import assert_close
 
 from ddpm import TARGETS, alpha_bar_at, cosine_schedule, linear_schedule, predict, training_target
+from noise import image_seeds
+from samplers import COLUMNS
 from unet import UNet
 
 GOLDEN_SCHEDULES = {"linear1000": linear_schedule(), "linear100": linear_schedule(100, 1e-3, 0.2),
                     "cosine1000": cosine_schedule(), "cosine50": cosine_schedule(50)}
 FIXED = {"fixed_small": "beta_tilde", "fixed_large": "beta", "learned_range": "learned"}
+SAMPLERS = {"ddpm": {"eta": 1.}, "ddpm beta": {"eta": 1., "variance": "beta"}, "ddim": {}, "ddim 0.5": {"eta": 0.5},
+            "2m": {"sampler": "2m"}, "2m sde": {"sampler": "2m", "eta": 1.}, "2m 0.5": {"sampler": "2m", "eta": 0.5},
+            "heun": {"sampler": "heun"}, "heun churn": {"sampler": "heun", "churn": 10.}, "unipc": {"sampler": "unipc"},
+            "unipc-bh1": {"sampler": "unipc-bh1"}, "consistency": {"sampler": "consistency"}}
 
 each_schedule = pytest.mark.parametrize("name", GOLDEN_SCHEDULES)
 each_clip = pytest.mark.parametrize("clip", [False, True])
@@ -51,6 +57,19 @@ def output_of(family):
 
 def pictures(count, *shape, seed=1):
     return torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed))
+
+
+def column(rows, name):
+    return rows[:, COLUMNS.index(name)]
+
+
+def seeds_of(count, seed=0):
+    return image_seeds(seed, torch.arange(count))
+
+
+def last(chain):
+    """x_0 of a chain."""
+    return list(chain)[-1][1]
 
 
 def gaussian_denoiser(schedule, mean, var, target):

@@ -1,0 +1,319 @@
+"""The samplers' times and rows against published numbers, published steps and closed forms.
+
+The golden arrays count time from 0: their t is ours minus one.
+"""
+
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+import samplers
+from ddpm import alpha_bar_at, cosine_schedule, exact_denoiser, flow_schedule, from_betas, linear_schedule
+from noise import normal
+from samplers import COLUMNS, VARIANCES, sample, sampler_rows, step, timesteps
+from tests.helpers import (
+    FIXED,
+    GOLDEN_SCHEDULES,
+    SAMPLERS,
+    close,
+    column,
+    each_clip,
+    each_schedule,
+    each_target,
+    golden,
+    guided_diffusion,
+    last,
+    output_of,
+    pictures,
+    same,
+    seeds_of,
+)
+
+
+def each_row(rows, index, xt, output, z=None):
+    """x_s and x0_hat when image k takes row index[k]."""
+    done = [step(rows, i.view(1), xt[k:k + 1], output[k:k + 1], z=None if z is None else z[k:k + 1])
+            for k, i in enumerate(index)]
+    return [torch.cat(x) for x in zip(*done, strict=True)]
+
+
+@pytest.mark.parametrize("T", [1, 2, 3, 7, 50, 1000])
+@pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace"])
+def test_timesteps(T, spacing):
+    for steps in {1, 2, 3, 5, 17, T // 3, T // 2, T - 1, T}:
+        if not 1 <= steps <= T:
+            continue
+        times = timesteps(T, steps, spacing)
+        assert times.dtype == torch.int64 and len(times) == steps
+        assert (times.diff() < 0).all() and times[-1] >= 1 and times[0] <= T
+        assert times[0] == T or spacing == "leading"
+        assert times[-1] == 1 or spacing == "trailing" or steps == 1
+
+
+@pytest.mark.parametrize("T, steps, spacing, times", [
+    (10, 4, "trailing", [10, 8, 5, 2]), (10, 3, "trailing", [10, 7, 3]), (10, 4, "leading", [7, 5, 3, 1]),
+    (10, 4, "linspace", [10, 7, 4, 1]), (4, 3, "linspace", [4, 3, 1]),
+])
+def test_timesteps_examples(T, steps, spacing, times):
+    assert timesteps(T, steps, spacing).tolist() == times
+
+
+@pytest.mark.parametrize("steps, spacing", [(0, "trailing"), (11, "trailing"), (-1, "leading"), (5, "quadratic")])
+def test_timesteps_errors(steps, spacing):
+    with pytest.raises(ValueError, match=spacing if spacing == "quadratic" else str(steps)):
+        timesteps(10, steps, spacing)
+
+
+@pytest.mark.parametrize("key, spacing", [("linear/ddim50", "leading"), ("linear/10", "linspace"),
+                                          ("cosine/25", "linspace")])
+def test_golden_timesteps(key, spacing):
+    expected = guided_diffusion(f"respaced/{key}/")["timesteps"]
+    same(timesteps(1000, len(expected), spacing), expected.flip(0) + 1)
+
+
+@each_clip
+@pytest.mark.parametrize("family", FIXED)
+@each_schedule
+def test_golden_ancestral_step(name, family, clip):
+    g, schedule, T = guided_diffusion(f"{name}/"), GOLDEN_SCHEDULES[name], len(GOLDEN_SCHEDULES[name].beta) - 1
+    rows = sampler_rows(schedule, range(T, 0, -1), eta=1., variance=FIXED[family], clip=clip)
+    xs, x0_hat = each_row(rows, T - 1 - g["t"], g["xt"], output_of(family), guided_diffusion()["z"])
+    close(xs, g[f"eps/{family}/clip{clip:d}/sample"])
+    close(x0_hat, g[f"eps/{family}/clip{clip:d}/x0"])
+
+
+RESPACED = {"linear/ddim50": "linear1000", "linear/10": "linear1000", "linear/10,15,20": "linear1000",
+            "cosine/25": "cosine1000"}
+
+
+@each_clip
+@pytest.mark.parametrize("eta", [0., 0.5, 1.])
+@pytest.mark.parametrize("key", RESPACED)
+def test_golden_respaced_ddim(key, eta, clip):
+    g, schedule = guided_diffusion(f"respaced/{key}/"), GOLDEN_SCHEDULES[RESPACED[key]]
+    times = (g["timesteps"] + 1).flip(0)
+    rows = sampler_rows(schedule, times, eta=eta, clip=clip)
+    xs, _ = each_row(rows, len(times) - 1 - g["index"], g["xt"], guided_diffusion()["eps_hat"], guided_diffusion()["z"])
+    loose = key.startswith("cosine") and clip and eta == 1
+    close(xs, g[f"ddim/eta{eta}/clip{clip:d}/sample"], atol=1e-4 if loose else 1e-5)
+
+
+@each_clip
+@pytest.mark.parametrize("key", RESPACED)
+def test_golden_respaced_ancestral(key, clip):
+    g, schedule = guided_diffusion(f"respaced/{key}/"), GOLDEN_SCHEDULES[RESPACED[key]]
+    times, index = (g["timesteps"] + 1).flip(0), len(g["timesteps"]) - 1 - g["index"]
+    assert_close(schedule.alpha_bar[times].flip(0), g["alpha_bar"], rtol=1e-9, atol=0)
+    rows = sampler_rows(schedule, times, eta=1., variance="learned", clip=clip)
+    assert_close(column(rows, "log_max").exp().flip(0), g["beta"], rtol=1e-9, atol=1e-12)
+    mean, _ = each_row(rows, index, g["xt"], guided_diffusion()["eps_hat"])
+    expected = f"ancestral/fixed_small/clip{clip:d}/"
+    close(mean, g[expected + "mean"])
+    close(column(rows, "log_min")[index].float().view(-1, 1, 1, 1), g[expected + "log_var"])
+
+
+@each_clip
+@pytest.mark.parametrize("eta", [0., 1.])
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+def test_golden_ddim_of_diffusers(spacing, eta, clip):
+    g, key = golden("diffusers_schedulers"), f"ddim/{spacing}/20/eta{eta}/clip{clip:d}/"
+    times = g[key + "timesteps"] + 1
+    same(timesteps(1000, 20, spacing), times)
+    for t, expected in zip(times[[0, 10, 19]].tolist(), g[key + "prev"], strict=True):
+        pair = [t] if t <= 50 else [t, t - 50]                          # it always steps by T / 20
+        rows = sampler_rows(linear_schedule(), pair, eta=eta, clip=clip)
+        xs, _ = each_row(rows, torch.zeros(4, dtype=torch.int64), g["x"], g["eps_hat"], g["z"])
+        close(xs, expected)
+    if spacing != "linspace":
+        rows = sampler_rows(linear_schedule(), times, eta=eta, clip=clip)
+        for i, expected in zip([0, 10, 19], g[key + "prev"], strict=True):
+            close(each_row(rows, torch.tensor([i] * 4), g["x"], g["eps_hat"], g["z"])[0], expected)
+
+
+def test_golden_dpm_solver():
+    g = golden("diffusers_schedulers")
+    times = g["dpmpp2m/trailing/20/timesteps"] + 1
+    rows, xt, x0_hat = sampler_rows(linear_schedule(), times, sampler="2m", clip=False), g["x"], None
+    for i, expected in enumerate(g["dpmpp2m/trailing/20/trace_model_is_0.9x"]):
+        xt, x0_hat = step(rows, torch.tensor([i]), xt, 0.9 * xt, x0_hat)
+        close(xt, expected)
+    assert column(rows, "cp")[[0, -1]].tolist() == [0, 0]
+
+
+@each_clip
+@pytest.mark.parametrize("churn", [0., 2., 100.])
+def test_heun_is_edm_s_algorithm(churn, clip):
+    """Karras et al. 2022, algorithm 2, in its own coordinates: Heun's steps from churned states, at last Euler's."""
+    schedule, steps = linear_schedule(), 8
+    times = samplers.spaced_times(schedule, steps, "karras")
+    rows = sampler_rows(schedule, times, sampler="heun", churn=churn, target="x0", clip=clip)
+    sigma = torch.cat([(1 / alpha_bar_at(schedule, times) - 1).sqrt(), torch.zeros(1).double()])
+    z = pictures(len(rows), 2, 3, 4).double()
+
+    def denoise(x, sigma):
+        x0 = (2 * x / (1 + sigma**2).sqrt()).sin() * 1.3
+        return x0.clamp(-1, 1) if clip else x0
+
+    gamma = min(churn / steps, math.sqrt(2) - 1)
+    x = y = z[-1] * (1 + sigma[0]**2).sqrt()                            # z[-1] is not used else: the last row has none
+    past, k = None, 0
+    for i in range(steps):
+        raised = i > 0 and sigma[i] * (1 + gamma) < sigma[0]            # not beyond the first sigma
+        hat = sigma[i] * (1 + gamma) if raised else sigma[i]
+        x = x + (hat**2 - sigma[i]**2).sqrt() * z[k - 1] if raised else x
+        d = (x - denoise(x, hat)) / hat
+        following = x + (sigma[i + 1] - hat) * d
+        if i < steps - 1:
+            d2 = (following - denoise(following, sigma[i + 1])) / sigma[i + 1]
+            following = x + (sigma[i + 1] - hat) * (d + d2) / 2
+        x = following
+        for _ in range(2 if i < steps - 1 else 1):
+            level = (1 / alpha_bar_at(schedule, rows[k, 0]) - 1).sqrt()
+            output = denoise(y, level) if k else denoise(y, sigma[0])
+            s = (1 / alpha_bar_at(schedule, rows[k, 1]) - 1).sqrt()
+            state, past = step(rows, torch.tensor([k]), y / (1 + level**2).sqrt(), output, past, z=z[k])
+            y, k = state * (1 + s**2).sqrt(), k + 1
+        without = y - column(rows, "cz")[k - 1] * z[k - 1] * (1 + s**2).sqrt()     # its churn belongs to the next step
+        assert_close(without, x, rtol=1e-9, atol=1e-9 * x.abs().max().item())
+    assert k == len(rows) == 2 * steps - 1 and (column(rows, "cz") > 0).any() == (churn > 0)
+
+
+@pytest.mark.parametrize("spacing, level", [
+    ("karras", lambda sigma: sigma**(1 / 7)), ("logsnr", torch.log), ("flow", lambda sigma: sigma / (1 + sigma))])
+def test_spacings_are_even_in_the_noise(spacing, level):
+    schedule = linear_schedule()
+    times = samplers.spaced_times(schedule, 10, spacing)
+    assert times.dtype == torch.float64 and times[0] == 1000 and (times[-1] == 1) == (spacing != "flow")
+    sigma = (1 / alpha_bar_at(schedule, times) - 1).sqrt()
+    steps = level(torch.cat([sigma, torch.zeros(1)])).diff() if spacing == "flow" else level(sigma).diff()
+    assert_close(steps, steps[:1].expand_as(steps), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("shift", [0.1, 0.2, 0.3, 0.5, 1., 3.])
+def test_flow_spacing_shifts(shift):
+    times = samplers.spaced_times(flow_schedule(), 4, "flow", shift)
+    u = torch.tensor([1, 0.75, 0.5, 0.25]).double()
+    u = shift * u / (1 + (shift - 1) * u)
+    assert_close((1 / alpha_bar_at(flow_schedule(), times) - 1).sqrt()[1:], (u / (1 - u))[1:])
+    assert times[0] == 1000 and (shift != 1 or times.tolist() == [1000, 750, 500, 250])
+
+
+@pytest.mark.parametrize("choice, message", [
+    ({"spacing": "odd"}, "'odd'"), ({"shift": 3.}, "shift is 3"), ({"spacing": "flow", "shift": 0.}, "shift is 0"),
+    ({"spacing": "karras", "steps": 1001}, "steps is 1001"), ({"spacing": "flow", "shift": math.nan}, "shift is nan")])
+def test_spaced_times_errors(choice, message):
+    with pytest.raises(ValueError, match=message):
+        samplers.spaced_times(linear_schedule(), **{"steps": 10} | choice)
+
+
+@pytest.mark.parametrize("spacing", ["karras", "logsnr"])
+def test_an_infinite_sigma_cannot_be_spaced(spacing):
+    with pytest.raises(ValueError, match="use trailing or flow"):
+        samplers.spaced_times(flow_schedule(), 10, spacing)
+
+
+def test_alpha_bar_between_the_times():
+    """The table's own entries at whole times, their geometric mean in sigma half way, and back again."""
+    schedule = cosine_schedule()
+    t = torch.arange(4, 4001, dtype=torch.float64) / 4
+    alpha_bar = alpha_bar_at(schedule, t)
+    same(alpha_bar[::4], schedule.alpha_bar[t[::4].long()])
+    same(alpha_bar_at(schedule, t[::4].long()), schedule.alpha_bar[t[::4].long()])
+    sigma = (1 / alpha_bar - 1).sqrt()
+    assert_close(sigma[2::4], (sigma[:-1:4] * sigma[4::4]).sqrt(), rtol=1e-9, atol=0)
+    assert (alpha_bar.diff() < 0).all()
+    assert_close(samplers.time_at(schedule, sigma.log()), t, rtol=0, atol=1e-9)
+    same(samplers.time_at(schedule, sigma[::4].log()), t[::4])
+
+
+def test_noise_between_the_times_is_its_own():
+    """A function of the time landed on, real or whole; whole ones keep what an integer has."""
+    seeds = seeds_of(3)
+    times = [1, 1.25, 1.5, 1.5 + 1e-6, 2, 999, 999.9999, 1000, 999 + 2**-14]
+    noises = [normal(seeds, t, (1, 8, 8)) for t in times]
+    for i, a in enumerate(noises):
+        same(a, normal(seeds, torch.tensor(times[i], dtype=torch.float64), (1, 8, 8)))
+        for b in noises[:i]:
+            assert (a - b).abs().mean() > 0.5
+    for t in (1, 2, 999, 1000):
+        same(normal(seeds, float(t), (1, 8, 8)), normal(seeds, torch.tensor(t), (1, 8, 8)))
+
+
+@pytest.mark.parametrize("name", ["ddpm", "2m sde", "heun churn", "consistency"])
+@pytest.mark.parametrize("spacing", samplers.NOISE_SPACINGS)
+def test_no_two_rows_share_their_noise(name, spacing):
+    schedule, seen = linear_schedule(), []
+    rows = sampler_rows(schedule, samplers.spaced_times(schedule, 60, spacing), **SAMPLERS[name] | {"clip": True})
+    for s in [rows[0, 0].item(), *rows[column(rows, "cz") > 0][:, 1].tolist()]:
+        seen.append(normal(seeds_of(1), s, (4,)).flatten().tolist())
+    assert len({tuple(z) for z in seen}) == len(seen) > 50
+
+
+def test_the_network_is_told_the_time_between():
+    schedule, told = linear_schedule(), []
+
+    def denoise(xt, t):
+        told.append(t)
+        return 0 * xt
+
+    times = samplers.spaced_times(schedule, 5, "karras")
+    list(sample(denoise, sampler_rows(schedule, times), (1, 2, 2), seeds_of(2)))
+    assert all(t.dtype == torch.float64 and t.shape == (2,) for t in told)
+    same(torch.stack(told)[:, 0], times)
+    del told[:]
+    list(sample(denoise, sampler_rows(schedule, times.round()), (1, 2, 2), seeds_of(2)))
+    assert all(t.dtype == torch.int64 for t in told)
+
+
+@each_schedule
+def test_ddim_at_eta_1_is_ancestral(name):
+    beta, alpha, alpha_bar, beta_tilde = (table.flip(0)[:-1] for table in GOLDEN_SCHEDULES[name])
+    before = GOLDEN_SCHEDULES[name].alpha_bar[:-1].flip(0)
+    rows = sampler_rows(GOLDEN_SCHEDULES[name], range(len(beta), 0, -1), eta=1.)
+    assert_close(column(rows, "c0"), before.sqrt() * beta / (1 - alpha_bar), rtol=0, atol=2e-12)
+    assert_close(column(rows, "ct"), alpha.sqrt() * (1 - before) / (1 - alpha_bar), rtol=0, atol=2e-12)
+    assert_close(column(rows, "cz"), beta_tilde.sqrt(), rtol=0, atol=2e-12)
+    assert_close(column(rows, "a"), 1 / alpha_bar.sqrt())
+    assert_close(column(rows, "b"), -(1 - alpha_bar).sqrt() / alpha_bar.sqrt())
+
+
+@each_target
+@pytest.mark.parametrize("sampler", [{"eta": 1., "variance": v} for v in VARIANCES] + [{"eta": 0.3}, {"sampler": "2m"}])
+def test_rows_of_a_subsequence_are_those_of_the_shortened_schedule(sampler, target):
+    schedule, times = linear_schedule(), torch.tensor([1000, 640, 333, 300, 12, 5])
+    alpha_bar = schedule.alpha_bar[torch.cat([times, torch.zeros(1, dtype=torch.int64)])].flip(0)
+    short = from_betas(1 - alpha_bar[1:] / alpha_bar[:-1])
+    rows = sampler_rows(schedule, times, target=target, **sampler)
+    assert_close(rows[:, 2:], sampler_rows(short, range(6, 0, -1), target=target, **sampler)[:, 2:])
+    assert rows.dtype == torch.float64 and rows.shape == (6, len(COLUMNS))
+    assert rows[:, 0].tolist() == times.tolist() and rows[:, 1].tolist() == [*times[1:].tolist(), 0]
+
+
+@pytest.mark.parametrize("choice, message", [
+    ({"eta": -0.1}, "eta is -0.1"), ({"eta": 1.1}, "eta is 1.1"), ({"eta": math.nan}, "eta is nan"),
+    ({"times": []}, r"times are \[\]"), ({"times": [5, 5, 1]}, r"\[5, 5, 1\]"), ({"times": [1, 5]}, "decrease"),
+    ({"times": [11, 5]}, r"1\.\.10"), ({"times": [5, 0]}, r"1\.\.10"),
+    ({"sampler": "euler"}, "'euler'"), ({"variance": "fixed_small"}, "'fixed_small'"), ({"target": "score"}, "'score'"),
+    ({"sampler": "heun", "eta": 0.5}, "only the samplers ddim and 2m take it, leave it at 0 for heun"),
+    ({"sampler": "unipc", "eta": 1.}, "eta is 1"), ({"sampler": "consistency", "eta": 1.}, "eta is 1"),
+    ({"churn": 1.}, "churn is 1; it must be 0 or more, and 0 for every sampler but heun"),
+    ({"sampler": "heun", "churn": -1.}, "churn is -1"), ({"sampler": "heun", "churn": math.inf}, "churn is inf"),
+    ({"times": [5., 1.5, 1.5]}, "decrease"), ({"times": [5, 0.5]}, r"1\.\.10"),
+    ({"times": [5 + 1e-9, 5.], "eta": 1.}, "equal in float32"),
+])
+def test_sampler_rows_errors(choice, message):
+    with pytest.raises(ValueError, match=message):
+        sampler_rows(linear_schedule(10), **{"times": range(10, 0, -1)} | choice)
+
+
+@pytest.mark.parametrize("target", ["x0", "v"])
+@pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
+def test_a_last_beta_of_one(sampler, target):
+    schedule, data = from_betas([*torch.linspace(0.001, 0.4, 9).tolist(), 1]), pictures(2, 1, 4, 4).sign() / 2
+    with pytest.raises(ValueError, match="alpha_bar is 0"):
+        sampler_rows(schedule, range(10, 0, -1), **sampler)
+    rows = sampler_rows(schedule, range(10, 0, -1), target=target, **sampler)
+    x = last(sample(exact_denoiser(schedule, data, target), rows, (1, 4, 4), seeds_of(20)))
+    assert_close(x.abs(), torch.full_like(x, 0.5), rtol=0, atol=1e-3)
