@@ -79,7 +79,7 @@ def linear_schedule(T: int = 1000, start: float = 1e-4, end: float = 0.02) -> Sc
 
 
 def quadratic_schedule(T: int = 1000, start: float = 1e-4, end: float = 0.02) -> Schedule:
-    """sqrt(beta) from sqrt(start) to sqrt(end) in equal steps ([3] appendix D)."""
+    """sqrt(beta) from sqrt(start) to sqrt(end) in equal steps ("quad" in the published code of [3])."""
     return from_betas(torch.linspace(start**0.5, end**0.5, T, dtype=torch.float64)**2)
 
 

@@ -1,9 +1,9 @@
 """Counter-based Gaussian noise: a normal number is a function of (seed of the image, step, element).
 
-There is no generator and no state, so the noise of a picture does not depend on its batch, on the
-device, or on the order of sampling. The integers are those of Philox4x32-10 (Salmon et al. 2011,
-"Parallel random numbers: as easy as 1, 2, 3"); a Triton kernel that calls `tl.philox` with the same
-key and counter computes the same words.
+There is no generator and no state, so the noise of a picture does not depend on its batch or on the
+order of sampling, and on the device only by rounding. The integers are those of Philox4x32-10 (Salmon et al.
+2011, "Parallel random numbers: as easy as 1, 2, 3"); a Triton kernel that calls `tl.philox` with the same key
+and counter computes the same words.
 """
 
 import math

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """What weights alone do not say about a network. Raises ValueError for what does not fit together."""
+    """How one network differs from another. Raises ValueError for what does not fit together."""
     in_channels: int = 3                     # channels of x_t
     out_channels: int = 3                    # of the output; twice as many for a learned variance
     D: int = 128                             # width of the sinusoidal embedding of t

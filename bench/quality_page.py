@@ -28,7 +28,7 @@ Train on the training pictures and their labels alone, on one thread of a CPU. W
 averaged weights draw {n} samples in float32, of all classes in turn, by {steps} trailing steps of DPM-Solver++ and one
 more at t = 980, without guidance, and `scores/classes.py` scores them against the held-out pictures, with the committed
 classifier. {n} pictures of the training set itself have FD {floor:.2f}. To take part, add a training to
-`bench/contenders.py`. Compare within one machine: cores of the same name have been seen to differ by 1.7 times.
+`bench/contenders.py`. Compare within one machine: cores of the same name differed by up to {spread:.1f} times.
 
 ## Curves
 
@@ -38,12 +38,15 @@ Rings are other learning rates, crosses other seeds.{missing}
 
 {curves}
 
-Means, least and most where there are several seeds. Of seed 0 at its last stop: when ours first had this FD or less,
-and `agree`, the share of samples that the classifier assigns to the requested class. The core's speed was measured
-before every stop, in pictures that ours learns from in a CPU-second: trainings and seeds on slower cores had less in
-the same time. `form` is the quickest of float32, bf16 and bf16 in channels_last on that core.
+Where there are several seeds, FD is their mean, with the least and the most. `form`, pictures/s, `agree` and "ours was
+there" are those of seed 0 at its last stop. `form` is the quickest of float32, bf16 and bf16 in channels_last. `agree`
+is the share of samples that the classifier assigns to the requested class. "Ours was there" is the first stop at which
+seed 0 of ours had that FD or less. The core's speed was measured before nearly every stop, in pictures that ours learns
+from in a CPU-second: a training or seed on a slower core had less in the same time, so part of the range between seeds
+is the core's.
 
-Every training knows the labels. A package's row without `tuned` has the settings of its own scripts:
+Every training knows the labels and has fused Adam. A package's row without `tuned` has the training settings of its own
+scripts; its network is the nearest of its authors' that takes 28 x 28 pixels (`bench/contenders.py`).
 denoising-diffusion-pytorch (dim 64) hides half of the labels, for a guidance that is not used here; diffusers reaches
 its rate after 500 updates. Tuned rows change this: denoising-diffusion-pytorch has dim 16, hides a tenth of the labels
 and averages at every update; diffusers reaches its rate after 100 updates, and it falls to 0 within three epochs.
@@ -121,8 +124,10 @@ def write_page(config: Any, floor: float, done: list[dict]) -> None:
                    [[f"{minutes:g}", f"{line['FD']:.2f}", f"{line['name']}, rate {line['rate']:g}, seed {line['seed']}",
                      line["commit"]] for minutes, line in best.items()])
     machine = ", ".join(sorted({f"{line['cpu']}, torch {line['torch']}" for line in done}))
+    cores = [line["core"] for line in done if "core" in line]
     missing = [name for name in CONTENDERS if name not in {line["name"] for line in done}]
     (ROOT / "bench/quality.md").write_text(PAGE.format(
         record=record.strip(), n=config.n, steps=config.steps, floor=floor,
         curves=table_of_curves(stops, done).strip(), machine=machine, first=stops[0], out=config.out,
+        spread=max(cores) / min(cores),
         missing=f" Not measured yet: {', '.join(missing)}." if missing else "", data=parse_name(config.data)[1]))

@@ -53,8 +53,8 @@ SEEDS = """## Whole runs from three seeds
 What is predicted and where its error is measured are two choices (`--space`, Li and He 2025). Whole runs, {long} steps
 each, {many} samples, from seeds 0, 1 and 2: the mean, and the least and the most. v's loss weighs the squared error of
 x0 by 1 / (1 - alpha_bar), so that it counts at small t, where the bound is lost, and nearly all of it is won back.
-No recipe is best in every column. x0 by its own loss has the least FD, v the least pFD, the best agreement and by far
-the least bits/dim, and so v remains the default.
+No recipe is best in every column. FD of x0 by its own loss and of v differ by less than the seeds do; v has the least
+pFD, the best agreement and by far the least bits/dim, and so v remains the default.
 
 | flags | FD | pFD | agree | mem | bits/dim |
 |---|---|---|---|---|---|

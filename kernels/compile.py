@@ -5,7 +5,7 @@ Five exact rewritings, none of which changes precision or the files that hold th
 - nearest-up and a 3x3 convolution are one transposed 4x4 convolution with summed weights;
 - on a GPU the first and the last convolution have 8 channels for 3: tensor cores work on eight at once;
 - torch.compile fuses what is left; on a GPU the norms and the sampling step are the kernels of this folder;
-- on a GPU one step of the chain is captured as a CUDA graph and replayed, with no host in it.
+- on a GPU one step of the chain is captured as a CUDA graph, which the host replays for every step.
 """
 
 import contextlib
@@ -34,13 +34,13 @@ def check_compiler(device: torch.device) -> None:
 
 
 def fast_norm(device: torch.device) -> Callable:
-    """The norm that torch.compile is quickest with: on a GPU the fused op; on a CPU the plain lines, which it fuses."""
+    """The norm to compile with: on a GPU the fused op; on a CPU the plain lines, which torch.compile fuses itself."""
     check_compiler(device)
     return group_norm_silu if device.type == "cuda" else group_norm_silu_plain
 
 
 def fast_unet(config: UNetConfig, device: torch.device) -> UNet:
-    """The network as torch.compile is quickest with it: with that norm, and on a GPU channels_last."""
+    """The network to compile: with that norm, and on a GPU channels_last."""
     unet = UNet(config, fast_norm(device)).to(device)
     return unet.to(memory_format=torch.channels_last) if device.type == "cuda" else unet
 

@@ -184,16 +184,16 @@ def test_lines_of_one_file_make_all_pages(tmp_path):
 def test_missing_packages_are_named_exactly(monkeypatch):
     packages.unmet.cache_clear()
     there = packages.version
-    gone = {"diffusers", "ema-pytorch", "pytest"}
+    gone = {"diffusers", "ema-pytorch", "pytest-benchmark"}
     monkeypatch.setattr(packages, "version", lambda name: None if name in gone else there(name) or "99")
     monkeypatch.setattr(packages.metadata, "requires", lambda name: ["accelerate>=1", 'x; extra == "y"', "torch<1"])
     said = packages.check()
-    assert said[0] == "pytest missing: the tests are left out" and said[1].startswith("diffusers==")
+    assert said[0] == "pytest-benchmark missing: the tests are left out" and said[1].startswith("diffusers==")
     assert "torch<1 missing" in said[1] and "ema-pytorch==" in said[2] and "x" not in packages.unmet("diffusers")
     assert said[-1].startswith("to have them: python -m pip download --no-deps -d wheels diffusers==")
     assert not packages.installed("diffusers compiled") and suite.cases(False) == {}
-    gone.add("torch")
-    with pytest.raises(ValueError, match="torch missing; nothing can be measured"):
+    gone |= {"torch", "pytest"}
+    with pytest.raises(ValueError, match="torch, pytest missing; nothing can be measured"):
         packages.check()
     packages.unmet.cache_clear()
 
