@@ -20,7 +20,7 @@ def trained(path: str) -> tuple[ddpm.Schedule, Callable, str]:
 
     @torch.no_grad()
     def denoise(xt: Tensor, t: Tensor) -> Tensor:
-        return unet(xt, t, torch.full_like(t, null) if null else None)[:, :xt.shape[1]]
+        return unet(xt, t, torch.full_like(t, null) if last.network.classes else None)[:, :xt.shape[1]]
 
     return schedule, denoise, last.settings["target"]
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from PIL import Image
@@ -8,6 +10,7 @@ import ddpm
 import noise
 from examples import common, denoise_1d, inpaint, interpolate, invert, low_dimension, memorise, work_precision
 from run import checkpoint
+from unet import UNet
 
 
 def rms(x):
@@ -217,6 +220,15 @@ def test_a_model_without_a_null_class_is_refused(tmp_path):
     checkpoint.save(tmp_path / "last.pt", wrong)
     with pytest.raises(ValueError, match="no null class"):
         common.trained(str(tmp_path / "last.pt"))
+
+
+def test_a_model_of_labelled_pictures_may_take_no_labels(tmp_path):
+    last = checkpoint.load("weights/digits.pt")
+    network = replace(last.network, classes=0)
+    plain = last._replace(network=network, weights={}, optimizer={}, ema=UNet(network).state_dict())
+    checkpoint.save(tmp_path / "last.pt", plain)
+    _, denoise, _ = common.trained(str(tmp_path / "last.pt"))
+    assert denoise(torch.zeros(2, 1, 8, 8), torch.tensor([5, 9])).shape == (2, 1, 8, 8)
 
 
 @pytest.mark.parametrize("example", [inpaint, interpolate, invert, memorise])
