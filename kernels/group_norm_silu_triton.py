@@ -17,7 +17,7 @@ Backwards, from x and dy alone (the mean and rstd of each group are kept):
     dx = rstd (gain_c g - c2 - xh c1),    dadd_c = sum_p dx = rstd (gain_c db_c - HW c2 - c1 sx_c)
     dshift_c = db_c,    dscale_c = weight_c dw_c + bias_c db_c,    dweight, dbias = sum_n (1 + scale_c) (dw_c, db_c)
 
-Instructions would bind before memory does (counted, not measured: bench/static.md), so each element costs few.
+Few instructions an element, or they would bind before memory does (bench/static.md counts them before and after).
 u = -log2(e) z is one multiply-add of x, and s = 1 / (1 + 2^u) = rsqrt(1 + 2^u)^2 two quick instructions, where a
 division has guards. A bfloat16 is the upper half of a float32: a shift or a mask unpacks it. All that depends on the
 shape is constant, so most addresses are too.
