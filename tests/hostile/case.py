@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 import train
-from tests import test_convert
+from tests.published import networks
 
 ROOT = Path(__file__).parents[2]
 TRAIN = [f"--{flag}" for flag in ("T=4", "batch=4", "warmup=1", "log_every=1", "save_every=1", "sample_every=100",
@@ -32,10 +32,10 @@ def foundations(base: Path) -> Case:
     def arrange() -> list[str]:
         shutil.copy(ROOT / "weights" / "digits.pt", base / "digits.pt")
         shutil.copy(ROOT / "weights" / "digits_classifier.pt", base / "classifier.pt")
-        test_convert.folder(base / "bin", "bin")
-        test_convert.folder(base / "safetensors")
-        torch.save(test_convert.golden("guided_unet_improved")[0], base / "openai.pt")
-        (base / "openai.json").write_text(json.dumps(test_convert.OPENAI["guided_unet_improved"]))
+        networks.folder(base / "bin", "bin")
+        networks.folder(base / "safetensors")
+        torch.save(networks.golden_network("guided_unet_improved")[0], base / "openai.pt")
+        (base / "openai.json").write_text(json.dumps(networks.OPENAI["guided_unet_improved"]))
         np.savez(base / "few.npz", arr_0=np.random.default_rng(0).integers(0, 256, (8, 8, 8), np.uint8))
         return [*TRAIN, "--steps", "4", "--out", str(base / "run")]
     return Case("foundations", "", train.main, arrange)

@@ -11,10 +11,10 @@ from typing import Any
 import convert
 import sample
 from published.openai import FLAGS
-from tests import test_convert
 from tests.hostile.case import Case
 from tests.hostile.tensors import tensor_files
 from tests.hostile.values import VALUES, damaged
+from tests.published import networks
 
 
 def settings(base: Path, rng: random.Random) -> Iterator[Case]:
@@ -33,7 +33,7 @@ def settings(base: Path, rng: random.Random) -> Iterator[Case]:
             new = {rng.choice(keys): rng.choice(VALUES) for _ in range(rng.choice([1, 1, 2]))}
             yield repr(new)[:70], lambda sound, new=new: {**sound, **new}
 
-    network = [*test_convert.CONFIG, *convert.from_diffusers.__globals__["MODEL"], "sample_size", "block_out_channels"]
+    network = [*networks.CONFIG, *convert.from_diffusers.__globals__["MODEL"], "sample_size", "block_out_channels"]
     scheduler = [*convert.from_diffusers.__globals__["SCHEDULER"], "trained_betas", "thresholding"]
     for name, change in changes(network, 60):
         yield Case("config.json", name, convert.main, partial(in_json, "bin", "unet/config.json", change))
