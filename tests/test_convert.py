@@ -68,7 +68,7 @@ def test_published_flags_on_the_command_line(tmp_path, refused):
                   str(tmp_path / "flags.json")])
     for path, wrong, says in ((tmp_path / "model.pt", f"{flags} --use_fp16", "pass the published flags"),
                               (tmp_path / "a.safetensors", flags, "only an OpenAI .pt takes them")):
-        assert says in refused(convert.main, ["--source", str(path), "--to", str(tmp_path / "c.safetensors"), "--flags", wrong])
+        assert says in refused(convert.main, ["--source", str(path), "--to", str(tmp_path / "c"), "--flags", wrong])
     one, other = (checkpoint.load(tmp_path / name) for name in ("a.safetensors", "b.safetensors"))
     assert one.network == other.network and one.data["shape"] == (3, 16, 16)
     equal(one.ema, other.ema)
