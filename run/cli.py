@@ -1,11 +1,11 @@
 """Command lines from dataclasses: a field is a flag, its comment the help, its value the default."""
 
 import argparse
+import contextlib
 import dataclasses
 import errno
 import functools
 import inspect
-import io
 import itertools
 import math
 import os
@@ -89,12 +89,12 @@ def script(main: Callable) -> Callable:
 
 def prepare_streams() -> None:
     """Makes printing work without a terminal, pipe or file to print to, and spells out what an encoding lacks."""
-    while os.open(os.devnull, os.O_RDWR) <= 2:          # else the next file would get what libraries print
+    while (nowhere := os.open(os.devnull, os.O_RDWR)) <= 2:         # else the next file would get what libraries print
         pass
+    os.close(nowhere)
     sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))     # noqa: SIM115
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):        # what a notebook puts there is none
-            stream.reconfigure(errors="backslashreplace")
+    with contextlib.suppress(AttributeError, OSError):  # what a notebook puts there cannot; stderr is so already
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def sentence(error: Exception) -> str | None:
