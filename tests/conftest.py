@@ -13,15 +13,15 @@ import pytest
 import torch
 from PIL import Image
 
-from data.files import writing
-from run import folder
-
 torch.set_num_threads(1)
 torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 os.environ.setdefault("OMP_NUM_THREADS", "1")           # for the processes that tests start
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+
+from data.files import writing  # noqa: E402
+from run import folder  # noqa: E402
 
 
 @pytest.fixture

@@ -78,7 +78,8 @@ def arrays(base: Path, rng: random.Random) -> Iterator[Case]:
             "pictures of objects": (npz(images=objects), "allow_pickle=False"),
             "labels of objects": (npz(labels=objects), "allow_pickle=False"),
             "no pixels": (npz(images=np.zeros((3, 0, 8), np.uint8)), "uint8"),
-            "floats": (npz(images=np.zeros((3, 8, 8))), "uint8"), "few labels": (npz(labels=np.array([0])), "label"),
+            "floats": (npz(images=np.zeros((3, 8, 8))), "uint8"),
+            "few labels": (npz(labels=np.array([0])), "to 999999"),
             "two of a name": (npz().replace(b"arr_1.npy", b"arr_0.npy"), "uint8"),
             **{f"labels {labels}": (npz(labels=labels), "to 999999") for labels in (
                 np.array([0, 1, 10**12]), np.array([0, 1, 2**63], np.uint64), np.ones(3), np.array(3))}}.items():
@@ -122,6 +123,7 @@ def table(path: Path, **changes) -> None:
     """A hub's parquet table of four pictures and labels; changes: a column's values and, if another, type, or None."""
     import datasets
 
+    datasets.disable_progress_bars()
     columns = {"img": [{"bytes": IMAGES[".png", "RGB"], "path": None}] * 4, "label": [0, 1, 0, 1]}
     features = {"img": datasets.Image(decode=False), "label": datasets.ClassLabel(names=["a", "b"])}
     for name, change in changes.items():
