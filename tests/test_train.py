@@ -35,7 +35,7 @@ def run(out, *flags):
     train.main([*QUICK, "--out", str(out), *flags])
 
 
-def test_a_run_leaves_what_it_says(tmp_path, capsys):
+def test_a_run_leaves_what_it_says(tmp_path, curves, capsys):
     run(tmp_path, "--steps", "5")
     last = checkpoint.load(tmp_path / "last.safetensors")
     *lines, grid = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]

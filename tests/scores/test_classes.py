@@ -228,7 +228,7 @@ def test_few_held_out_pictures_are_refused(tmp_path):
 
 # During training
 
-def test_samples_are_scored_during_training(tmp_path, monkeypatch):
+def test_samples_are_scored_during_training(tmp_path, monkeypatch, curves):
     monkeypatch.setattr("run.state.SCORED", 20)
     monkeypatch.setattr("run.state.SCORED_STEPS", 3)
     flags = [*TRAINED[:-4], "--batch", "64", "--steps", "60", "--sample_every", "30"]
