@@ -10,7 +10,6 @@ from torch.testing import assert_close
 
 import data
 from data import image_files
-from data.workers import ignore_stops
 from run import pictures
 
 
