@@ -46,7 +46,10 @@ def read_cifar(folder: Path, held_out: bool, *, train: Sequence[str], test: Sequ
     folder, records = files[0].parent, []
     for part in parts:
         with reading(folder / part, "fetch it anew"):
-            records.append(np.fromfile(folder / part, np.uint8).reshape(-1, label_bytes + 3 * 32 * 32))
+            raw, record = np.fromfile(folder / part, np.uint8), label_bytes + 3 * 32 * 32
+            if not raw.size or raw.size % record:
+                raise ValueError(f"it has {raw.size} bytes, which is not a whole number of pictures of {record}")
+            records.append(raw.reshape(-1, record))
     records = np.concatenate(records)
     listed = (folder / names).read_text().split() if (folder / names).is_file() else ()
     return records[:, label_bytes:].reshape(-1, 3, 32, 32), records[:, label_bytes - 1], listed

@@ -74,7 +74,7 @@ def load_named(name: str, size: tuple[int, int] | None, fit: str, held_out: bool
     if not folder.is_dir():
         raise ValueError(f"no folder {folder} for {key}; leave it out to download {source.hub}")
     if key in FORMATS and not streamed and (arrays := FORMATS[key](folder, held_out)):
-        return sets.resize(sets.from_arrays(key, *arrays), size, fit)
+        return sets.resize(sets.from_arrays(name, *arrays)._replace(name=key), size, fit)
     parquet = sets.visible(folder, "*.parquet")
     of_split = [p for p in parquet if p.name.startswith(tuple(source.split.split("+")))]
     if of_split or parquet and not held_out:
