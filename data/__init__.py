@@ -45,8 +45,7 @@ def load(name: str, size: str = "", fit: str = "crop") -> Data:
     if parse_name(name)[1] in SETS:
         return load_named(name, pixels, fit, held_out)
     if held_out:
-        raise ValueError(f"{name} has no held-out pictures; instead of {TEST}{name}, name the folder or the .npz file "
-                         f"that has them")
+        raise ValueError(f"no held-out pictures of {name!r} are known; name the folder or the .npz file that has them")
     if name in EXAMPLES:
         return importlib.import_module(EXAMPLES[name]).load(name, pixels)
     path = Path(name)

@@ -41,7 +41,7 @@ def writing(path: str | Path, previous: Path | None = None, check: Callable[[], 
     check: called when all is written; what it raises leaves `path` as it was.
     """
     path = Path(path)
-    temporary = path.with_name(f"{path.name}.tmp")
+    temporary = path.parent / f"{path.name}.tmp"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and not path.is_file():

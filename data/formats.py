@@ -51,7 +51,7 @@ def read_cifar(folder: Path, held_out: bool, *, train: Sequence[str], test: Sequ
                 raise ValueError(f"it has {raw.size} bytes, which is not a whole number of pictures of {record}")
             records.append(raw.reshape(-1, record))
     records = np.concatenate(records)
-    listed = (folder / names).read_text().split() if (folder / names).is_file() else ()
+    listed = (folder / names).read_text(errors="replace").split() if (folder / names).is_file() else ()
     return records[:, label_bytes:].reshape(-1, 3, 32, 32), records[:, label_bytes - 1], listed
 
 

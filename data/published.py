@@ -105,9 +105,6 @@ def load_table(name: str, source: Source, size: tuple[int, int] | None, fit: str
               f"fetch it elsewhere and name its folder, as {name}:FOLDER")
     with reading(f"{name} from {files[0] if files else source.hub}", remedy):
         rows = datasets.load_dataset(**where, split=split, streaming=streamed)
-        columns = rows.features or {}
-        if missing := [c for c in (source.image, source.label) if c not in columns]:
-            raise ValueError(f"it has no column {missing[0]!r} but {', '.join(columns)}")
         rows = rows.select_columns([source.image, source.label])
         rows = rows.cast_column(source.image, datasets.Image(decode=False))       # decoded by image_files alone
     return (as_stream if streamed else as_rows)(name, source, rows, shape, fit)

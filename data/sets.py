@@ -79,7 +79,8 @@ def read_npz(path: Path) -> Data:
         raise ValueError(f"arr_0 of {path} is {images.dtype} {images.shape}; it must be uint8 (N, H, W) "
                          f"or (N, H, W, C) with 1, 3 or 4 channels")
     if labels is not None and (labels.shape != images.shape[:1] or labels.dtype.kind not in "iu"):
-        raise ValueError(f"arr_1 of {path} is {labels.dtype} {labels.shape}; it must be {len(images)} whole numbers")
+        raise ValueError(f"arr_1 of {path} is {labels.dtype} {labels.shape}; it must be {len(images)} whole "
+                         f"numbers from 0 to {CLASSES - 1}")
     return from_arrays(path.name, images.transpose(0, 3, 1, 2), labels)
 
 

@@ -138,7 +138,7 @@ def test_cifar_s_test_file(tmp_path, name, file, head):
 @pytest.mark.parametrize("name, says", [
     ("stanford-cars", "stanford-cars has no held-out pictures; instead of test:stanford-cars, name a folder"),
     ("dead-leaves", "dead-leaves has no held-out pictures"), ("stream:mnist", "stream:mnist has no held-out pictures"),
-    ("photos", "photos has no held-out pictures; instead of test:photos, name the folder or the .npz file that has"),
+    ("photos", "no held-out pictures of 'photos' are known; name the folder or the .npz file that has them"),
     ("mnist:{here}", "has no held-out pictures of mnist: neither its authors' own test files, nor test.*parquet, nor"),
     ("imagenet64:{here}", "nor validation.*parquet, nor images in a folder validation")])
 def test_a_set_without_held_out_pictures_is_a_sentence(tmp_path, name, says):
@@ -326,7 +326,7 @@ def test_bad_tables_are_named(datasets, tmp_path, spoil, says):
 
 def test_other_columns_are_named(datasets, tmp_path):
     parquet(datasets, tmp_path, "mnist", [(28, 28)] * 3)
-    with pytest.raises(ValueError, match="no column 'img' but image, label"):
+    with pytest.raises(ValueError, match="'img'.* not in the dataset.*'image', 'label'"):
         data.load(f"cifar10:{tmp_path}")
 
 
