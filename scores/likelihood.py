@@ -171,7 +171,7 @@ def plot_terms(terms: Terms):
     """Figure of two plots: the bound's terms against t, and distortion against rate (Ho et al. 2020, figure 5)."""
     figure, (left, right) = panels(1, 2, (9, 3.5), grid=True)
     left.plot(terms.t, terms.bits, marker=".", markersize=3)
-    left.set(xlabel="t", ylabel="bits/dim per timestep", yscale="log", xlim=(0, terms.width.sum()),
+    left.set(xlabel="t", ylabel="bits/dim per timestep", yscale="log", xlim=(0, int(terms.width.sum())),
              title="terms of the bound")
     rate = (terms.bits * terms.width).flip(0).cumsum(0).flip(0) - terms.bits * terms.width + terms.prior.mean()
     right.plot(rate, terms.distortion, marker=".", markersize=3)
