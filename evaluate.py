@@ -109,7 +109,7 @@ def score_classes(argv: Sequence[str]) -> None:
 
 
 def print_scores(rows: dict[str, dict[str, float]]) -> None:
-    """Prints a row for each of these sets of scores."""
+    """Prints the scores, one row per name."""
     width = max(24, *map(len, rows))
     print(f"{'':{width}}" + "".join(f"{name:>8}" for name in next(iter(rows.values()))))
     for name, scores in rows.items():

@@ -27,12 +27,12 @@ CHOSEN = CONFIGS["fashion"]
 PIXELS = replace(CHOSEN, patch=1, widths=(32, 64, 64), blocks=1, heads=(0, 0, 0, 1))
 RUNS = {                                            # the network, and flags of train.py
     "chosen": (CHOSEN, ""),
-    "one block a level, no attention": (replace(CHOSEN, blocks=1, heads=(0, 0, 0)), ""),
-    "wider: 64, 64, one block a level": (replace(CHOSEN, blocks=1, widths=(64, 64)), ""),
+    "one block per level, no attention": (replace(CHOSEN, blocks=1, heads=(0, 0, 0)), ""),
+    "wider: 64, 64, one block per level": (replace(CHOSEN, blocks=1, widths=(64, 64)), ""),
     "attention at 7 x 7 everywhere": (replace(CHOSEN, heads=(0, 2, 2)), ""),
     "patches of 4, width 64, three blocks": (replace(CHOSEN, patch=4, widths=(64,), blocks=3, heads=(0, 1)), ""),
-    "no patches: 32, 64, 64, one block a level": (PIXELS, ""),
-    "no patches: 16, 32, one block a level": (replace(PIXELS, widths=(16, 32), heads=(0, 0, 0)), ""),
+    "no patches: 32, 64, 64, one block per level": (PIXELS, ""),
+    "no patches: 16, 32, one block per level": (replace(PIXELS, widths=(16, 32), heads=(0, 0, 0)), ""),
     "float32": (CHOSEN, "--dtype float32"),
     "batch 32": (CHOSEN, "--batch 32"),
     "rate 0.002": (CHOSEN, "--lr 2e-3"),
@@ -52,7 +52,7 @@ class Config:
 
 
 def short_run(network: UNetConfig, flags: str, config: Config) -> list[str]:
-    """The cells of a row: parameters, pictures learned from in a second, FD and agree."""
+    """The cells of a row: parameters, pictures learned from per second, FD and agree."""
     run = ["--preset", "fashion", "--data", config.data, "--network", "candidate", *flags.split()]
     with tempfile.TemporaryDirectory() as out, patch.dict(CONFIGS, candidate=network):
         train.main([*run, "--steps", "13", "--log_every", "13", "--out", f"{out}/trial"])

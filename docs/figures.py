@@ -1,5 +1,6 @@
-"""Makes every figure of the README and of docs/, from the committed weights and the papers' equations, and the last
-also from the pictures of Debian's package dataset-fashion-mnist.
+"""Makes every figure of the README and of docs/, from the committed weights and the papers' equations.
+
+The last one also needs the pictures of Debian's package dataset-fashion-mnist.
 
     python -m docs.figures                          # all of them: about 3 minutes on one CPU core
     python -m docs.figures --only forward,schedules

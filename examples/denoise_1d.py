@@ -41,23 +41,23 @@ def signals(seed: int, k: int, n: int) -> Tensor:
     return 1. - 2 * (jump.cumsum(-1) % 2)
 
 
-def network() -> tuple[nn.Module, Callable]:
-    """The convolutions, and what they make of (xt, t): an estimate of x0."""
-    layers = [nn.Conv1d(2, 32, 5, padding=2), nn.SiLU(), nn.Conv1d(32, 32, 5, padding=4, dilation=2), nn.SiLU(),
-              nn.Conv1d(32, 32, 5, padding=8, dilation=4), nn.SiLU(), nn.Conv1d(32, 1, 5, padding=2)]
-    net = nn.Sequential(*layers)
+class Denoiser(nn.Sequential):
+    """(xt, t) -> an estimate of x0: four convolutions."""
 
-    def denoise(xt: Tensor, t: Tensor) -> Tensor:
+    def __init__(self):
+        super().__init__(nn.Conv1d(2, 32, 5, padding=2), nn.SiLU(), nn.Conv1d(32, 32, 5, padding=4, dilation=2),
+                         nn.SiLU(), nn.Conv1d(32, 32, 5, padding=8, dilation=4), nn.SiLU(),
+                         nn.Conv1d(32, 1, 5, padding=2))
+
+    def forward(self, xt: Tensor, t: Tensor) -> Tensor:
         level = SCHEDULE.alpha_bar[t].sqrt().float().view(-1, 1, 1)
-        return net(torch.cat([xt, level.expand_as(xt)], dim=1))
-
-    return net, denoise
+        return super().forward(torch.cat([xt, level.expand_as(xt)], dim=1))
 
 
 def train(config: Config) -> Callable:
-    """The denoiser after `steps` updates (Ho et al. 2020, algorithm 1), which says what x0 is."""
+    """The denoiser after `steps` updates (Ho et al. 2020, algorithm 1)."""
     torch.manual_seed(config.seed)
-    net, denoise = network()
+    denoise = Denoiser()
     seeds = noise.image_seeds(config.seed, torch.arange(config.batch))
 
     def loss(k: int) -> Tensor:
@@ -65,7 +65,7 @@ def train(config: Config) -> Callable:
         eps = noise.normal(seeds, k, (1, L), noise.TRAIN)
         return ddpm.loss(SCHEDULE, denoise, signals(config.seed, k, config.batch), t, eps, target="x0").mean()
 
-    minimise(loss, [torch.optim.Adam(net.parameters(), lr=3e-3)], config.steps)
+    minimise(loss, [torch.optim.Adam(denoise.parameters(), lr=3e-3)], config.steps)
     return torch.no_grad()(denoise)
 
 

@@ -186,7 +186,7 @@ def valid(x: Tensor) -> float:
 
 
 def picture(chain: list[Tensor], out: str) -> None:
-    """Sixty sequences at six times of the reverse chain: a row each, black for one, in the order of their last."""
+    """Sixty sequences at six times of the reverse chain, one per row, black for a one, sorted by x_0."""
     order = chain[0][:60].argmax(1).argsort(stable=True)
     times = (T, T // 2, T // 4, T // 10, T // 40, 0)
     figure, axes = panels(1, len(times), (9, 5))

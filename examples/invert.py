@@ -17,7 +17,7 @@ import ddpm
 from examples.common import HELD_OUT, Model, held_out_digits, rms, run, trained
 from run import pictures
 from run.cli import check_range, parse, parse_integers, script
-from samplers import COLUMNS
+from samplers import COLUMNS, ddim_mean
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,8 @@ def upward_rows(model: Model, times: Sequence[int]) -> Tensor:
     t, s = times[:-1], times[1:]
     bar_t, bar_s = model.schedule.alpha_bar[t], model.schedule.alpha_bar[s]
     a, b = ddpm.x0_coefficients(bar_t, model.target)
-    ct = ((1 - bar_s) / (1 - bar_t)).sqrt()
-    columns = {"t": t, "s": s, "a": a, "b": b, "clip": torch.full_like(a, torch.inf),
-               "c0": bar_s.sqrt() - ct * bar_t.sqrt(), "ct": ct}
+    c0, ct = ddim_mean(bar_t, bar_s)
+    columns = {"t": t, "s": s, "a": a, "b": b, "clip": torch.full_like(a, torch.inf), "c0": c0, "ct": ct}
     return torch.stack([columns.get(name, torch.zeros_like(a)) for name in COLUMNS], dim=1)
 
 

@@ -42,7 +42,7 @@ def samples(model: Model, shape: tuple[int, ...], config: Config) -> Tensor:
 
 
 @script
-def main(argv: Sequence[str] | None = None) -> dict[str, Tensor]:
+def main(argv: Sequence[str] | None = None) -> list[Tensor]:
     config = parse(Config, argv)
     check_range(config, "n", 1)
     model, digits = trained(config.checkpoint), data.digits()
@@ -54,10 +54,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Tensor]:
 
     print("distance to the nearest training picture, median and smallest (root mean square per pixel):")
     columns, distances = [], []
-    for name, pictures_ in x.items():
-        distance, index = classes.nearest(pictures_.cpu(), digits.images)
+    for name, each in x.items():
+        distance, index = classes.nearest(each.cpu(), digits.images)
         distances.append(distance[:, 0] / training[0].numel()**0.5)
-        columns += [pictures_[:8], training[index[:8, 0]]]
+        columns += [each[:8], training[index[:8, 0]]]
         print(f"  {name:29} {distances[-1].median():.4f}  {distances[-1].min():.4f}")
     heads = ["exact", "nearest", "trained", "nearest", "new digit", "nearest"]
     pictures.save(pictures.side_by_side(columns, heads), config.out)

@@ -18,7 +18,7 @@ from scores.classifier import Weights
 
 K = 3                               # neighbours that make the manifold of precision and recall
 BLOCK = 2**24                       # distances, or numbers of pictures, in memory at once
-LARGEST = 4096                      # numbers of a picture up to which its covariance is computed, for pFD and Gaussians
+LARGEST = 4096                      # most numbers of a picture for pFD and Gaussians, which need their covariance
 
 
 class Reference(NamedTuple):
@@ -113,7 +113,7 @@ def neighbour_distances(x: Tensor) -> Tensor:
 
 
 def blocks(x: Tensor, n: int) -> tuple[Tensor, ...]:
-    """x in parts, whose distances to n others fit into memory."""
+    """x in parts so small that their distances to n others fit into memory."""
     return x.split(max(1, BLOCK // n))
 
 
@@ -159,7 +159,7 @@ def gaussians(train: data.Data, labels: Tensor, seed: int) -> Tensor:
 # During training
 
 def scorer(dataset: data.Data, name: str, size: str, fit: str) -> Callable | None:
-    """(x, labels) -> FD and agree, the second only with labels; None where the set has no classifier of its own.
+    """(x, labels) -> FD and agree, the second only with labels; None where weights/ has no classifier of the set.
 
     There are no scores of samples that are not finite: a run may recover from them.
 

@@ -75,9 +75,9 @@ def test_flags_that_cannot_work_are_refused_before_the_work(refused, main, flags
 def test_short_runs_of_fashion_are_scored(capsys):
     """On digits here."""
     fashion.main(["--data", "digits", "--minutes", "0.02", "--n", "20", "--steps", "2", "--only",
-                  "chosen;one block a level, no attention;target x0, space min-snr"])
+                  "chosen;one block per level, no attention;target x0, space min-snr"])
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()][2:]
-    assert [row[0][2:] for row in rows] == ["chosen", "one block a level, no attention", "target x0, space min-snr"]
+    assert [row[0][2:] for row in rows] == ["chosen", "one block per level, no attention", "target x0, space min-snr"]
     assert [row[1] for row in rows] == ["1.00 M", "0.69 M", "1.00 M"] and all(float(row[3]) > 0 for row in rows)
     assert "candidate" not in train.CONFIGS
 

@@ -145,9 +145,9 @@ def table(argv, columns=7):
             for line in output.getvalue().splitlines() if re.search(r"\d\.\d{3}$", line)}
 
 
-def flags(base, *more, checkpoint="run/last.pt"):
+def flags(base, *extra, checkpoint="run/last.pt"):
     return ["classes", "--checkpoint", str(base / checkpoint), "--classifier", str(base / "c.pt"), "--n", "12",
-            "--steps", "2", *more]
+            "--steps", "2", *extra]
 
 
 @pytest.fixture(scope="module")
@@ -222,15 +222,15 @@ def test_folders_of_classes_are_scored_against_another_folder(tmp_path, capsys, 
         evaluate.main, flags(tmp_path, "--held_out", other))
 
 
-@pytest.mark.parametrize("more, message", [
+@pytest.mark.parametrize("extra, message", [
     (["--n", "3"], "n is 3; it must be at least 4"),
     (["--classifier", "weights/digits_classifier.pt"], "digits_classifier.pt is a classifier of digits, 1 x 8 x 8, in "
      "10 classes, the pictures are fashion-mnist, 1 x 28 x 28, in 3 classes; train one with"),
     (["--classifier", "nowhere.pt"], "no nowhere.pt; train it with"), (["--among", "-1"], "among is -1"),
     (["--among", "1"], "too few"), (["--data", "digits"], "digits has the class '3'"),
     (["--held_out", "dead-leaves-grey"], "dead-leaves-grey has no end")])
-def test_what_cannot_be_scored_is_a_sentence(clothes, refused, more, message):
-    assert message in refused(evaluate.main, flags(clothes, *more))
+def test_what_cannot_be_scored_is_a_sentence(clothes, refused, extra, message):
+    assert message in refused(evaluate.main, flags(clothes, *extra))
 
 
 def test_a_model_without_labels_is_refused(tmp_path, refused):
@@ -253,15 +253,15 @@ def test_samples_are_scored_during_training(tmp_path, monkeypatch):
     assert not [line for line in folder.read_log(tmp_path / "costly") if "FD" in line]
 
 
-@pytest.mark.parametrize("name, said", [("cats", False), ("other", True), ("damaged", True)])
-def test_samples_without_a_sound_classifier_of_theirs_are_not_scored(tmp_path, monkeypatch, capsys, name, said):
+@pytest.mark.parametrize("name, warned", [("cats", False), ("other", True), ("damaged", True)])
+def test_samples_without_a_sound_classifier_of_theirs_are_not_scored(tmp_path, monkeypatch, capsys, name, warned):
     digits = data.digits()
     if name == "damaged":
         (tmp_path / "c.pt").write_bytes(b"x")
         monkeypatch.setitem(classifier.FILES, "digits", tmp_path / "c.pt")
     dataset = {"cats": digits._replace(name="cats"), "other": digits._replace(shape=(1, 8, 9))}.get(name, digits)
     assert classes.scorer(dataset, "digits", "", "crop") is None
-    assert ("samples will not be scored: " in capsys.readouterr().out) == said
+    assert ("samples will not be scored: " in capsys.readouterr().out) == warned
 
 
 def test_scores_during_training_are_those_of_the_command(digits):

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -98,12 +99,12 @@ def test_nll_prints_every_term_and_plots_the_curves(tmp_path, capsys):
 
 
 def test_a_learned_variance_and_labels_are_used(tmp_path, capsys):
-    last = checkpoint.load(DIGITS)
-    weights = {**last.ema}
+    saved = checkpoint.load(DIGITS)
+    weights = {**saved.ema}
     for name in ("last.weight", "last.bias"):
         weights[name] = torch.cat([weights[name], 0 * weights[name]])   # v = 0: midway between the two variances
-    network = last.network.__class__(**{**vars(last.network), "out_channels": 2})
-    checkpoint.save(tmp_path / "x.pt", last._replace(network=network, ema=weights, weights=weights))
+    network = replace(saved.network, out_channels=2)
+    checkpoint.save(tmp_path / "x.pt", saved._replace(network=network, ema=weights, weights=weights))
     totals = {}
     for flags in ([], ["--variance", "beta_tilde"], ["--no-labels"]):
         evaluate.main(["nll", "--checkpoint", str(tmp_path / "x.pt"), "--n", "20", "--times", "10",
