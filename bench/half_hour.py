@@ -43,7 +43,7 @@ def in_order(smoke: bool, folder: Path) -> dict[str, tuple[str, Case]]:
     """All cases, the most valuable first, each with the page that it belongs to."""
     pages = {"tests": suite.cases(smoke), "loops": cases.loop_cases(smoke), "kernels": cases.kernel_cases(smoke),
              "profile": cases.profile_cases(smoke),
-             "same": cases.same_cases(smoke, Path("weights/digits.pt"), folder)}
+             "same": cases.same_cases(smoke, Path("weights/digits.safetensors"), folder)}
     found = {}
     for page, pattern in VALUE:
         for name, case in pages[page].items():

@@ -32,7 +32,7 @@ class Config:
     """Measures, on a GPU, what is not yet measured there."""
     only: str = ""                  # cases whose name has this in it
     minutes: float = 8.             # no case begins that may end later; a training is stopped then
-    checkpoint: str = "weights/digits.pt"   # whose pictures `same` compares
+    checkpoint: str = "weights/digits.safetensors"  # whose pictures `same` compares
     steps: int = 3000               # updates of `training`
     out: str = str(RESULTS)         # the GPU's folder is made in this one
     smoke: bool = False             # tiny sizes, anywhere: tries the program, measures nothing

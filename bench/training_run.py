@@ -55,7 +55,8 @@ def run_until(deadline: float, command: list[str]) -> None:
 
 def compare(outs: dict[str, Path], folder: Path) -> dict:
     """Pictures of both models from the same noise, both sampled in float32."""
-    x = {name: sample.generate(sample.Config(checkpoint=str(out / "last.pt"), n=20)).x for name, out in outs.items()}
+    x = {name: sample.generate(sample.Config(checkpoint=str(out / "last.safetensors"), n=20)).x
+         for name, out in outs.items()}
     picture_rows(folder / "training_pictures.png", x)
     one, other = x.values()
     return {"n": len(one), "largest": (one - other).abs().max().item(), "mean": (one - other).abs().mean().item()}

@@ -57,10 +57,10 @@ def short_run(network: UNetConfig, flags: str, config: Config) -> list[str]:
     with tempfile.TemporaryDirectory() as out, patch.dict(CONFIGS, candidate=network):
         train.main([*run, "--steps", "13", "--log_every", "13", "--out", f"{out}/trial"])
         speed = folder.read_log(Path(out, "trial"))[0]["images_per_second"]
-        batch = checkpoint.load(f"{out}/trial/last.pt").settings["batch"]
+        batch = checkpoint.load(f"{out}/trial/last.safetensors").settings["batch"]
         steps = max(1, round(60 * config.minutes * speed / batch))                # the rate falls to the end of them
         train.main([*run, "--steps", str(steps), "--out", f"{out}/run"])
-        path = f"{out}/run/last.pt"
+        path = f"{out}/run/last.safetensors"
         samples = sample.generate(sample.Config(checkpoint=path, n=config.n, sampler="2m", steps=str(config.steps)))
         parameters = sum(w.numel() for w in checkpoint.load(path).ema.values())
     scores = classes.scorer(data.load(config.data), config.data, "", "crop")(samples.x, samples.labels)

@@ -43,7 +43,7 @@ class Config:
 def trained(out: str, flags: Sequence[str]) -> str:
     """The checkpoint of a run with these flags, without pictures on the way."""
     train.main([*flags, "--sample_every", "100000", "--save_every", "100000", "--out", out])
-    return f"{out}/last.pt"
+    return f"{out}/last.safetensors"
 
 
 def bits(path: str, pictures: str, n: int = 0) -> float:

@@ -41,7 +41,7 @@ SDE = {"DDPM": {"eta": 1.}, "2M, eta 1": {"sampler": "2m", "eta": 1.},
 @dataclass(frozen=True)
 class Config:
     """Measures every sampler's error against its network evaluations, and plots it."""
-    checkpoint: str = "weights/digits.pt"       # a model of the digits
+    checkpoint: str = "weights/digits.safetensors"  # a model of the digits
     steps: str = "5,8,12,20,40"                 # of the model's chains
     n: int = 500                                # pictures of each
     spacing: str = "karras"                     # of their timesteps, as for sample.py

@@ -1,7 +1,7 @@
 """Frechet Inception distance (Heusel et al. 2017) between saved pictures and a data set.
 
     pip install pytorch-fid
-    python sample.py --checkpoint runs/cifar10/last.pt --n 50000 --npz --out out/cifar10
+    python sample.py --checkpoint runs/cifar10/last.safetensors --n 50000 --npz --out out/cifar10
     python evaluate.py fid --pictures out/cifar10/pictures.npz --data cifar10
 
 The features are those of pytorch-fid's Inception network, as in published results; pytorch-fid downloads its weights
@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 import data
-from data.files import reading, writing
+from run import tensors
 from run.cli import check_range, choose_device, parse
 
 Features = Callable[[Tensor], Tensor]           # uint8 (B, 3, H, W) -> (B, D)
@@ -92,16 +91,14 @@ def halves(pictures: data.Data, features: Features, batch: int, cache: Path) -> 
     chunks = torch.arange(n).split(batch)
     for chunk in chunks:
         digest.update(pictures.images[chunk].numpy().tobytes())
-    path = cache / f"{n}-{digest.hexdigest()[:16]}.npz"
+    path = cache / f"{n}-{digest.hexdigest()[:16]}.safetensors"
     if path.is_file():
-        with reading(path, "remove it"), np.load(path) as file:
-            return tuple(Statistics(file[f"n{k}"].item(), *(torch.from_numpy(file[f"{name}{k}"])
-                                                            for name in ("mean", "scatter"))) for k in (0, 1))
+        kept, _ = tensors.load(path, remedy="remove it")
+        return tuple(Statistics((n + 1 - k) // 2, kept[f"mean{k}"], kept[f"scatter{k}"]) for k in (0, 1))
     x = torch.cat([features(to_rgb(pictures.images[c])) for c in tqdm(chunks, unit=" batches", leave=False)])
     both = statistics(x[::2]), statistics(x[1::2])
     try:
-        with writing(path) as file:
-            np.savez(file, **{f"{name}{k}": value for k in (0, 1) for name, value in both[k]._asdict().items()})
+        tensors.save(path, {f"{name}{k}": getattr(both[k], name) for k in (0, 1) for name in ("mean", "scatter")}, {})
     except OSError as error:
         print(f"warning: {error}")
     return both

@@ -12,10 +12,10 @@ import train
 @pytest.mark.parametrize("command", ["classes", "digits"])
 def test_the_model_is_between_floor_and_ceiling(command, capsys):
     evaluate.main([command, "--n", "200", "--steps", "10"])
-    lines = capsys.readouterr().out.splitlines()[2:]
-    rows = {line[:24].strip(): [float(v) for v in line[24:].split()] for line in lines}
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
+    rows = {" ".join(words[:-7]): [float(value) for value in words[-7:]] for words in lines}
     floor, model, gaussian, untrained = (rows[name] for name in (
-        "training set (floor)", "weights/digits.pt", "a Gaussian per class", "untrained network"))
+        "training set (floor)", "weights/digits.safetensors", "a Gaussian per class", "untrained network"))
     assert floor[1] < model[1] < gaussian[1] < untrained[1]                       # pFD
     assert model[2] > 0.97                                                        # agree
     assert 0.85 < model[3] < 1.2                                                  # mem
@@ -39,7 +39,7 @@ def test_pictures_reach_the_model_s_size_as_its_own_did(tmp_path, monkeypatch, c
         printed = []
         for flags in ([], ["--fit", "pad"], ["--fit", "crop"]):
             capsys.readouterr()
-            evaluate.main([*command.split(), "--checkpoint", "run/last.pt", *flags])
+            evaluate.main([*command.split(), "--checkpoint", "run/last.safetensors", *flags])
             printed.append(capsys.readouterr().out)
         assert printed[0] == printed[1] != printed[2]
 
@@ -52,9 +52,9 @@ def test_help_lists_the_commands(flag, capsys):
 
 
 @pytest.mark.parametrize("argv, message", [
-    ([], "no command ''"), (["is"], "no command 'is'"), (["digits", "--checkpoint", "no.pt"], "no checkpoint no.pt"),
+    ([], "no command ''"), (["is"], "no command 'is'"), (["digits", "--checkpoint", "none"], "no checkpoint none"),
     (["neighbours", "--k", "0"], "k is 0"), (["neighbours", "--out", "n.txt"], "n.txt is no name of a picture"),
-    (["classifier", "--size", "16"], "digits_classifier.pt is the digits' classifier"),
+    (["classifier", "--size", "16"], "digits_classifier.safetensors is the digits' classifier"),
     (["fid", "--pictures", "dead-leaves"], "dead-leaves has no end")])
 def test_bad_requests_are_one_sentence_and_exit_2(argv, message, refused):
     assert message in refused(evaluate.main, argv)

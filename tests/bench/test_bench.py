@@ -287,7 +287,8 @@ def test_the_same_pictures(tmp_path, monkeypatch):
     others = iter((1., 2.))
     monkeypatch.setattr(same, "compiled", lambda config: same.sample.generate(config).x + 0.01)
     monkeypatch.setattr(loops, "ours", lambda *_: loops.Loop(lambda: torch.ones(1) * next(others, 3.), None, 0., 0))
-    made = lines(pictures=same.pictures(report.Path("weights/digits.pt"), 10, tmp_path), bytes=same.twice(None))
+    weights = report.Path("weights/digits.safetensors")
+    made = lines(pictures=same.pictures(weights, 10, tmp_path), bytes=same.twice(None))
     assert "**no**" in pages.same_page(made) and "**Other bytes**" in pages.same_page(made)
 
 

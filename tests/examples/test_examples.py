@@ -214,23 +214,23 @@ def test_work_and_precision_are_plotted(out, capsys):
 # What they share
 
 def test_a_model_without_a_null_class_is_refused(tmp_path):
-    saved = checkpoint.load("weights/digits.pt")
-    checkpoint.save(tmp_path / "last.pt", saved._replace(data={**saved.data, "classes": tuple("0123456789X")}))
+    saved = checkpoint.load("weights/digits.safetensors")
+    checkpoint.save(tmp_path / "last.safetensors", saved._replace(data={**saved.data, "classes": tuple("0123456789X")}))
     with pytest.raises(ValueError, match="no null class"):
-        trained(str(tmp_path / "last.pt"))
+        trained(str(tmp_path / "last.safetensors"))
 
 
 def test_a_model_of_labelled_pictures_may_take_no_labels(tmp_path):
-    saved = checkpoint.load("weights/digits.pt")
+    saved = checkpoint.load("weights/digits.safetensors")
     network = replace(saved.network, classes=0)
     plain = saved._replace(network=network, weights={}, optimizer={}, ema=UNet(network).state_dict())
-    checkpoint.save(tmp_path / "last.pt", plain)
-    model = trained(str(tmp_path / "last.pt"))
+    checkpoint.save(tmp_path / "last.safetensors", plain)
+    model = trained(str(tmp_path / "last.safetensors"))
     assert model.denoise(torch.zeros(2, 1, 8, 8), torch.tensor([5, 9])).shape == (2, 1, 8, 8)
 
 
 @pytest.mark.parametrize("example, flag, message", [
-    *((example, "--checkpoint=no.pt", "no checkpoint no.pt") for example in (inpaint, interpolate, invert, memorise)),
+    *((example, "--checkpoint=none", "no checkpoint none") for example in (inpaint, interpolate, invert, memorise)),
     (low_dimension, "--dimensions=1", "dimensions is '1'; it must list numbers from 2 to 10000"),
     *((example, flag, message) for example in (heartbeat, swiss_roll_variants) for flag, message in (
         ("--steps=0", "steps is 0"), ("--seed=-1", "seed is -1"), ("--out=/proc/nowhere/x.png", "/proc/nowhere"))),

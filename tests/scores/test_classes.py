@@ -127,7 +127,7 @@ def test_large_pictures_have_no_pixel_scores(monkeypatch, digits):
     monkeypatch.setattr(classes, "LARGEST", 63)
     assert [*classes.score(digits, digits.unseen[:50], torch.zeros(50))] == ["FD", "agree", "mem", "dup", "prec", "rec"]
     rows = table(["classes", "--n", "20", "--steps", "1"], 6)
-    assert "a Gaussian per class" not in rows and "weights/digits.pt" in rows
+    assert "a Gaussian per class" not in rows and "weights/digits.safetensors" in rows
 
 
 def test_few_held_out_pictures_are_refused(digits):
@@ -141,12 +141,12 @@ def table(argv, columns=7):
     """The rows of scores that evaluate.py prints."""
     with contextlib.redirect_stdout(io.StringIO()) as output:
         evaluate.main(argv)
-    return {line[:24].strip(): [float(v) for v in line.split()[-columns:]]
-            for line in output.getvalue().splitlines() if re.search(r"\d\.\d{3}$", line)}
+    lines = [line.split() for line in output.getvalue().splitlines() if re.search(r"\d\.\d{3}$", line)]
+    return {" ".join(words[:-columns]): [float(value) for value in words[-columns:]] for words in lines}
 
 
-def flags(base, *extra, checkpoint="run/last.pt"):
-    return ["classes", "--checkpoint", str(base / checkpoint), "--classifier", str(base / "c.pt"), "--n", "12",
+def flags(base, *extra, checkpoint="run/last.safetensors"):
+    return ["classes", "--checkpoint", str(base / checkpoint), "--classifier", str(base / "c.safetensors"), "--n", "12",
             "--steps", "2", *extra]
 
 
@@ -161,7 +161,7 @@ def clothes(tmp_path_factory):
         write_idx(base / "idx" / f"{part}-labels-idx1-ubyte.gz", labels)
     name = f"fashion-mnist:{base / 'idx'}"
     train.main([*TRAINED, "--data", name, "--out", str(base / "run")])
-    evaluate.main(["classifier", "--data", name, "--steps", "40", "--out", str(base / "c.pt")])
+    evaluate.main(["classifier", "--data", name, "--steps", "40", "--out", str(base / "c.safetensors")])
     return base
 
 
@@ -177,10 +177,10 @@ def test_idx_files_are_scored_against_what_their_authors_held_out(rows):
 
 
 def test_a_moved_set_is_named(clothes, refused):
-    saved = checkpoint.load(clothes / "run" / "last.pt")
+    saved = checkpoint.load(clothes / "run" / "last.safetensors")
     settings = {**saved.settings, "data": "fashion-mnist:/nowhere"}
-    checkpoint.save(clothes / "moved.pt", saved._replace(settings=settings))
-    argv = flags(clothes, "--among", "60", checkpoint="moved.pt")
+    checkpoint.save(clothes / "moved.safetensors", saved._replace(settings=settings))
+    argv = flags(clothes, "--among", "60", checkpoint="moved.safetensors")
     assert "no folder /nowhere" in refused(evaluate.main, argv)
     rows = table([*argv, "--data", f"fashion-mnist:{clothes / 'idx'}", "--sampler", "2m", "--spacing", "logsnr",
                   "--batch", "5"])
@@ -188,14 +188,15 @@ def test_a_moved_set_is_named(clothes, refused):
 
 
 def test_named_classes_are_those_that_the_files_number(clothes, rows, capsys, refused):
-    named = str(clothes / "named.pt")
-    checkpoint.main(["--source", str(clothes / "run" / "last.pt"), "--to", named, "--classes", "coat,bag,boot"])
-    assert [*table(flags(clothes, checkpoint="named.pt")).values()] == [*rows.values()]
+    named = str(clothes / "named.safetensors")
+    source = str(clothes / "run" / "last.safetensors")
+    checkpoint.main(["--source", source, "--to", named, "--classes", "coat,bag,boot"])
+    assert [*table(flags(clothes, checkpoint="named.safetensors")).values()] == [*rows.values()]
     nll = ["nll", "--checkpoint", named, "--n", "2", "--times", "4", "--out", str(clothes / "nll.png")]
     evaluate.main(nll)
     assert "on 2 pictures of fashion-mnist" in capsys.readouterr().out
     others = ["--data", f"mnist:{clothes / 'idx'}"]                               # numbered alike, but other things
-    for argv in (nll, flags(clothes, checkpoint="named.pt")):
+    for argv in (nll, flags(clothes, checkpoint="named.safetensors")):
         assert "mnist has the class '0'; it must be one of coat, bag, boot" in refused(evaluate.main, [*argv, *others])
 
 
@@ -213,7 +214,7 @@ def test_folders_of_classes_are_scored_against_another_folder(tmp_path, capsys, 
     unseen = save_folder(tmp_path / "unseen", 8, ("dog",), 100)                   # its only class is the second there
     train.main([*TRAINED, "--data", seen, "--out", str(tmp_path / "run")])
     evaluate.main(["classifier", "--data", seen, "--held_out", unseen, "--steps", "40", "--out",
-                   str(tmp_path / "c.pt")])
+                   str(tmp_path / "c.safetensors")])
     assert "classifies 100.00% of the 8 held-out pictures" in capsys.readouterr().out
     assert table(flags(tmp_path, "--held_out", unseen))["held-out set"][2] == 1   # agree
     assert "no held-out pictures of" in refused(evaluate.main, flags(tmp_path))
@@ -224,9 +225,9 @@ def test_folders_of_classes_are_scored_against_another_folder(tmp_path, capsys, 
 
 @pytest.mark.parametrize("extra, message", [
     (["--n", "3"], "n is 3; it must be at least 4"),
-    (["--classifier", "weights/digits_classifier.pt"], "digits_classifier.pt is a classifier of digits, 1 x 8 x 8, in "
-     "10 classes, the pictures are fashion-mnist, 1 x 28 x 28, in 3 classes; train one with"),
-    (["--classifier", "nowhere.pt"], "no nowhere.pt; train it with"), (["--among", "-1"], "among is -1"),
+    (["--classifier", "weights/digits_classifier.safetensors"], "is a classifier of digits, 1 x 8 x 8, in 10 classes, "
+     "the pictures are fashion-mnist, 1 x 28 x 28, in 3 classes; train one with"),
+    (["--classifier", "nowhere"], "no nowhere; train it with"), (["--among", "-1"], "among is -1"),
     (["--among", "1"], "too few"), (["--data", "digits"], "digits has the class '3'"),
     (["--held_out", "dead-leaves-grey"], "dead-leaves-grey has no end")])
 def test_what_cannot_be_scored_is_a_sentence(clothes, refused, extra, message):
@@ -235,7 +236,7 @@ def test_what_cannot_be_scored_is_a_sentence(clothes, refused, extra, message):
 
 def test_a_model_without_labels_is_refused(tmp_path, refused):
     train.main([*TRAINED, "--null", "1", "--out", str(tmp_path / "run")])
-    assert "run/last.pt was trained without labels" in refused(evaluate.main, flags(tmp_path))
+    assert "run/last.safetensors was trained without labels" in refused(evaluate.main, flags(tmp_path))
 
 
 # During training
@@ -257,8 +258,8 @@ def test_samples_are_scored_during_training(tmp_path, monkeypatch):
 def test_samples_without_a_sound_classifier_of_theirs_are_not_scored(tmp_path, monkeypatch, capsys, name, warned):
     digits = data.digits()
     if name == "damaged":
-        (tmp_path / "c.pt").write_bytes(b"x")
-        monkeypatch.setitem(classifier.FILES, "digits", tmp_path / "c.pt")
+        (tmp_path / "c.safetensors").write_bytes(b"x")
+        monkeypatch.setitem(classifier.FILES, "digits", tmp_path / "c.safetensors")
     dataset = {"cats": digits._replace(name="cats"), "other": digits._replace(shape=(1, 8, 9))}.get(name, digits)
     assert classes.scorer(dataset, "digits", "", "crop") is None
     assert ("samples will not be scored: " in capsys.readouterr().out) == warned
@@ -275,7 +276,7 @@ def test_scores_during_training_are_those_of_the_command(digits):
 # The model of Fashion-MNIST
 
 def test_the_weights_of_fashion_mnist_draw_what_is_asked_for():
-    path, weights = "weights/fashion.pt", classifier.load(classifier.FILES["fashion-mnist"]).weights
+    path, weights = "weights/fashion.safetensors", classifier.load(classifier.FILES["fashion-mnist"]).weights
     saved = checkpoint.load(path)
     assert saved.network == CONFIGS["fashion"] and saved.data["classes"][9] == "boot"
     settings = {name: value for name, value in vars(train.PRESETS["fashion"]).items() if name != "out"}

@@ -15,7 +15,7 @@ import train
 from run import checkpoint
 from scores.likelihood import bound, partition, sample_timesteps
 
-DIGITS = str(Path(__file__).parents[2] / "weights" / "digits.pt")
+DIGITS = str(Path(__file__).parents[2] / "weights" / "digits.safetensors")
 CHOICE = {"target": "eps", "variance": "beta_tilde", "clip": True}
 SCHEDULE = ddpm.linear_schedule(30, 1e-3, 0.4)
 
@@ -104,10 +104,10 @@ def test_a_learned_variance_and_labels_are_used(tmp_path, capsys):
     for name in ("last.weight", "last.bias"):
         weights[name] = torch.cat([weights[name], 0 * weights[name]])   # v = 0: midway between the two variances
     network = replace(saved.network, out_channels=2)
-    checkpoint.save(tmp_path / "x.pt", saved._replace(network=network, ema=weights, weights=weights))
+    checkpoint.save(tmp_path / "x.safetensors", saved._replace(network=network, ema=weights, weights={}))
     totals = {}
     for flags in ([], ["--variance", "beta_tilde"], ["--no-labels"]):
-        evaluate.main(["nll", "--checkpoint", str(tmp_path / "x.pt"), "--n", "20", "--times", "10",
+        evaluate.main(["nll", "--checkpoint", str(tmp_path / "x.safetensors"), "--n", "20", "--times", "10",
                        "--out", str(tmp_path / "nll.png"), *flags])
         output = capsys.readouterr().out
         assert f"variance {'beta_tilde' if '--variance' in flags else 'learned'}" in output
@@ -119,24 +119,24 @@ def test_a_learned_variance_and_labels_are_used(tmp_path, capsys):
     (["--times", "-1"], "times is -1"), (["--n", "-1"], "n is -1"), (["--batch", "0"], "batch is 0"),
     (["--weights", "best"], "weights is 'best'"), (["--data", "nowhere"], "no data set 'nowhere'"),
     (["--data", "dead-leaves-grey"], "has no end"), (["--out", "nll.xyz"], "xyz"),
-    (["--variance", "learned"], "output is (256, 1, 8, 8)"), (["--checkpoint", "no.pt"], "no checkpoint no.pt")])
+    (["--variance", "learned"], "output is (256, 1, 8, 8)"), (["--checkpoint", "none"], "no checkpoint none")])
 def test_bad_requests_are_one_sentence_and_exit_2(flags, message, refused):
     assert message in refused(evaluate.main, ["nll", "--checkpoint", DIGITS, *flags])
 
 
 def test_a_short_chain_has_few_terms_and_one_of_one_step_no_bound(tmp_path, refused, capsys):
     flags = ["--steps", "1", "--batch", "2", "--out", str(tmp_path)]
-    nll = ["nll", "--checkpoint", f"{tmp_path}/last.pt", "--n", "2", "--out", str(tmp_path / "nll.png")]
+    nll = ["nll", "--checkpoint", f"{tmp_path}/last.safetensors", "--n", "2", "--out", str(tmp_path / "nll.png")]
     train.main(["--T", "1", *flags])
     assert "the bound needs a T of 2 or more" in refused(evaluate.main, nll)
-    (tmp_path / "last.pt").unlink()
+    (tmp_path / "last.safetensors").unlink()
     train.main(["--T", "3", *flags])
     evaluate.main(nll)                                                  # of 50 intervals at most
     assert "2 of 3 timesteps per picture" in capsys.readouterr().out
 
 
 def test_pictures_of_another_kind_are_refused(tmp_path, refused):
-    saved, model = checkpoint.load(DIGITS), str(tmp_path / "x.pt")
+    saved, model = checkpoint.load(DIGITS), str(tmp_path / "x.safetensors")
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     np.savez(tmp_path / "plain.npz", arr_0=np.zeros((4, 8, 8), np.uint8))
     plain = ["--data", str(tmp_path / "plain.npz")]
@@ -147,5 +147,5 @@ def test_pictures_of_another_kind_are_refused(tmp_path, refused):
             ({}, plain, "plain.npz has no labels; name a labelled set, or use --no-labels"),
             ({"data": {**saved.data, "classes": tuple("0123456789X")}}, ["--no-labels"], "no null class"),
             ({"data": {**saved.data, "classes": tuple("0123456789X")}}, plain, "no labels; name a labelled set\n")):
-        checkpoint.save(tmp_path / "x.pt", saved._replace(**changes))
+        checkpoint.save(tmp_path / "x.safetensors", saved._replace(**changes))
         assert message in refused(evaluate.main, ["nll", "--checkpoint", model, *flags])
