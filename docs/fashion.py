@@ -7,7 +7,7 @@
 import contextlib
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest.mock import patch
@@ -51,7 +51,7 @@ class Config:
     steps: int = 10                             # of DPM-Solver++ for each
 
 
-def short_run(network: UNetConfig, flags: str, config: Config) -> list[str]:
+def short_run(network: UNetConfig, flags: str, score: Callable, config: Config) -> list[str]:
     """The cells of a row: parameters, pictures learned from per second, FD and agree."""
     run = ["--preset", "fashion", "--data", config.data, "--network", "candidate", *flags.split()]
     with tempfile.TemporaryDirectory() as out, patch.dict(CONFIGS, candidate=network):
@@ -63,7 +63,7 @@ def short_run(network: UNetConfig, flags: str, config: Config) -> list[str]:
         path = f"{out}/run/last.safetensors"
         samples = sample.generate(sample.Config(checkpoint=path, n=config.n, sampler="2m", steps=str(config.steps)))
         parameters = sum(w.numel() for w in checkpoint.load(path).ema.values())
-    scores = classes.scorer(data.load(config.data), config.data, "", "crop")(samples.x, samples.labels)
+    scores = score(samples.x, samples.labels)
     return [f"{parameters / 1e6:.2f} M", f"{speed:.0f}", f"{scores['FD']:.2f}", f"{scores['agree']:.3f}"]
 
 
@@ -76,11 +76,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = config.only.split(";") if config.only else [*RUNS]
     for name in names:
         ddpm.check_choice("only", name, RUNS)
+    score = classes.scorer(data.load(config.data), config.data, "", "crop")
+    if score is None:
+        raise ValueError(f"data is {config.data!r}; weights/ has no classifier that fits it")
     torch.set_num_threads(1)
     print("| changed | parameters | pictures/s | FD | agree |\n|---|---|---|---|---|")
     for name in names:
         with contextlib.redirect_stdout(sys.stderr):
-            cells = short_run(*RUNS[name], config)
+            cells = short_run(*RUNS[name], score, config)
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 

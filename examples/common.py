@@ -29,13 +29,12 @@ def trained(path: str) -> Model:
     null, device = len(saved.data["classes"]), next(unet.parameters()).device
     if saved.network.classes == null > 0:
         raise ValueError(f"{path} has no null class, so it cannot sample without a label; train one with --null 0.1")
-    schedule = ddpm.Schedule(*(table.to(device) for table in ddpm.from_betas(saved.beta)))
 
     @torch.no_grad()
     def denoise(xt: Tensor, t: Tensor) -> Tensor:
         return unet(xt, t, torch.full_like(t, null) if saved.network.classes else None)[:, :xt.shape[1]]
 
-    return Model(schedule, denoise, saved.settings["target"])
+    return Model(ddpm.from_betas(saved.beta.to(device)), denoise, saved.settings["target"])
 
 
 def held_out_digits(model: Model, n: int) -> Tensor:

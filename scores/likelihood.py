@@ -140,9 +140,9 @@ def score(config: Config) -> Terms:
     labels, variance = labels_for(config, checkpoint, pictures), config.variance or checkpoint.variance
     print(f"{config.checkpoint} on {len(pictures.images)} pictures of {pictures.name} ({config.data}): "
           f"{len(parts) - 1} of {T} timesteps per picture, variance {variance}, seed {config.seed}")
-    schedule = ddpm.Schedule(*(table.to(device) for table in ddpm.from_betas(checkpoint.beta)))
-    return bound(schedule, unet, pictures.images, labels, parts=parts, seed=config.seed, batch=config.batch,
-                 target=checkpoint.settings["target"], variance=variance, clip=config.clip and checkpoint.clip)
+    return bound(ddpm.from_betas(checkpoint.beta.to(device)), unet, pictures.images, labels, parts=parts,
+                 seed=config.seed, batch=config.batch, target=checkpoint.settings["target"], variance=variance,
+                 clip=config.clip and checkpoint.clip)
 
 
 def nll(argv: Sequence[str]) -> None:
@@ -173,7 +173,8 @@ def plot_terms(terms: Terms):
     left.plot(terms.t, terms.bits, marker=".", markersize=3)
     left.set(xlabel="t", ylabel="bits/dim per timestep", yscale="log", xlim=(0, int(terms.width.sum())),
              title="terms of the bound")
-    rate = (terms.bits * terms.width).flip(0).cumsum(0).flip(0) - terms.bits * terms.width + terms.prior.mean()
+    bits = terms.bits * terms.width
+    rate = terms.prior.mean() + bits.sum() - bits.cumsum(0)
     right.plot(rate, terms.distortion, marker=".", markersize=3)
     right.plot(rate[0] + terms.bits[0], 0, "o", color="C1", label="after the decoder: lossless")
     right.set(xlabel="rate: bits/dim of the terms above t", ylabel="rms error of x0_hat (0..255)",
