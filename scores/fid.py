@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import data
+from data.files import reading
 from run import tensors
 from run.cli import check_range, choose_device, parse
 
@@ -93,8 +94,12 @@ def halves(pictures: data.Data, features: Features, batch: int, cache: Path) -> 
         digest.update(pictures.images[chunk].numpy().tobytes())
     path = cache / f"{n}-{digest.hexdigest()[:16]}.safetensors"
     if path.is_file():
-        kept, _ = tensors.load(path, remedy="remove it")
-        return tuple(Statistics((n + 1 - k) // 2, kept[f"mean{k}"], kept[f"scatter{k}"]) for k in (0, 1))
+        with reading(path, "remove it"):
+            kept, _ = tensors.load(path, remedy="remove it")
+            D = len(kept["mean0"])
+            if any(x.shape not in ((D,), (D, D)) or not x.isfinite().all() for x in kept.values()):
+                raise ValueError("it holds no statistics")
+            return tuple(Statistics((n + 1 - k) // 2, kept[f"mean{k}"], kept[f"scatter{k}"]) for k in (0, 1))
     x = torch.cat([features(to_rgb(pictures.images[c])) for c in tqdm(chunks, unit=" batches", leave=False)])
     both = statistics(x[::2]), statistics(x[1::2])
     try:

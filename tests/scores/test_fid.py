@@ -82,9 +82,10 @@ def test_statistics_are_cached_by_the_pixels(tmp_path):
     assert_close(first, second, rtol=0, atol=0)
     assert_close((first[0] + first[1]).mean, stub("cpu")(dataset.images).double().mean(0))
     [path] = (tmp_path / "c").iterdir()
-    path.write_bytes(b"damaged")
-    with pytest.raises(ValueError, match=f"cannot read {path}: .*; remove it"):
-        fid.halves(dataset, counted, 5, tmp_path / "c")
+    for damaged in (b"", path.read_bytes()[:-1], path.read_bytes().replace(b"mean1", b"means")):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=f"cannot read {path}: .*; remove it"):
+            fid.halves(dataset, counted, 5, tmp_path / "c")
     changed = dataset.images.clone()
     changed[3, 0, 0, 0] ^= 1
     fid.halves(dataset._replace(images=changed), counted, 12, tmp_path / "c")
