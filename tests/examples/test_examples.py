@@ -1,5 +1,6 @@
 """The examples beside closed forms, and what they make of the committed digits model or of a short training."""
 
+import importlib
 from dataclasses import replace
 
 import pytest
@@ -10,17 +11,7 @@ from torch.testing import assert_close
 import data
 import ddpm
 import noise
-from examples import (
-    denoise_1d,
-    heartbeat,
-    inpaint,
-    interpolate,
-    invert,
-    low_dimension,
-    memorise,
-    swiss_roll_variants,
-    work_precision,
-)
+from examples import denoise_1d, inpaint, interpolate, invert, low_dimension, memorise, work_precision
 from examples.common import Model, rms, trained
 from run import checkpoint
 from unet import UNet
@@ -90,7 +81,7 @@ def test_slerp_keeps_the_length_and_an_even_pace():
 @pytest.fixture(scope="module")
 def repaired(tmp_path_factory):
     path = tmp_path_factory.mktemp("out") / "picture.png"
-    tensors = inpaint.main(["--n", "20", "--samples", "2", "--steps", "20", "--rounds", "3", "--out", str(path)])
+    tensors = inpaint.main(["--n", "12", "--samples", "2", "--steps", "20", "--rounds", "3", "--out", str(path)])
     assert path.exists()
     return {name: x.cpu() for name, x in tensors.items()}
 
@@ -103,13 +94,6 @@ def test_seen_pixels_stay_and_holes_are_filled_better_than_by_the_mean(repaired)
     assert rms((filled - x0)[~seen]) < 0.75 * rms((training[:len(x0)] - x0)[~seen])       # against digits at random
     assert filled[~seen].std() > 1.3 * mean[~seen].std()            # not the mean, but samples
     assert not torch.allclose(filled[::2], filled[1::2], atol=0.1)
-
-
-def test_the_posterior_takes_noise_away(repaired):
-    x0, noisy, clean = repaired["x0"], repaired["noisy"].repeat_interleave(2, dim=0), repaired["clean"]
-    assert rms(noisy - x0) > 0.45
-    assert rms(clean - x0) < 0.6 * rms(noisy - x0)
-    assert rms(clean.view(20, 2, -1).mean(1) - x0[::2].flatten(1)) < rms(clean - x0)      # the mean of draws is nearer
 
 
 def gaussian_pairs():
@@ -229,12 +213,14 @@ def test_a_model_of_labelled_pictures_may_take_no_labels(tmp_path):
     assert model.denoise(torch.zeros(2, 1, 8, 8), torch.tensor([5, 9])).shape == (2, 1, 8, 8)
 
 
-@pytest.mark.parametrize("example, flag, message", [
-    *((example, "--checkpoint=none", "no checkpoint none") for example in (inpaint, interpolate, invert, memorise)),
-    (low_dimension, "--dimensions=1", "dimensions is '1'; it must list numbers from 2 to 10000"),
-    *((example, flag, message) for example in (heartbeat, swiss_roll_variants) for flag, message in (
-        ("--steps=0", "steps is 0"), ("--seed=-1", "seed is -1"), ("--out=/proc/nowhere/x.png", "/proc/nowhere"))),
-    (heartbeat, "--n=-1", "n is -1"), (swiss_roll_variants, "--only=rbf,nothing", "nothing")])
-def test_bad_requests_are_one_sentence(example, flag, message, refused):
-    error = refused(example.main, [flag])
-    assert message in error and error.count("\n") == 1
+@pytest.mark.parametrize("examples, flag, message", [
+    ("inpaint interpolate invert memorise", "--checkpoint=none", "no checkpoint none"),
+    ("heartbeat swiss_roll_variants denoise_1d low_dimension", "--steps=0", "steps is 0"),
+    ("heartbeat swiss_roll_variants", "--seed=-1", "seed is -1"),
+    ("heartbeat swiss_roll_variants low_dimension", "--out=/proc/nowhere/x.png", "/proc/nowhere"),
+    ("low_dimension", "--dimensions=1", "dimensions is '1'; it must list numbers from 2 to 10000"),
+    ("inpaint invert", "--n=598", "n is 598"), ("swiss_roll_variants", "--only=rbf,nothing", "nothing")])
+def test_bad_requests_are_one_sentence(examples, flag, message, refused):
+    for name in examples.split():
+        error = refused(importlib.import_module(f"examples.{name}").main, [flag])
+        assert message in error and error.count("\n") == 1

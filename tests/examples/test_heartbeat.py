@@ -51,34 +51,6 @@ def test_exact_guess_is_bayes_over_the_five_beats():
         torch.testing.assert_close(guess[row], mean.double(), atol=1e-6, rtol=1e-6)
 
 
-def test_reverse_rate_sums_over_x0():
-    """Summing the posterior over x0 is Bayes without x0: checked on a single bin with its prior."""
-    t, prior = times(700), 0.2
-    for xt in (ZERO, ONE):
-        rate = [heartbeat.q_rate(x0, t).item() for x0 in (ZERO, ONE)]
-        like = [r if xt.item() else 1 - r for r in rate]
-        guess = prior * like[1] / (prior * like[1] + (1 - prior) * like[0])
-        before = prior * heartbeat.q_rate(ONE, t - 1).item() + (1 - prior) * heartbeat.q_rate(ZERO, t - 1).item()
-        on, off = (heartbeat.q_step_rate(x, t).item() for x in (ONE, ZERO))
-        on, off = (on, off) if xt.item() else (1 - on, 1 - off)
-        direct = before * on / (before * on + (1 - before) * off)
-        assert math.isclose(heartbeat.p_rate(torch.tensor([[guess]]), xt, t).item(), direct, rel_tol=1e-6)
-
-
-def test_coins():
-    rate1, rate2 = torch.rand(100, dtype=torch.float64), torch.rand(100, dtype=torch.float64)
-    coin = torch.distributions.Bernoulli
-    exact = torch.distributions.kl_divergence(coin(rate1), coin(rate2)) / math.log(2)
-    torch.testing.assert_close(heartbeat.kl(rate1, rate2), exact)
-    torch.testing.assert_close(heartbeat.entropy(rate1), coin(rate1).entropy() / math.log(2))
-    assert heartbeat.entropy(torch.tensor([0., 1.])).abs().max() == 0
-
-
-def test_first_step_entropy():
-    h = lambda p: -p * math.log2(p) - (1 - p) * math.log2(1 - p)                            # noqa: E731
-    assert math.isclose(heartbeat.first_step_bits(), 4 * h(0.8 / 2000) + 16 * h(0.2 / 2000), rel_tol=1e-9)
-
-
 def test_optimum_is_the_tabulated_one_and_below_the_truth():
     best = heartbeat.optimum()
     assert math.isclose(best, -2.3683, abs_tol=5e-5)
