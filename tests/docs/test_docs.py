@@ -72,6 +72,7 @@ def test_flags_that_cannot_work_are_refused_before_the_work(refused, main, flags
     assert message in refused(main, flags)
 
 
+@pytest.mark.slow
 def test_short_runs_of_fashion_are_scored(capsys):
     """On digits here."""
     fashion.main(["--data", "digits", "--minutes", "0.02", "--n", "20", "--steps", "2", "--only",
