@@ -122,7 +122,8 @@ def blocks(x: Tensor, n: int) -> tuple[Tensor, ...]:
 def nearest(x: Tensor, images, k: int = 1) -> tuple[Tensor, Tensor]:
     """Distances (N, k) from x (N, C, H, W) to its k nearest of these uint8 images, least first, and their indices.
 
-    They are found by products of matrices, which are quick but round; the distances are then computed from differences.
+    The nearest are found by products of matrices, which is quick but rounds; their distances are then computed from
+    differences.
     """
     x = x.flatten(1)
     least, indices = torch.full((len(x), k), math.inf), torch.zeros(len(x), k, dtype=torch.int64)
@@ -132,8 +133,7 @@ def nearest(x: Tensor, images, k: int = 1) -> tuple[Tensor, Tensor]:
             least[part], order = torch.cat([least[part], torch.cdist(x[part], y)], dim=1).topk(k, largest=False)
             indices[part] = torch.cat([indices[part], index.expand(len(part), -1)], dim=1).gather(1, order)
     distances = torch.stack([(x - data.to_unit(images[index]).flatten(1)).norm(dim=1) for index in indices.T], dim=1)
-    distances, order = distances.sort(dim=1, stable=True)
-    return distances, indices.gather(1, order)
+    return distances, indices
 
 
 # A baseline
