@@ -15,14 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 import data
 from data import image_files
-from run import arrays
 from tests.data.test_published import cifar, mnist
 from tests.helpers import Trap, png_chunk
 
@@ -199,41 +197,6 @@ def test_sizes_of_idx_files_are_not_believed(tmp_path, shape):
     mnist(tmp_path)
     (tmp_path / "train-images-idx3-ubyte").write_bytes(struct.pack(">BBBB3I", 0, 0, 8, 3, *shape) + bytes(7840))
     assert refused_or(lambda: data.load(f"mnist:{tmp_path}"), "train-images-idx3-ubyte") is None
-
-
-# Pictures that sample.py has begun
-
-def test_beginnings_of_other_pictures_are_none(tmp_path):
-    arrays.append(tmp_path / "x.npy", 3, 0, torch.zeros(2, 3, 2, 2, dtype=torch.uint8))
-    found = [arrays.count_complete(tmp_path / "x.npy", n, shape) for n, shape in (
-        (3, (3, 2, 2)), (4, (3, 2, 2)), (3, (3, 2, 1)), (3, (1, 2, 2)), (3, (3, 4, 4)))]
-    assert found == [2, 0, 0, 0, 0]
-
-
-@bounded
-@given(st.integers(1, 3), st.integers(0, 2), st.data())
-def test_damaged_beginnings_are_begun_anew_or_refused(tmp_path_factory, n, there, choose):
-    """Never finished wrongly: all that can be damaged unseen are the pixels themselves."""
-    folder = tmp_path_factory.mktemp("out")
-    path, x = folder / "pictures-0.npy", torch.arange(n * 12, dtype=torch.uint8).view(n, 3, 2, 2)
-    for k in range(min(n, there)):
-        arrays.append(path, n, k, x[k:k + 1])
-    whole = path.read_bytes() if there else b""
-    if not there:
-        path.write_bytes(choose.draw(st.binary(max_size=200)))
-    elif choose.draw(st.booleans()):
-        path.write_bytes(choose.draw(damage(whole[:128])) + whole[128:])                # its header, or
-    else:
-        path.write_bytes(whole[:choose.draw(st.integers(0, len(whole)))])               # its end
-
-    def go_on():
-        for k in range(arrays.count_complete(path, n, (3, 2, 2)), n):
-            arrays.append(path, n, k, x[k:k + 1])
-        arrays.finish(path, folder / "x.npz", None)
-        return data.load(str(folder / "x.npz")).images
-
-    found = refused_or(go_on, "pictures-0.npy")
-    assert found is None or torch.equal(found, x)
 
 
 # What would take all memory, or all time
