@@ -2,6 +2,7 @@
 
 import base64
 
+import schedules
 import torch
 from torch import Tensor
 
@@ -85,8 +86,9 @@ def digits_chain(every: int = 20) -> dict:
 def table() -> dict:
     """alpha_bar of every named schedule, the names that choose a table, and the mixture that is sampled."""
     return {"alphaBar": {name: pack(make().alpha_bar, "f8") for name, make in ddpm.SCHEDULES.items()},
-            "samplers": samplers.SAMPLERS, "spacings": samplers.SPACINGS + samplers.NOISE_SPACINGS,
-            "targets": samplers.TARGETS, "variances": samplers.VARIANCES, "mixture": MIXTURE}
+            "options": {name: samplers.options_of(name) for name in samplers.SAMPLERS},
+            "spacings": samplers.SPACINGS + samplers.NOISE_SPACINGS,
+            "targets": schedules.TARGETS, "variances": schedules.VARIANCES, "mixture": MIXTURE}
 
 
 def philox() -> dict:

@@ -13,7 +13,7 @@ from unet import CONFIGS
 
 HERE = Path(__file__).parent
 WALK = {                            # groups of the contents; all pages in the order of a first walk
-    "What is x_t?": ("index", "x_t", "ddpm"),
+    "What is x_t?": ("index", "x_t", "schedules", "ddpm"),
     "The way back": ("reverse", "swiss_roll"),
     "Samplers": ("table", "samplers"),
     "Noise": ("philox", "noise"),
@@ -26,8 +26,8 @@ WALK = {                            # groups of the contents; all pages in the o
 PAGES = [page for group in WALK.values() for page in group]
 FILES = {page: page.replace(".", "/") + ".py" for page in PAGES}
 SOURCES = {page: file for page, file in FILES.items() if (ROOT / file).is_file()}      # the others are prose
-SCRIPTS = {"x_t": ("noise", "ddpm", "ui", "x_t"), "reverse": ("ui", "reverse"),
-           "table": ("noise", "ddpm", "samplers", "ui", "table"), "philox": ("noise", "ui", "philox"),
+SCRIPTS = {"x_t": ("noise", "schedules", "ui", "x_t"), "reverse": ("ui", "reverse"),
+           "table": ("noise", "schedules", "samplers", "ui", "table"), "philox": ("noise", "ui", "philox"),
            "network": ("ui", "network")}
 
 
