@@ -22,11 +22,13 @@ import contextlib
 import importlib
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
@@ -49,11 +51,13 @@ def _call(run: Sequence[str] | Callable[[], object]) -> None:
     module.main(argv)
 
 
-def _child(run: Sequence[str] | Callable[[], object], cwd: Path, env: Mapping[str, str], output: Path,
+def _child(run: Sequence[str] | Callable[[], object], cwd: Path, env: Mapping[str, str], pipes: Sequence[Connection],
            before: Callable[[], object] | None) -> None:
-    """What the fork does."""
-    for descriptor, name in ((1, "stdout"), (2, "stderr")):
-        os.dup2(os.open(output / name, os.O_WRONLY | os.O_APPEND), descriptor)
+    """What the fork does, in a process group of its own."""
+    os.setsid()
+    for descriptor, pipe in enumerate(pipes, start=1):
+        os.dup2(pipe.fileno(), descriptor)
+        pipe.close()
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
@@ -66,33 +70,47 @@ def _child(run: Sequence[str] | Callable[[], object], cwd: Path, env: Mapping[st
 class Forked:
     """A running fork; the methods are those of subprocess.Popen."""
 
-    def __init__(self, process: multiprocessing.Process, output: Path):
-        self.process, self.output, self.pid = process, output, process.pid
+    def __init__(self, process: BaseProcess, pipes: Sequence[Connection]):
+        self.process, self.pid = process, process.pid
+        self.pipes, self.output = pipes, [b"" for _ in pipes]
+
+    def _read(self) -> None:
+        """Reads what is there, so that the fork never waits for a reader."""
+        for k, pipe in enumerate(self.pipes):
+            while pipe.poll() and (text := os.read(pipe.fileno(), 2**16)):
+                self.output[k] += text
 
     @property
     def stdout(self) -> str:
-        """What it has written until now; as stderr, to be read inside the `with`."""
-        return (self.output / "stdout").read_text(errors="replace")
+        """What it has written until now."""
+        self._read()
+        return self.output[0].decode(errors="replace")
 
     @property
     def stderr(self) -> str:
-        return (self.output / "stderr").read_text(errors="replace")
+        """What it has written there until now."""
+        self._read()
+        return self.output[1].decode(errors="replace")
 
     def poll(self) -> int | None:
         """Its exit status, minus the signal's number if one killed it; None while it runs."""
+        self._read()
         return self.process.exitcode
 
-    def wait(self, timeout: float | None = None) -> int | None:
-        """Its exit status when it ends; None if it has not after so many seconds."""
-        self.process.join(timeout)
-        return self.process.exitcode
+    def wait(self) -> int:
+        """Its exit status, when it has ended."""
+        while (status := self.poll()) is None:
+            self.process.join(0.02)
+        return status
 
     def send_signal(self, number: int) -> None:
+        """Sends the signal, if it still runs."""
         if self.poll() is None:
             os.kill(self.pid, number)
 
     def kill(self) -> None:
-        self.process.kill()
+        """Ends it at once."""
+        self.send_signal(signal.SIGKILL)
 
     def until(self, condition: Callable[[], object]) -> None:
         """Returns when the condition holds; raises AssertionError if the process ends before."""
@@ -104,24 +122,29 @@ class Forked:
 @contextlib.contextmanager
 def forked(run: Sequence[str] | Callable[[], object], *, cwd: Path | str | None = None,
            env: Mapping[str, str] | None = None, before: Callable[[], object] | None = None) -> Iterator[Forked]:
-    """Starts what is described above, and kills it at the end if it still runs.
+    """Starts what is described above, and kills what still runs of it, and of what it started, at the end.
 
     before: called in the fork first, for limits and the like: partial(resource.setrlimit, resource.RLIMIT_AS, (n, n)).
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([*PRELOAD])
-    with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder)
-        for name in ("stdout", "stderr"):
-            (output / name).touch()
-        process = context.Process(target=_child, args=(run, Path(cwd or "."), {**(os.environ if env is None else env)},
-                                                       output, before))
-        process.start()
-        try:
-            yield Forked(process, output)
-        finally:
-            process.kill()
-            process.join()
+    readers, writers = zip(*(context.Pipe(duplex=False) for _ in range(2)), strict=True)
+    process = context.Process(target=_child, args=(run, Path(cwd or "."), {**(os.environ if env is None else env)},
+                                                   writers, before))
+    process.start()
+    for pipe in writers:
+        pipe.close()
+    child = Forked(process, readers)
+    try:
+        yield child
+    finally:
+        with contextlib.suppress(ProcessLookupError):                   # its children, too, as a loader's workers
+            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
+        child.wait()
+        for pipe in readers:
+            pipe.close()
+        child.pipes = ()
 
 
 def run_forked(run: Sequence[str] | Callable[[], object], **how) -> subprocess.CompletedProcess:

@@ -36,3 +36,9 @@ def test_a_running_fork_is_seen_signalled_and_not_left_behind():
         with pytest.raises(AssertionError, match="ended with 0"), forked(["-c", ""]) as other:
             other.until(lambda: False)
     assert process.poll() == -signal.SIGKILL
+
+
+def test_much_output_is_read_and_counts_as_no_file():
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (100, 100))
+    done = run_forked(["-c", "import sys; print('x' * 10**6); print('y' * 10**6, file=sys.stderr)"], before=limit)
+    assert (done.returncode, len(done.stdout), len(done.stderr)) == (0, 10**6 + 1, 10**6 + 1)
