@@ -2,7 +2,6 @@
 
 import base64
 
-import schedules
 import torch
 from torch import Tensor
 
@@ -10,6 +9,7 @@ import data
 import ddpm
 import noise
 import samplers
+import schedules
 import swiss_roll
 from docs.pages.sources import ROOT
 from run import checkpoint

@@ -6,13 +6,13 @@ import math
 import shutil
 
 import pytest
-import schedules
 import torch
 from torch.testing import assert_close
 
 import ddpm
 import noise
 import samplers
+import schedules
 from docs.pages import exhibits
 from docs.pages.site import PAGES
 

@@ -59,10 +59,10 @@ function unipc(barT, barS, {bh1 = false} = {}) {
     const {c0, ct} = first(k), cp = secondOrder(gain(k), h, k);
     let w0 = k === 1 ? gain(0) / 2 : 0, w2 = 0;                         // of the first step's: the trapezoid rule
     if (k > 1) {
-      const [before, led] = [h[k - 2], h[k - 1]], phi = 1 + Math.expm1(-led) / led;
-      const psi = (phi - 1 + 2 * phi / led) / (1 + before / led);
+      const [before, last] = [h[k - 2], h[k - 1]], phi = 1 + Math.expm1(-last) / last;
+      const psi = (phi - 1 + 2 * phi / last) / (1 + before / last);
       w0 = Math.sqrt(barT[k]) * (phi - psi);
-      w2 = -Math.sqrt(barT[k]) * psi * led / before - secondOrder(gain(k - 1), h, k - 1);
+      w2 = -Math.sqrt(barT[k]) * psi * last / before - secondOrder(gain(k - 1), h, k - 1);
     }
     return {c0: c0 - cp + ct * w0, ct, cp: cp - ct * (w0 + w2), cp2: ct * w2};
   };
