@@ -294,16 +294,15 @@ def forward_kernel(
     ACROSS: tl.constexpr = min(VECTOR, tile.LANES) if tile.CHANNELS_LAST else 1
     RESIDENT: tl.constexpr = FIND and APPLY and tile.PIXELS >= tile.HW
     n, k, block, c, start, stop = place(tile)
-    x_ptr += n * x_stride
     adds = adds_of(rows, n, c, tile)
     at, ok = positions(c, start, stop, tile)
     x = ()
     if RESIDENT:
         for j in tl.static_range(PARTS):
-            x += (read(x_ptr, at, ok, j, tile),)
+            x += (read(x_ptr + n * x_stride, at, ok, j, tile),)
         mean, m2 = resident_moments(x, adds, ok, tile, DOWN, ACROSS)
     elif FIND:
-        mean, m2 = moments(x_ptr, adds, c, start, stop, tile, DOWN, ACROSS)
+        mean, m2 = moments(x_ptr + n * x_stride, adds, c, start, stop, tile, DOWN, ACROSS)
 
     if FIND and APPLY:
         rstd = tl.rsqrt(m2 / (tile.CPG * tile.HW) + norm_eps)
@@ -320,6 +319,7 @@ def forward_kernel(
 
     if APPLY:
         coefficients, _ = affine(mean, rstd, adds, rows, n, c, tile)
+        x_ptr += n * x_stride                                   # here, not above: ptxas then needs fewer instructions
         y_ptr += n * (tile.C * tile.HW)
         if RESIDENT:
             for j in tl.static_range(PARTS):
@@ -334,13 +334,13 @@ def forward_kernel(
 
 
 @triton.jit
-def forward_merge_kernel(part_ptr, stats_ptr, norm_eps, tile: tl.constexpr):
-    """One group's mean and rstd in (B, 2, G), from the mean and m2 of its chunks in (B, chunks, 2, C)."""
+def forward_merge_kernel(part_ptr, stats_ptr, rows, norm_eps, tile: tl.constexpr):
+    """One group's mean and rstd in (B, 2, G), from the mean of x and the m2 of its chunks in (B, chunks, 2, C)."""
     SIZE: tl.constexpr = tile.C // tile.G * tile.HW
-    part_ptr, ok, n, g, k, _, _ = chunks_of_group(part_ptr, 2, tile)
+    part_ptr, ok, n, g, k, c, exists = chunks_of_group(part_ptr, 2, tile)
     pixels = tl.where(ok, tl.minimum(tile.HW - k * tile.CHUNK, tile.CHUNK)[:, None], 0).to(tl.float32)
-    mean, m2 = tl.load(part_ptr, mask=ok, other=0), tl.load(part_ptr + tile.C, mask=ok, other=0)
-    mean, m2 = merge(mean, m2, pixels, SIZE, 1)
+    mean = tl.load(part_ptr, mask=ok, other=0) + row(rows.add, n, rows.add_stride, c, exists)[None, :]
+    mean, m2 = merge(mean, tl.load(part_ptr + tile.C, mask=ok, other=0), pixels, SIZE, 1)
     stats_ptr += n * (2 * tile.G) + g + tl.arange(0, 1)
     tl.store(stats_ptr, mean)
     tl.store(stats_ptr + tile.G, tl.rsqrt(m2 / SIZE + norm_eps))
@@ -430,6 +430,7 @@ def backward_kernel(
     tile: tl.constexpr, FIND: tl.constexpr, APPLY: tl.constexpr,
 ):
     PARTS: tl.constexpr = tile.CPG // tile.LANES
+    GROUPS: tl.constexpr = tile.GROUPS
     RESIDENT: tl.constexpr = FIND and APPLY and tile.PIXELS >= tile.HW
     n, k, block, c, start, stop = place(tile)
     x_ptr += n * x_stride
@@ -443,10 +444,10 @@ def backward_kernel(
         sums = channel_sums(x_ptr, dy_ptr, rstd, coefficients, c, start, stop, tile, rows.add is not None)
 
     if FIND and APPLY:
-        c1, c2 = tl.zeros((tile.GROUPS,), tl.float32), tl.zeros((tile.GROUPS,), tl.float32)
+        c1, c2 = tl.zeros((GROUPS,), tl.float32), tl.zeros((GROUPS,), tl.float32)
         for j in tl.static_range(PARTS):
-            c1 += in_group(gains[j] * sums[3 * j + 1], tile.GROUPS) / (tile.CPG * tile.HW)
-            c2 += in_group(gains[j] * sums[3 * j], tile.GROUPS) / (tile.CPG * tile.HW)
+            c1 += in_group(gains[j] * sums[3 * j + 1], GROUPS) / (tile.CPG * tile.HW)
+            c2 += in_group(gains[j] * sums[3 * j], GROUPS) / (tile.CPG * tile.HW)
         c1, c2 = over_lanes(c1, tile.LANES), over_lanes(c2, tile.LANES)
         for j in tl.static_range(PARTS):
             write_rows(sums_ptr, size, rows, sums[3 * j], sums[3 * j + 1], sums[3 * j + 2], c1, c2, gains[j], rstd, n,
@@ -593,14 +594,14 @@ def forward(x: Tensor, y: Tensor, stats: Tensor, weight: Tensor, bias: Tensor, s
     if not B:
         return
     way, tile, programs, count = plan(x.shape, G, x.element_size(), channels_last, silu, FORWARD)
-    run, tail = forward_kernel[(programs,)], (rows_of(weight, bias, scale, shift, add), x.stride(0), norm_eps, tile)
+    rows, tail, run = rows_of(weight, bias, scale, shift, add), (x.stride(0), norm_eps, tile), forward_kernel[(programs,)]
     if way != "split":
-        run(x, y, stats, *tail, FIND=True, APPLY=True, num_warps=count)
+        run(x, y, stats, rows, *tail, FIND=True, APPLY=True, num_warps=count)
         return
     part = x.new_empty(B, triton.cdiv(tile.HW, tile.CHUNK), 2, tile.C, dtype=torch.float32)
-    run(x, None, part, *tail, FIND=True, APPLY=False, num_warps=count)
-    forward_merge_kernel[(B * G,)](part, stats, norm_eps, tile, num_warps=warps(part[0, :, 0].numel() // G, 16))
-    run(x, y, stats, *tail, FIND=False, APPLY=True, num_warps=count)
+    run(x, None, part, rows._replace(add=None), *tail, FIND=True, APPLY=False, num_warps=count)
+    forward_merge_kernel[(B * G,)](part, stats, rows, norm_eps, tile, num_warps=warps(part[0, :, 0].numel() // G, 16))
+    run(x, y, stats, rows, *tail, FIND=False, APPLY=True, num_warps=count)
 
 
 def backward(dy: Tensor, x: Tensor, stats: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None,
