@@ -581,27 +581,30 @@ def split(shape: tuple[int, ...], G: int, channels_last: bool, sizes: Sizes) -> 
 
 # Launchers
 
-def rows_of(weight: Tensor, bias: Tensor, *rows: Tensor | None) -> Rows:
+def rows_of(weight: Tensor, bias: Tensor, scale: Tensor | None, shift: Tensor | None, add: Tensor | None) -> Rows:
     """The arguments with their channels side by side; the batch stride may be anything."""
-    dense = [r if r is None or r.stride(-1) == 1 else r.contiguous() for r in (weight, bias, *rows)]
-    return Rows(*dense, *[0 if r is None else r.stride(0) for r in dense[2:]])
+    weight, bias, scale, shift, add = (r if r is None or r.stride(-1) == 1 else r.contiguous()
+                                       for r in (weight, bias, scale, shift, add))
+    return Rows(weight, bias, scale, shift, add, 0 if scale is None else scale.stride(0),
+                0 if shift is None else shift.stride(0), 0 if add is None else add.stride(0))
 
 
 def forward(x: Tensor, y: Tensor, stats: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None,
             shift: Tensor | None, add: Tensor | None, norm_eps: float, silu: bool, channels_last: bool) -> None:
     """Fills y and stats, (B, 2, G) float32. channels_last: so lie the images of x and y, else contiguous."""
-    B, G = len(x), stats.shape[2]
-    if not B:
+    shape, G = x.shape, stats.shape[2]
+    if not shape[0]:
         return
-    way, tile, programs, count = plan(x.shape, G, x.element_size(), channels_last, silu, FORWARD)
-    rows, tail, run = rows_of(weight, bias, scale, shift, add), (x.stride(0), norm_eps, tile), forward_kernel[(programs,)]
+    way, tile, programs, count = plan(shape, G, x.element_size(), channels_last, silu, FORWARD)
+    rows, stride, run = rows_of(weight, bias, scale, shift, add), x.stride(0), forward_kernel[(programs,)]
     if way != "split":
-        run(x, y, stats, rows, *tail, FIND=True, APPLY=True, num_warps=count)
+        run(x, y, stats, rows, stride, norm_eps, tile, True, True, num_warps=count)
         return
-    part = x.new_empty(B, triton.cdiv(tile.HW, tile.CHUNK), 2, tile.C, dtype=torch.float32)
-    run(x, None, part, rows._replace(add=None), *tail, FIND=True, APPLY=False, num_warps=count)
-    forward_merge_kernel[(B * G,)](part, stats, rows, norm_eps, tile, num_warps=warps(part[0, :, 0].numel() // G, 16))
-    run(x, y, stats, rows, *tail, FIND=False, APPLY=True, num_warps=count)
+    chunks = triton.cdiv(tile.HW, tile.CHUNK)
+    part = x.new_empty(shape[0], chunks, 2, tile.C, dtype=torch.float32)
+    run(x, None, part, rows._replace(add=None), stride, norm_eps, tile, True, False, num_warps=count)
+    forward_merge_kernel[(shape[0] * G,)](part, stats, rows, norm_eps, tile, num_warps=warps(tile.C // G * chunks, 16))
+    run(x, y, stats, rows, stride, norm_eps, tile, False, True, num_warps=count)
 
 
 def backward(dy: Tensor, x: Tensor, stats: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None,
@@ -609,18 +612,18 @@ def backward(dy: Tensor, x: Tensor, stats: Tensor, weight: Tensor, bias: Tensor,
              sums: Tensor) -> None:
     """Fills dx, which lies as dy and x do, and sums: of each image the terms of dweight and dbias, and those of
     dscale, dshift and dadd whose argument is there, (2 to 5, B, C) float32."""
-    B, G = len(x), stats.shape[2]
-    if not B:
+    shape, G = x.shape, stats.shape[2]
+    if not shape[0]:
         return
-    way, tile, programs, count = plan(x.shape, G, x.element_size(), channels_last, silu, BACKWARD)
-    rows, size, run = rows_of(weight, bias, scale, shift, add), B * tile.C, backward_kernel[(programs,)]
+    way, tile, programs, count = plan(shape, G, x.element_size(), channels_last, silu, BACKWARD)
+    rows, size, run = rows_of(weight, bias, scale, shift, add), shape[0] * tile.C, backward_kernel[(programs,)]
     tail = (rows, x.stride(0), dy.stride(0), size, tile)
     if way != "split":
-        run(x, dy, dx, stats, None, sums, *tail, FIND=True, APPLY=True, num_warps=count)
+        run(x, dy, dx, stats, None, sums, *tail, True, True, num_warps=count)
         return
-    part = x.new_empty(B, triton.cdiv(tile.HW, tile.CHUNK), 3, tile.C, dtype=torch.float32)
-    group_sums = torch.empty_like(stats)
-    run(x, dy, None, stats, None, part, *tail, FIND=True, APPLY=False, num_warps=count)
-    backward_merge_kernel[(B * G,)](part, stats, group_sums, sums, rows, size, tile,
-                                    num_warps=warps(part[0, :, 0].numel() // G, 16))
-    run(x, dy, dx, stats, group_sums, None, *tail, FIND=False, APPLY=True, num_warps=count)
+    chunks, group_sums = triton.cdiv(tile.HW, tile.CHUNK), torch.empty_like(stats)
+    part = x.new_empty(shape[0], chunks, 3, tile.C, dtype=torch.float32)
+    run(x, dy, None, stats, None, part, *tail, True, False, num_warps=count)
+    backward_merge_kernel[(shape[0] * G,)](part, stats, group_sums, sums, rows, size, tile,
+                                           num_warps=warps(tile.C // G * chunks, 16))
+    run(x, dy, dx, stats, group_sums, None, *tail, False, True, num_warps=count)
