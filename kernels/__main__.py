@@ -18,9 +18,9 @@ from pathlib import Path
 
 import torch
 
-from ddpm import check_choice
 from kernels.equivalence import reports, sound
 from run.cli import choose_device, make_parent, parse, script
+from schedules import check_choice
 from unet import CONFIGS
 
 

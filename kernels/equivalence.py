@@ -222,12 +222,12 @@ def step_arguments(rows: Tensor, shape, dtype: torch.dtype, layout: str) -> tupl
     """xt, output (twice the channels for a learned variance), and what the rows read of seeds, x0_prev, x0_prev2."""
     g = torch.Generator().manual_seed(0)
     B, C, *pixels = shape
-    noisy, second, third, learned = samplers.needs(rows)
+    needs = samplers.needs(rows)
     xt, x0_prev, x0_prev2 = torch.randn(3, *shape, generator=g).to(rows.device)
-    output = torch.randn(B, 2 * C if learned else C, *pixels, generator=g).to(rows.device, dtype)
+    output = torch.randn(B, 2 * C if needs.learned else C, *pixels, generator=g).to(rows.device, dtype)
     seeds = noise.image_seeds(1, torch.arange(B, device=rows.device))
-    return (xt, output.to(memory_format=LAYOUTS[layout]), seeds if noisy else None, x0_prev if second else None,
-            x0_prev2 if third else None)
+    return (xt, output.to(memory_format=LAYOUTS[layout]), seeds if needs.noise else None,
+            x0_prev if needs.x0_prev else None, x0_prev2 if needs.x0_prev2 else None)
 
 
 def step_case(case: StepCase, shape, device: torch.device | str) -> dict:
@@ -246,7 +246,7 @@ def step_case(case: StepCase, shape, device: torch.device | str) -> dict:
     for k in (0, 1, 2, len(rows) - 1):
         got = results(sampling_step, k, *tensors)
         again = results(sampling_step, k, *tensors) if xt.is_cuda else got
-        a, b = (rows[k, samplers.COLUMNS.index(name)].abs() for name in ("a", "b"))
+        a, b = (samplers.column(rows, name)[k].abs() for name in ("a", "b"))
         terms = a * doubles[0].abs() + b * doubles[1][:, :shape[1]].abs()         # a xt + b output: 157 of both at T
         step_errors |= errors(got, results(samplers.step, k, *tensors), results(samplers.step, k, *doubles), terms)
         repeats &= all(torch.equal(got[name], again[name]) for name in got)

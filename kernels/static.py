@@ -26,9 +26,9 @@ from typing import NamedTuple
 
 import torch
 
-from ddpm import check_choice
 from kernels.equivalence import norms
 from run.cli import parse, parse_integers, script
+from schedules import check_choice
 from unet import CONFIGS
 
 
