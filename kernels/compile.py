@@ -131,13 +131,13 @@ class PaddedConv(nn.Conv2d):
     def __init__(self, conv: nn.Conv2d):
         C, width = (8 * math.ceil(n / 8) for n in (conv.in_channels, conv.out_channels))
         super().__init__(C, width, 3, padding=1, device="meta")
-        self.padding_channels, self.keep = C - conv.in_channels, conv.out_channels
-        weight = F.pad(conv.weight.detach(), (0, 0, 0, 0, 0, self.padding_channels, 0, width - self.keep))
+        self.extra, self.keep = C - conv.in_channels, conv.out_channels
+        weight = F.pad(conv.weight.detach(), (0, 0, 0, 0, 0, self.extra, 0, width - self.keep))
         bias = F.pad(conv.bias.detach(), (0, width - self.keep))
         self.weight, self.bias = (nn.Parameter(w, requires_grad=False) for w in (weight, bias))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.pad(x, (0, 0, 0, 0, 0, self.padding_channels)) if self.padding_channels else x              # B C H W
+        x = F.pad(x, (0, 0, 0, 0, 0, self.extra)) if self.extra else x            # B C H W
         return super().forward(x)[:, :self.keep]                                  # B width H W
 
 
