@@ -283,7 +283,7 @@ def normalise(x, coefficients, SILU):
 
 @triton.jit
 def forward_kernel(
-    x_ptr, y_ptr,                                               # (B, C, HW) in either layout; without APPLY no y
+    x_ptr, y_ptr,                                               # (B, C, HW) in either layout; y only if APPLY
     stats_ptr,                                                  # (B, 2, G): mean, rstd; of a chunk (B, chunks, 2, C):
     rows, x_stride, norm_eps,                                   # mean, m2
     tile: tl.constexpr, FIND: tl.constexpr, APPLY: tl.constexpr,
@@ -294,15 +294,17 @@ def forward_kernel(
     ACROSS: tl.constexpr = min(VECTOR, tile.LANES) if tile.CHANNELS_LAST else 1
     RESIDENT: tl.constexpr = FIND and APPLY and tile.PIXELS >= tile.HW
     n, k, block, c, start, stop = place(tile)
+    if FIND:                                                    # else below: so ptxas needs the fewest instructions
+        x_ptr, y_ptr = x_ptr + n * x_stride, y_ptr + n * (tile.C * tile.HW)
     adds = adds_of(rows, n, c, tile)
     at, ok = positions(c, start, stop, tile)
     x = ()
     if RESIDENT:
         for j in tl.static_range(PARTS):
-            x += (read(x_ptr + n * x_stride, at, ok, j, tile),)
+            x += (read(x_ptr, at, ok, j, tile),)
         mean, m2 = resident_moments(x, adds, ok, tile, DOWN, ACROSS)
     elif FIND:
-        mean, m2 = moments(x_ptr + n * x_stride, adds, c, start, stop, tile, DOWN, ACROSS)
+        mean, m2 = moments(x_ptr, adds, c, start, stop, tile, DOWN, ACROSS)
 
     if FIND and APPLY:
         rstd = tl.rsqrt(m2 / (tile.CPG * tile.HW) + norm_eps)
@@ -319,8 +321,8 @@ def forward_kernel(
 
     if APPLY:
         coefficients, _ = affine(mean, rstd, adds, rows, n, c, tile)
-        x_ptr += n * x_stride                                   # here, not above: ptxas then needs fewer instructions
-        y_ptr += n * (tile.C * tile.HW)
+        if not FIND:
+            x_ptr, y_ptr = x_ptr + n * x_stride, y_ptr + n * (tile.C * tile.HW)
         if RESIDENT:
             for j in tl.static_range(PARTS):
                 write(y_ptr, at, normalise(x[j], coefficients[j], tile.SILU), ok, j, tile)
@@ -433,10 +435,9 @@ def backward_kernel(
     GROUPS: tl.constexpr = tile.GROUPS
     RESIDENT: tl.constexpr = FIND and APPLY and tile.PIXELS >= tile.HW
     n, k, block, c, start, stop = place(tile)
-    x_ptr += n * x_stride
-    dy_ptr += n * dy_stride
     mean, rstd = of_groups(stats_ptr, n, c, tile)
     coefficients, gains = affine(mean, rstd, adds_of(rows, n, c, tile), rows, n, c, tile)
+    x_ptr, dy_ptr = x_ptr + n * x_stride, dy_ptr + n * dy_stride
     at, ok = positions(c, start, stop, tile)
     if RESIDENT:
         sums, centered, g = resident_sums(x_ptr, dy_ptr, rstd, coefficients, at, ok, tile)
@@ -602,7 +603,7 @@ def forward(x: Tensor, y: Tensor, stats: Tensor, weight: Tensor, bias: Tensor, s
         return
     chunks = triton.cdiv(tile.HW, tile.CHUNK)
     part = x.new_empty(shape[0], chunks, 2, tile.C, dtype=torch.float32)
-    run(x, None, part, rows._replace(add=None), stride, norm_eps, tile, True, False, num_warps=count)
+    run(x, y, part, rows._replace(add=None), stride, norm_eps, tile, True, False, num_warps=count)
     forward_merge_kernel[(shape[0] * G,)](part, stats, rows, norm_eps, tile, num_warps=warps(tile.C // G * chunks, 16))
     run(x, y, stats, rows, stride, norm_eps, tile, False, True, num_warps=count)
 
