@@ -17,11 +17,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import bench.half_hour
-import bench.launches
+import bench.__main__
 import bench.memory
-import bench.report
 import bench.tables
+import bench.work_precision
 import convert
 import data
 import evaluate
@@ -38,7 +37,6 @@ from examples import (
     low_dimension,
     memorise,
     swiss_roll_variants,
-    work_precision,
 )
 from run import checkpoint, cli
 from scores import classifier, fid, likelihood
@@ -98,13 +96,11 @@ SCRIPTS = {
                           f"--checkpoint {DIGITS} --pairs 1 --stops 2 --steps 1", "", "stops"),
     "invert": Script(invert.main, invert.Config, f"--checkpoint {DIGITS} --n 1 --steps 1"),
     "low_dimension": Script(low_dimension.main, low_dimension.Config, "--steps 1 --batch 1 --n 1"),
-    "work_precision": Script(work_precision.main, work_precision.Config, f"--checkpoint {DIGITS} --n 4 --steps 1"),
+    "work_precision": Script(bench.work_precision.main, bench.work_precision.Config, f"--checkpoint {DIGITS} --n 4 --steps 1"),
     "memorise": Script(memorise.main, memorise.Config, f"--checkpoint {DIGITS} --n 1 --steps 1", "", "n"),
     "swiss_roll_variants": Script(swiss_roll_variants.main, swiss_roll_variants.Config, "--steps 1", "", "steps"),
     "kernels": Script(kernels.__main__.main, kernels.__main__.Config, ""),
-    "report": Script(bench.report.main, bench.report.Config, "", "", "", "kernels"),
-    "first": Script(bench.half_hour.main, bench.half_hour.Config, ""),
-    "launches": Script(bench.launches.main, bench.launches.Config, ""),
+    "bench": Script(bench.__main__.main, bench.__main__.Config, ""),
     "memory": Script(bench.memory.main, bench.memory.Config, "--networks digits --out new.md"),
     "tables": Script(bench.tables.main, bench.tables.Config, ""),
 }
@@ -135,8 +131,8 @@ def start(*args, **kwargs) -> None:
 
 # work that is long for any flags
 LONG = ((swiss_roll, "train"), (swiss_roll_variants, "learn"), (heartbeat, "train"), (denoise_1d, "denoised"),
-        (low_dimension, "sampled"), (work_precision, "digits"), (kernels.__main__, "report"), (bench.report, "run"),
-        (bench.half_hour, "run"), (bench.launches, "load_guard"))
+        (low_dimension, "sampled"), (bench.work_precision, "digits"), (kernels.__main__, "report"),
+        (bench.__main__, "pytest"))
 
 
 @pytest.fixture(autouse=True)
