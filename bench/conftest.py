@@ -99,7 +99,7 @@ class Recorder:
         report = yield
         if call.when == "call":
             benchmark = item.funcargs["benchmark"]
-            times = benchmark.stats.stats if report.passed else None
+            times = benchmark.stats and benchmark.stats.stats  # none where it failed, or under xdist
             why = "" if report.passed else " ".join(str(call.excinfo.value).split())[:300]
             calls = benchmark.extra_info.get("calls", 1)
             self.add(case=item.nodeid, outcome=report.outcome, seconds=call.duration, why=why,
