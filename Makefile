@@ -1,9 +1,11 @@
-# make        a picture from the committed weights, then training, then a picture from the new model
-# make test   style and tests
-# make docs   the pages: docs/site/index.html
+# make            a picture from the committed weights, then training, then a picture from the new model
+# make test       style, and the tests that are not marked slow: under five minutes on two cores
+# make test-all   these, then the slow ones: browser, trainings, hostile files, kills, compiling for other machines
+# make docs       the pages: docs/site/index.html
 
 PYTHON ?= python3
 RUN = .venv/bin/python
+PYTEST = $(RUN) -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 run: .venv/requirements.txt
 	$(RUN) sample.py
@@ -14,7 +16,10 @@ run: .venv/requirements.txt
 
 test: .venv/requirements-test.txt
 	$(RUN) -m ruff check .
-	$(RUN) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(PYTEST) -m "not slow"
+
+test-all: test
+	$(PYTEST) -m slow
 
 docs: .venv/requirements-docs.txt
 	$(RUN) -m docs.pages
@@ -24,4 +29,4 @@ docs: .venv/requirements-docs.txt
 	$(RUN) -m pip install --quiet --requirement $<
 	cp $< $@
 
-.PHONY: run test docs
+.PHONY: run test test-all docs

@@ -30,10 +30,6 @@ def poison():
     torch.utils.deterministic.fill_uninitialized_memory = before[1]
 
 
-def pytest_configure(config) -> None:
-    config.addinivalue_line("markers", "largest_file(bytes): no file may grow beyond this, as on a full disk")
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem):
     """The kernel's own limit, around the test alone: a fixture would also limit the file that pytest prints to."""
