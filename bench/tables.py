@@ -36,7 +36,8 @@ class Config:
 def load(path: Path) -> pd.DataFrame:
     """The last line of every case, a row each, its name the index."""
     lines = {line["case"]: line for line in read(path)}
-    return pd.DataFrame(lines.values(), index=[*lines]).reindex(columns=FACTS)
+    frame = pd.DataFrame(lines.values(), index=[*lines]).reindex(columns=FACTS)
+    return frame.astype({name: "string" for name in ("group", "name", "kind", "layout", "shape")})
 
 
 def markdown(frame: pd.DataFrame) -> str:
