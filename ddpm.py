@@ -1,25 +1,20 @@
-"""The mathematics of denoising diffusion: schedules, q, p, losses, the bound; with samplers.py, the samplers.
+"""The mathematics of denoising diffusion: q, p, losses, the bound; its schedules and samplers are files of their own.
 
-The letters are those of Ho et al. 2020 [1]. Time t runs 1..T and t = 0 is clean data, so every table has
-T + 1 entries and alpha_bar[0] = 1; on a CPU other t raise ValueError. Tables are float64; a coefficient is
-computed in float64 and only then cast to x's dtype. `eps` and `z` are standard normal noise; `_hat` marks a
-prediction. A denoiser is any callable (xt, t) -> output with t an int64 tensor (B,), or float64 if the sampler
-stops between whole times. The output predicts eps, x0, v or flow, and has twice the channels if it also predicts
-the variance. x may have any shape (B, C, ...).
+The letters are those of Ho et al. 2020 [1]. Time t runs 1..T and t = 0 is clean data (schedules.py has the tables);
+on a CPU other t raise ValueError. A coefficient is computed in float64 and only then cast to x's dtype. `eps` and `z`
+are standard normal noise; `_hat` marks a prediction. A denoiser is any callable (xt, t) -> output with t an int64
+tensor (B,), or float64 if the sampler stops between whole times. The output predicts eps, x0, v or flow, and has twice
+the channels if it also predicts the variance. x may have any shape (B, C, ...).
 
 [1] Ho, Jain, Abbeel 2020, Denoising Diffusion Probabilistic Models
 [2] Nichol, Dhariwal 2021, Improved Denoising Diffusion Probabilistic Models
-[3] Song, Meng, Ermon 2021, Denoising Diffusion Implicit Models
-[4] Salimans, Ho 2022, Progressive Distillation (v, and the parametrisations of the output)
-[5] Ho, Salimans 2022, Classifier-Free Diffusion Guidance
-[6] Liu et al. 2022, Flow Straight and Fast (rectified flow)
-[7] Li, He 2025, Back to Basics: Let Denoising Generative Models Denoise
-[8] Hang et al. 2023, Efficient Diffusion Training via Min-SNR Weighting Strategy
+[3] Ho, Salimans 2022, Classifier-Free Diffusion Guidance
+[4] Li, He 2025, Back to Basics: Let Denoising Generative Models Denoise
+[5] Hang et al. 2023, Efficient Diffusion Training via Min-SNR Weighting Strategy
 """
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,96 +24,33 @@ from samplers import (  # noqa: F401  the samplers are part of this module's int
     COLUMNS,
     SAMPLERS,
     SPACINGS,
-    TARGETS,
-    VARIANCES,
-    alpha_bar_at,
-    check_choice,
-    check_output,
-    interpolate_log_var,
     print_tables,
     sample,
     sampler_rows,
     spaced_times,
     step,
     timesteps,
+)
+from schedules import (  # noqa: F401  and so are the schedules: ddpm.linear_schedule, ...
+    SCHEDULES,
+    TARGETS,
+    VARIANCES,
+    Schedule,
+    alpha_bar_at,
+    check_choice,
+    check_output,
+    cosine_schedule,
+    flow_schedule,
+    from_alpha_bar,
+    from_betas,
+    interpolate_log_var,
+    linear_schedule,
+    quadratic_schedule,
+    schedule_check,
+    schedule_length,
+    sigmoid_schedule,
     x0_coefficients,
 )
-
-# Schedules
-
-class Schedule(NamedTuple):
-    """The tables of a forward process, each (T+1,) float64, indexed by the paper's t."""
-    beta: Tensor                # variance added by step t, beta[0] = 0
-    alpha: Tensor               # 1 - beta
-    alpha_bar: Tensor           # signal variance left at t, alpha_bar[0] = 1
-    beta_tilde: Tensor          # variance of q(x_{t-1} | x_t, x0), beta_tilde[1] = 0
-
-
-def from_betas(beta) -> Schedule:
-    """The schedule with these beta_1..beta_T, any in (0, 1), of which the last may be 1 ([1] eq. 4 and 7)."""
-    beta = torch.as_tensor(beta, dtype=torch.float64)
-    if beta.ndim != 1 or not len(beta) or not ((beta > 0) & (beta <= 1)).all() or (beta[:-1] == 1).any():
-        raise ValueError(f"beta must be numbers in (0, 1), of which the last may be 1; got shape "
-                         f"{tuple(beta.shape)}{f', {beta.min():g} to {beta.max():g}' if beta.numel() else ''}")
-    beta = torch.cat([beta.new_zeros(1), beta])
-    alpha = 1 - beta
-    alpha_bar = alpha.cumprod(0)
-    beta_tilde = torch.zeros_like(beta)
-    beta_tilde[1:] = beta[1:] * (1 - alpha_bar[:-1]) / (1 - alpha_bar[1:])
-    return Schedule(beta, alpha, alpha_bar, beta_tilde)
-
-
-def from_alpha_bar(alpha_bar: Tensor) -> Schedule:
-    """The schedule whose alpha_bar_0..alpha_bar_T are proportional to these, betas at most 0.999 ([2] eq. 17)."""
-    return from_betas((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999))
-
-
-def linear_schedule(T: int = 1000, start: float = 1e-4, end: float = 0.02) -> Schedule:
-    """beta from start to end in equal steps, not rescaled by T ([1] section 4)."""
-    return from_betas(torch.linspace(start, end, T, dtype=torch.float64))
-
-
-def quadratic_schedule(T: int = 1000, start: float = 1e-4, end: float = 0.02) -> Schedule:
-    """sqrt(beta) from sqrt(start) to sqrt(end) in equal steps ("quad" in the published code of [3])."""
-    return from_betas(torch.linspace(start**0.5, end**0.5, T, dtype=torch.float64)**2)
-
-
-def cosine_schedule(T: int = 1000, s: float = 0.008) -> Schedule:
-    """alpha_bar_t = cos^2 of (t/T + s)/(1 + s) quarter turns, 1 at t = 0 ([2] eq. 17)."""
-    t = torch.arange(T + 1, dtype=torch.float64)
-    return from_alpha_bar(torch.cos((t / T + s) / (1 + s) * math.pi / 2)**2)
-
-
-def sigmoid_schedule(T: int = 1000, start: float = -3, end: float = 3, tau: float = 1) -> Schedule:
-    """alpha_bar falls as a sigmoid of (start..end)/tau, scaled to 1..0 (Jabri et al. 2022, algorithm 2)."""
-    u = torch.linspace(start / tau, end / tau, T + 1, dtype=torch.float64).sigmoid()
-    return from_alpha_bar(u[-1] - u)
-
-
-def flow_schedule(T: int = 1000) -> Schedule:
-    """Rectified flow's straight path (1 - u) x0 + u eps, u = t/T, scaled to unit variance; alpha_bar_T = 0 [6]."""
-    u = torch.linspace(0, 1, T + 1, dtype=torch.float64)
-    alpha_bar = (1 - u)**2 / ((1 - u)**2 + u**2)
-    return from_betas(1 - alpha_bar[1:] / alpha_bar[:-1])
-
-
-SCHEDULES = {"linear": linear_schedule, "cosine": cosine_schedule, "quadratic": quadratic_schedule,
-             "sigmoid": sigmoid_schedule, "flow": flow_schedule}
-
-
-def schedule_length(schedule: Schedule) -> int:
-    """T, the number of steps."""
-    return len(schedule.beta) - 1
-
-
-def schedule_check(schedule: Schedule) -> float:
-    """Bits/dim of unit-variance data that are left in x_T: KL(q(x_T | x0) || N(0, I)) = -log2(1 - alpha_bar_T)/2.
-
-    Sampling starts from N(0, I) all the same, so this is what every chain loses at once: 3e-5 for the linear
-    schedule of [1], 0.036 if its betas are crossed in 300 steps.
-    """
-    return math.log2(1 / (1 - schedule.alpha_bar[-1].item())) / 2
-
 
 # The forward process q
 
@@ -210,7 +142,7 @@ def exact_denoiser(schedule: Schedule, data: Tensor, target: str = "eps") -> Cal
 
 
 def guided(model: Callable, labels: Tensor, null: int, w: float) -> Callable:
-    """Classifier-free guidance: eps = (1 + w) eps(x, label) - w eps(x, null) ([5] eq. 6).
+    """Classifier-free guidance: eps = (1 + w) eps(x, label) - w eps(x, null) ([3] eq. 6).
 
     model: (xt, t, labels) -> output. labels: int64 (B,). null: the null class. w = 0 is the conditional
     model with one network evaluation per step, w = -1 the unconditional one. Variance channels, if any, are the
@@ -237,7 +169,7 @@ def loss(schedule: Schedule, denoise: Callable, x0: Tensor, t: Tensor, eps: Tens
          target: str = "eps", kind: str = "l2", space: str = "") -> Tensor:
     """The simple loss of each image (B,): mean |target - output|^2, or its first power for "l1" ([1] algorithm 1).
 
-    space: whose squared error it is, if not the target's; see `space_weight`.
+    space: the quantity whose squared error is minimised, by default the target; see `space_weight`.
     """
     check_times(schedule, t)
     output = denoise(q_sample(schedule, x0, t, eps), t)
@@ -250,9 +182,9 @@ def loss(schedule: Schedule, denoise: Callable, x0: Tensor, t: Tensor, eps: Tens
 
 
 def space_weight(alpha_bar: Tensor, target: str, space: str) -> Tensor:
-    """What makes the squared error of the target's prediction that of x0, eps, v or flow from the same prediction [7].
+    """What makes the squared error of the target's prediction that of x0, eps, v or flow from the same prediction [4].
 
-    "min-snr": that of x0, times the signal-to-noise ratio or 5, whichever is less [8].
+    "min-snr": that of x0, times the signal-to-noise ratio or 5, whichever is less [5].
     """
     check_choice("space", space, SPACES)
     _, b = x0_coefficients(alpha_bar, target)                                     # b times the output's error is x0's

@@ -85,9 +85,11 @@ def sampler_table(last: Checkpoint, config: Config) -> Tensor:
     times = samplers.spaced_times(schedule, steps[0], config.spacing, config.shift) if len(steps) == 1 else steps
     if config.variance == "learned" and not last.network.learns_variance:
         raise ValueError(f"variance is learned, but {config.checkpoint} learned none; use beta_tilde or beta")
-    return samplers.sampler_rows(schedule, times, sampler=config.sampler, eta=config.eta, churn=config.churn,
-                                 target=last.settings["target"], clip=config.clip and last.clip,
-                                 variance=config.variance or last.variance)
+    options = {name: value for name in ("eta", "churn", "variance") if (value := getattr(config, name))}
+    if "variance" in samplers.options_of(config.sampler):
+        options.setdefault("variance", last.variance)
+    return samplers.sampler_rows(schedule, times, sampler=config.sampler, target=last.settings["target"],
+                                 clip=config.clip and last.clip, **options)
 
 
 # Batches
@@ -158,7 +160,7 @@ def sample_batches(chosen: Plan, keep: Keep, done: int = 0) -> Iterator[Samples]
     done: how many pictures exist already; a batch that lies within them is reported, but not sampled again.
     """
     config, _, rows, shape, classes, seeds, labels = chosen
-    times, world = samplers.numbers(rows[:, 0]), processes.world_size()
+    times, world = samplers.as_python(rows[:, 0]), processes.world_size()
     kept, rounds = {0, *keep([*times, 0])}, len(seeds) // world
     y = None if labels is None else labels[0].clone()                             # a captured chain reads them here
     chain = make_chain(chosen, y)

@@ -1,103 +1,43 @@
 """Every sampler as a table: one row of coefficients per network evaluation, one `step` for all of them, one loop.
 
 A sampler needs no more of a diffusion model than alpha_bar_t, what the network's output predicts, and noise. So this
-file knows nothing of betas, losses or training, and ddpm.py imports it: `ddpm.step` is the `step` below. The letters
-are those of ddpm.py; sigma is the noise for a signal of one, sqrt(1 / alpha_bar - 1). `schedule` is anything with
-alpha_bar, (T+1,) float64, as ddpm.Schedule.
+file knows nothing of losses or training, and ddpm.py makes it a part of its interface: `ddpm.step` is the `step` below.
+The letters are those of schedules.py; `schedule` is anything with alpha_bar, (T+1,) float64.
 
 [1] Ho, Jain, Abbeel 2020, Denoising Diffusion Probabilistic Models
-[2] Nichol, Dhariwal 2021, Improved Denoising Diffusion Probabilistic Models
-[3] Song, Meng, Ermon 2021, Denoising Diffusion Implicit Models
-[4] Salimans, Ho 2022, Progressive Distillation (v, and the parametrisations of the output)
-[5] Lu et al. 2022, DPM-Solver++
-[6] Karras et al. 2022, Elucidating the Design Space of Diffusion-Based Generative Models (EDM)
-[7] Zhao et al. 2023, UniPC
-[8] Song et al. 2023, Consistency Models
-[9] Liu et al. 2022, Flow Straight and Fast (rectified flow)
+[2] Song, Meng, Ermon 2021, Denoising Diffusion Implicit Models
+[3] Lu et al. 2022, DPM-Solver++
+[4] Karras et al. 2022, Elucidating the Design Space of Diffusion-Based Generative Models (EDM)
+[5] Zhao et al. 2023, UniPC
+[6] Song et al. 2023, Consistency Models
 """
 
 import inspect
 import math
-import os
-import sys
 from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from noise import normal
+from schedules import (
+    VARIANCES,
+    alpha_bar_at,
+    check_choice,
+    check_output,
+    interpolate_log_var,
+    log_sigma,
+    time_at,
+    x0_coefficients,
+)
 
-TARGETS, VARIANCES = ("eps", "x0", "v", "flow"), ("beta_tilde", "beta", "learned")
-SAMPLERS = ("ddim", "2m", "heun", "unipc", "unipc-bh1", "consistency")
 SPACINGS, NOISE_SPACINGS = ("trailing", "leading", "linspace"), ("karras", "logsnr", "flow")
-COLUMNS = ("t", "s", "a", "b", "clip", "c0", "ct", "cp", "cz", "log_min", "log_max", "cp2")
-
-
-def check_choice(name: str, value: str, allowed) -> None:
-    """Raises ValueError unless value is one of the allowed."""
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
-
-
-# What the network's output says
-
-def x0_coefficients(alpha_bar: Tensor, target: str) -> tuple[Tensor, Tensor]:
-    """a, b such that x0_hat = a xt + b output; float64, the shape of alpha_bar ([1] eq. 15, [4] appendix D).
-
-    "flow" is eps - x0, the velocity of the straight path from x0 to eps ([9] eq. 4); xt is that path's point, scaled.
-    """
-    check_choice("target", target, TARGETS)
-    if target == "eps":
-        return 1 / alpha_bar.sqrt(), -(1 / alpha_bar - 1).sqrt()
-    if target == "x0":
-        return torch.zeros_like(alpha_bar), torch.ones_like(alpha_bar)
-    signal, noise = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
-    if target == "flow":
-        return 1 / (signal + noise), -noise / (signal + noise)
-    return signal, -noise
-
-
-def interpolate_log_var(v: Tensor, log_min: Tensor, log_max: Tensor) -> Tensor:
-    """The learned log variance: log_min at v = -1, log_max at v = 1, and straight on beyond ([2] eq. 15)."""
-    return log_min + (v + 1) / 2 * (log_max - log_min)
-
-
-def check_output(output: Tensor, shape: tuple, learned: bool) -> None:
-    """Raises ValueError unless the output has x_t's shape (B, C, ...), or 2C channels, as a learned variance needs."""
-    B, C, *rest = shape
-    if output.shape != (B, 2 * C, *rest) and (learned or output.shape != (B, C, *rest)):
-        raise ValueError(f"the network's output is {tuple(output.shape)} for x_t {tuple(shape)}; a learned variance "
-                         f"needs {2 * C} channels, a fixed one {C} or {2 * C}, and the rest must be equal")
+COLUMNS = ("t", "s", "a", "b", "clip", "c0", "ct", "cp", "cp2", "cz", "log_min", "log_max")
 
 
 # Times, whole or between the whole ones
-
-def log_sigma(alpha_bar: Tensor) -> Tensor:
-    """log sqrt(1 / alpha_bar - 1), half the log-SNR negated: -inf for clean data, inf for noise alone."""
-    return -alpha_bar.logit() / 2
-
-
-def alpha_bar_at(schedule, t: Tensor) -> Tensor:
-    """alpha_bar at t: the table's entry at a whole t; between two of them log sigma is interpolated linearly."""
-    if not t.is_floating_point():
-        return schedule.alpha_bar[t]
-    below, above, table = t.floor().long(), t.ceil().long(), log_sigma(schedule.alpha_bar)
-    between = torch.lerp(table[below], table[above], t - below)
-    return torch.where(below == above, schedule.alpha_bar[below], (-2 * between).sigmoid())
-
-
-def time_at(schedule, level: Tensor) -> Tensor:
-    """The t in 1..T at which log sigma is this level, the inverse of `alpha_bar_at`; float64, to 1e-11 of a step.
-
-    Where alpha_bar_T = 0, log sigma is infinite at T, and nothing lies between T - 1 and T.
-    """
-    table = log_sigma(schedule.alpha_bar)                                         # increases with t
-    T = len(table) - 1
-    below = (torch.searchsorted(table, level) - 1).clamp(1, max(T - 1, 1))
-    above = (below + 1).clamp(max=T)
-    t = below + ((level - table[below]) / (table[above] - table[below])).clamp(0, 1)
-    return torch.where(level >= table[T], T, t.round(decimals=11))                # so that whole times are whole
-
 
 def timesteps(T: int, steps: int, spacing: str = "trailing") -> Tensor:
     """`steps` times, decreasing, of 1..T: "trailing" begins at T, "leading" ends at 1, "linspace" does both."""
@@ -114,7 +54,7 @@ def timesteps(T: int, steps: int, spacing: str = "trailing") -> Tensor:
 def spaced_times(schedule, steps: int, spacing: str = "trailing", shift: float = 1.) -> Tensor:
     """`timesteps` of the schedule, or `steps` real-valued times from T down that are even in a function of the noise.
 
-    "karras" is even in sigma^(1/7) ([6] eq. 5) and "logsnr" in log sigma, both down to t = 1. "flow" is even in
+    "karras" is even in sigma^(1/7) ([4] eq. 5) and "logsnr" in log sigma, both down to t = 1. "flow" is even in
     u = sigma / (1 + sigma), the last of its steps being that to 0; shift k > 1 moves those to more noise, from
     v = u / u_T to k v / (1 + (k - 1) v). Raises ValueError for "karras" and "logsnr" if alpha_bar_T = 0.
     """
@@ -137,99 +77,86 @@ def spaced_times(schedule, steps: int, spacing: str = "trailing", shift: float =
     return time_at(schedule, 7 * (most / 7).exp().lerp((least / 7).exp(), part).log())
 
 
-def network_times(rows: Tensor) -> Tensor:
-    """t of every row (S,): int64 if all are whole, as training has them, else float64."""
-    t = rows[:, 0]
-    return t if (t % 1).any() else t.long()
-
-
-def needs(rows: Tensor) -> list[bool]:
-    """Whether any of these rows reads the noise, x0_prev, x0_prev2, and the output's second half."""
-    return [bool(rows[:, COLUMNS.index(name)].any()) for name in ("cz", "cp", "cp2", "log_max")]
-
-
-def numbers(times: Tensor) -> list[int | float]:
+def as_python(times: Tensor) -> list[int | float]:
     """Times as Python's numbers, the whole ones as integers."""
     return [int(t) if t % 1 == 0 else t for t in times.tolist()]
 
 
-# The samplers: one row per network evaluation
+# The samplers: a function each, from alpha_bar at both ends of every step to the columns that it fills; others are 0
 
-def sampler_rows(schedule, times, *, sampler: str = "ddim", target: str = "eps", variance: str = "beta_tilde",
-                 eta: float = 0., clip: bool = True, churn: float = 0.) -> Tensor:
-    """The sampler as a table (S, 12), float64, one row per network evaluation t -> s; `step` explains the columns.
+def ddim(bar_t: Tensor, bar_s: Tensor, eta: float = 0., variance: str = "beta_tilde") -> dict[str, Tensor]:
+    """DDIM ([2] eq. 12): ancestral sampling at eta = 1 ([1] algorithm 2), Euler's method for an ODE at 0 ([4] eq. 4).
 
-    times: decreasing, in 1..T, whole or between; the last step goes to 0. The chain is that of the listed times alone,
-    so betas and variances are the shortened chain's. sampler:
-    - "ddim" ([3] eq. 12): at eta = 1 it is ancestral sampling ([1] algorithm 2), at eta = 0 Euler's method for the ODE
-      of EDM or of flow matching. The noise has the `variance`, the mean's is always eta^2 beta_tilde.
-    - "2m": DPM-Solver++ of second order ([5] algorithm 2), at eta = 1 its SDE variant.
-    - "heun" ([6] algorithm 2): two rows per step, but one for the last. churn: S_churn, shared by all steps.
-    - "unipc": of second order with B(h) = exp(h) - 1; "unipc-bh1": with B(h) = h ([7] algorithm 1).
-    - "consistency" ([8] algorithm 1): x0_hat, noised again to s.
+    The noise has the `variance`; what the mean leaves room for is always eta^2 beta_tilde.
     """
-    t = check_chain(schedule, times, sampler, variance, eta, churn)
-    if sampler == "heun":
-        t = with_corrections(schedule, t, churn)
-    s = torch.cat([t[1:], t.new_zeros(1)])
-    bar_t, bar_s = alpha_bar_at(schedule, t), alpha_bar_at(schedule, s)
-    if target == "eps" and bar_t[0] == 0:
-        raise ValueError("alpha_bar is 0 at the first step: x_T holds no signal, and eps cannot say what x0 is; "
-                         "use target v, x0 or flow, or a schedule with beta_T < 1")
-    a, b = x0_coefficients(bar_t, target)
-    c0, ct, cz, log_min, log_max = ddim_weights(bar_t, bar_s, variance if sampler in ("ddim", "2m") else "", eta)
-    cp = cp2 = torch.zeros_like(c0)
-    if sampler in ("2m", "unipc", "unipc-bh1"):
-        c0, cp, cp2 = multistep_weights(bar_t, bar_s, c0, ct, sampler)
-    elif sampler == "heun":
-        c0, ct, cp, cz = heun_weights(bar_t, bar_s, c0, ct)
-    elif sampler == "consistency":
-        c0, ct, cz = bar_s.sqrt(), torch.zeros_like(ct), (1 - bar_s).sqrt()
-    landed_on = torch.cat([t[:1], s[cz > 0]]).float()
-    if len(landed_on.unique()) < len(landed_on):
-        raise ValueError("two times are equal in float32, and so would be the noise that lands there; use fewer steps")
-    limit = torch.full_like(c0, 1 if clip else math.inf)
-    return torch.stack([t, s, a, b, limit, c0, ct, cp, cz, log_min, log_max, cp2], dim=1)
-
-
-def ddim_weights(bar_t: Tensor, bar_s: Tensor, variance: str, eta: float) -> tuple[Tensor, ...]:
-    """c0, ct, cz, log_min, log_max of DDIM ([3] eq. 12); without a variance no noise."""
     beta = 1 - bar_t / bar_s
     beta_tilde = beta * (1 - bar_s) / (1 - bar_t)
-    ct = ((1 - bar_s - eta**2 * beta_tilde).clamp(min=0) / (1 - bar_t)).sqrt()   # eps_hat is (xt - sqrt(bar_t) x0_hat)
-    c0 = bar_s.sqrt() - ct * bar_t.sqrt()                                         # / sqrt(1 - bar_t), hence both
-    cz = log_min = log_max = torch.zeros_like(c0)
-    if variance:
-        size = {"beta_tilde": beta_tilde, "beta": beta, "learned": torch.ones_like(beta)}[variance]
-        cz = size.sqrt() * eta * (bar_s < 1)
+    c0, ct = ddim_mean(bar_t, bar_s, eta**2 * beta_tilde)
+    size = {"beta_tilde": beta_tilde, "beta": beta, "learned": torch.ones_like(beta)}[variance]
+    columns = {"c0": c0, "ct": ct, "cz": size.sqrt() * eta * (bar_s < 1)}
     if variance == "learned":
         floor = beta_tilde[-2] if len(beta) > 1 else beta[-1]                     # log beta_tilde_1 would be -inf
-        log_min, log_max = torch.where(bar_s < 1, beta_tilde, floor).log(), beta.log()
-    return c0, ct, cz, log_min, log_max
+        columns |= {"log_min": torch.where(bar_s < 1, beta_tilde, floor).log(), "log_max": beta.log()}
+    return columns
 
 
-def multistep_weights(bar_t: Tensor, bar_s: Tensor, c0: Tensor, ct: Tensor, sampler: str) -> tuple[Tensor, ...]:
-    """c0, cp, cp2 of DPM-Solver++(2M) ([5] algorithm 2) and of UniPC-2 ([7] algorithm 1).
+def ddim_mean(bar_t: Tensor, bar_s: Tensor, var: Tensor | float = 0.) -> tuple[Tensor, Tensor]:
+    """c0 and ct of the step that leaves room for noise of this variance ([2] eq. 12)."""
+    ct = ((1 - bar_s - var).clamp(min=0) / (1 - bar_t)).sqrt()                    # eps_hat is (xt - sqrt(bar_t) x0_hat)
+    return bar_s.sqrt() - ct * bar_t.sqrt(), ct                                   # / sqrt(1 - bar_t), hence both
 
-    Both take x0_hat from the line through its last two values over log-SNR, half a step on; the first and the last
-    step are of first order. UniPC's rows lead from predicted to predicted state: x0_hat there also corrects the step
-    that led there, by w0 x0_hat + w1 x0_prev + w2 x0_prev2, where w0 + w1 + w2 = 0, which costs no evaluation.
+
+def dpm_2m(bar_t: Tensor, bar_s: Tensor, eta: float = 0., variance: str = "beta_tilde") -> dict[str, Tensor]:
+    """DPM-Solver++(2M) ([3] algorithm 2), at eta = 1 its SDE variant: DDIM's step, of second order."""
+    columns = ddim(bar_t, bar_s, eta, variance)
+    cp = second_order(columns["c0"], log_sigma(bar_t) - log_sigma(bar_s))
+    return columns | {"c0": columns["c0"] - cp, "cp": cp}
+
+
+def second_order(gain: Tensor, h: Tensor) -> Tensor:
+    """cp for x0_hat on the line through its last two values over log-SNR, half a step on; h: the steps in log sigma.
+
+    gain: the weight of x0_hat. The first step knows no line yet, the last goes to an infinite log-SNR: there cp is 0.
     """
-    h = log_sigma(bar_t) - log_sigma(bar_s)
-    gain = torch.where(h.isfinite(), bar_s.sqrt() * h, c0) if sampler == "unipc-bh1" else c0    # B(h) sqrt(bar_s)
-    cp, w0, w2 = torch.zeros(3, len(h), dtype=h.dtype, device=h.device)
+    cp = torch.zeros_like(h)
     cp[1:-1] = -gain[1:-1] * h[1:-1] / (2 * h[:-2])
-    if sampler != "2m":
-        before, last = h[:-2], h[1:-1]                                            # the step that led to t is the last
-        phi = 1 + torch.expm1(-last) / last
-        psi = (phi - 1 + 2 * phi / last) / (1 + before / last)
-        w0[1:2] = gain[:1] / 2                                                    # the first step's: the trapezoid rule
-        w0[2:] = bar_t[2:].sqrt() * (phi - psi)
-        w2[2:] = -bar_t[2:].sqrt() * psi * last / before - cp[1:-1]
-    return c0 - cp + ct * w0, cp - ct * (w0 + w2), ct * w2
+    return cp
 
 
-def with_corrections(schedule, t: Tensor, churn: float) -> Tensor:
+def unipc(bar_t: Tensor, bar_s: Tensor, bh1: bool = False) -> dict[str, Tensor]:
+    """UniPC-2 ([5] algorithm 1) with B(h) = exp(h) - 1, or h if bh1.
+
+    Its rows lead from predicted to predicted state: x0_hat there also corrects the step that led there, by
+    w0 x0_hat + w1 x0_prev + w2 x0_prev2, where w0 + w1 + w2 = 0, which costs no evaluation.
+    """
+    (c0, ct), h = ddim_mean(bar_t, bar_s), log_sigma(bar_t) - log_sigma(bar_s)
+    gain = torch.where(h.isfinite(), bar_s.sqrt() * h, c0) if bh1 else c0         # B(h) sqrt(bar_s)
+    cp, w0, w2 = second_order(gain, h), torch.zeros_like(h), torch.zeros_like(h)
+    before, last = h[:-2], h[1:-1]                                                # the step that led to t is the last
+    phi = 1 + torch.expm1(-last) / last
+    psi = (phi - 1 + 2 * phi / last) / (1 + before / last)
+    w0[1:2] = gain[:1] / 2                                                        # the first step's: the trapezoid rule
+    w0[2:] = bar_t[2:].sqrt() * (phi - psi)
+    w2[2:] = -bar_t[2:].sqrt() * psi * last / before - cp[1:-1]
+    return {"c0": c0 - cp + ct * w0, "ct": ct, "cp": cp - ct * (w0 + w2), "cp2": ct * w2}
+
+
+def heun(bar_t: Tensor, bar_s: Tensor, churn: float = 0.) -> dict[str, Tensor]:
+    """EDM ([4] algorithm 2), its times visited `twice`: DDIM's step, then its correction and the next step's churn.
+
+    Both slopes of a step from sigma to n are (x - x0_hat) / n on the predicted state x, so the correction is
+    (sigma - n) / 2n (x0_hat - x0_prev). From an infinite sigma it is that of flow matching, which is finite.
+    """
+    (c0, ct), correction = ddim_mean(bar_t, bar_s), torch.arange(len(bar_t), device=bar_t.device) % 2 == 1
+    n = (1 / bar_t - 1).sqrt()
+    sigma = n.roll(1)
+    w = torch.where(sigma == math.inf, 1 / n + 1, sigma / n - 1) / 2 * bar_s.sqrt()
+    return {"c0": torch.where(correction, w, c0), "ct": torch.where(correction, (bar_s / bar_t).sqrt(), ct),
+            "cp": torch.where(correction, -w, 0),
+            "cz": torch.where(correction, (1 - bar_s / bar_t).clamp(min=0).sqrt(), 0)}
+
+
+def twice(schedule, t: Tensor, churn: float = 0.) -> Tensor:
     """The times as Heun's method visits them: all but the first twice, for the correction and for the next step.
 
     Churn makes the next step begin at 1 + churn / steps times sigma, or sqrt(2) times if that is less; where it would
@@ -241,44 +168,103 @@ def with_corrections(schedule, t: Tensor, churn: float) -> Tensor:
     return torch.stack([t, left], dim=1).flatten()[1:]
 
 
-def heun_weights(bar_t: Tensor, bar_s: Tensor, c0: Tensor, ct: Tensor) -> tuple[Tensor, ...]:
-    """c0, ct, cp, cz of EDM's Heun ([6] algorithm 2): DDIM's step, then its correction and the next step's churn.
+def consistency(bar_t: Tensor, bar_s: Tensor) -> dict[str, Tensor]:
+    """Consistency models ([6] algorithm 1): x0_hat, noised again to s."""
+    return {"c0": bar_s.sqrt(), "cz": (1 - bar_s).sqrt()}
 
-    Both slopes of a step from sigma to n are (x - x0_hat) / n on the predicted state x, so the correction is
-    (sigma - n) / 2n (x0_hat - x0_prev). From an infinite sigma it is that of flow matching, which is finite.
+
+SAMPLERS = {"ddim": ddim, "2m": dpm_2m, "heun": heun, "unipc": unipc, "unipc-bh1": partial(unipc, bh1=True),
+            "consistency": consistency}
+RANGES = {"eta": (0, 1), "churn": (0, 1e6)}
+
+
+def options_of(sampler: str) -> list[str]:
+    """The options that a sampler's function takes: eta, variance, churn. Raises ValueError for no sampler."""
+    check_choice("sampler", sampler, SAMPLERS)
+    return [name for name in inspect.signature(SAMPLERS[sampler]).parameters if name in (*RANGES, "variance")]
+
+
+# The table
+
+def sampler_rows(schedule, times, *, sampler: str = "ddim", target: str = "eps", clip: bool = True,
+                 **options) -> Tensor:
+    """The sampler as a table (S, 12), float64, one row per network evaluation t -> s; `step` explains the columns.
+
+    times: decreasing, in 1..T, whole or between; the last step goes to 0. The chain is that of the listed times alone,
+    so betas and variances are the shortened chain's. options: those of the sampler's function, eta, variance or churn.
     """
-    n, correction = (1 / bar_t - 1).sqrt(), torch.arange(len(c0), device=c0.device) % 2 == 1
-    sigma = n.roll(1)
-    w = torch.where(sigma == math.inf, 1 / n + 1, sigma / n - 1) / 2 * bar_s.sqrt()
-    churn = (1 - bar_s / bar_t).clamp(min=0).sqrt()
-    return (torch.where(correction, w, c0), torch.where(correction, (bar_s / bar_t).sqrt(), ct),
-            torch.where(correction, -w, 0), torch.where(correction, churn, 0))
+    check_options(sampler, options)
+    t = chain_of(schedule, times)
+    if sampler == "heun":
+        t = twice(schedule, t, **options)
+    s = torch.cat([t[1:], t.new_zeros(1)])
+    bar_t, bar_s = alpha_bar_at(schedule, t), alpha_bar_at(schedule, s)
+    if target == "eps" and bar_t[0] == 0:
+        raise ValueError("alpha_bar is 0 at the first step: x_T holds no signal, and eps cannot say what x0 is; "
+                         "use target v, x0 or flow, or a schedule with beta_T < 1")
+    a, b = x0_coefficients(bar_t, target)
+    columns = {"t": t, "s": s, "a": a, "b": b, "clip": torch.full_like(a, 1 if clip else math.inf),
+               **SAMPLERS[sampler](bar_t, bar_s, **options)}
+    landed_on = torch.cat([t[:1], s[columns.get("cz", 0 * s) > 0]]).float()
+    if len(landed_on.unique()) < len(landed_on):
+        raise ValueError("two times are equal in float32, and so would be the noise that lands there; use fewer steps")
+    return torch.stack([columns.get(name, torch.zeros_like(a)) for name in COLUMNS], dim=1)
 
 
-def check_chain(schedule, times, sampler: str, variance: str, eta: float, churn: float) -> Tensor:
-    """The times, int64 if all are whole, else float64. Raises ValueError unless these make a sampler."""
+def check_options(sampler: str, options: dict) -> None:
+    """Raises ValueError for options that the sampler does not take, or that are out of range."""
+    allowed = options_of(sampler)
+    for name, value in options.items():
+        if name not in allowed:
+            raise ValueError(f"{name} is {value}, but the sampler {sampler} takes "
+                             f"{' and '.join(allowed) or 'no options'}; leave {name} out")
+        if name in RANGES and not RANGES[name][0] <= value <= RANGES[name][1]:
+            raise ValueError(f"{name} is {value:g}; it must be between {RANGES[name][0]} and {RANGES[name][1]:g}")
+    check_choice("variance", options.get("variance", VARIANCES[0]), VARIANCES)
+
+
+def chain_of(schedule, times) -> Tensor:
+    """The times of a chain, int64 if all are whole, else float64. Raises ValueError for others."""
     T, dtype = len(schedule.alpha_bar) - 1, None if isinstance(times, Tensor) else torch.float64
     t = torch.as_tensor(times, dtype=dtype, device=schedule.alpha_bar.device)
-    check_choice("sampler", sampler, SAMPLERS)
-    check_choice("variance", variance, VARIANCES)
     if t.ndim != 1 or t.dtype == torch.bool:
         raise ValueError(f"times are {t.dtype}, shape {tuple(t.shape)}; they must be numbers, (S,)")
     if not len(t) or not (t[0] <= T and t[-1] >= 1 and (t.diff() < 0).all()):
-        raise ValueError(f"times are {numbers(t)}; they must decrease and lie in 1..{T}")
+        raise ValueError(f"times are {as_python(t)}; they must decrease and lie in 1..{T}")
     t = t.double() if (t % 1).any() else t.long()
     alpha_bar = alpha_bar_at(schedule, t)
     if same := (alpha_bar.diff() <= 0).nonzero().flatten().tolist():
         first, second = t[same[0]], t[same[0] + 1]
-        raise ValueError(f"times are {numbers(t)}; alpha_bar must differ between them, and it is "
+        raise ValueError(f"times are {as_python(t)}; alpha_bar must differ between them, and it is "
                          f"{alpha_bar[same[0]]:.2g} at {first:g} and at {second:g}")
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta is {eta:g}; it must be between 0 (DDIM) and 1 (DDPM)")
-    if eta and sampler not in ("ddim", "2m"):
-        raise ValueError(f"eta is {eta:g}; only the samplers ddim and 2m take it, leave it at 0 for {sampler}")
-    if not 0 <= churn < math.inf or churn and sampler != "heun":
-        raise ValueError(f"churn is {churn:g}; it must be 0 or more, and 0 for every sampler but heun")
     return t
 
+
+def column(rows: Tensor, name: str) -> Tensor:
+    """The column of this name, (S,)."""
+    return rows[:, COLUMNS.index(name)]
+
+
+def network_times(rows: Tensor) -> Tensor:
+    """t of every row (S,): int64 if all are whole, as training has them, else float64."""
+    t = column(rows, "t")
+    return t if (t % 1).any() else t.long()
+
+
+class Needs(NamedTuple):
+    """What rows read besides x_t and the output's first half."""
+    noise: bool
+    x0_prev: bool
+    x0_prev2: bool
+    learned: bool               # the output's second half
+
+
+def needs(rows: Tensor) -> Needs:
+    """What any of these rows reads."""
+    return Needs(*(bool(column(rows, name).any()) for name in ("cz", "cp", "cp2", "log_max")))
+
+
+# The chain
 
 def step(rows: Tensor, i: Tensor, xt: Tensor, output: Tensor, x0_prev: Tensor | None = None,
          seeds: Tensor | None = None, *, z: Tensor | None = None,
@@ -294,7 +280,7 @@ def step(rows: Tensor, i: Tensor, xt: Tensor, output: Tensor, x0_prev: Tensor | 
     without either no noise is added.
     """
     row = rows.index_select(0, i)[0]                                              # no .item(): stays on the device
-    _, _, a, b, clip, c0, ct, cp, cz, log_min, log_max, cp2 = row.to(xt.dtype)
+    _, _, a, b, clip, c0, ct, cp, cp2, cz, log_min, log_max = row.to(xt.dtype)
     C = xt.shape[1]
     output = output.to(xt.dtype)
     x0_hat = (a * xt + b * output[:, :C]).clamp(-clip, clip)
@@ -322,19 +308,19 @@ def sample(denoise: Callable, rows: Tensor, shape, seeds: Tensor, *,
     """
     steps = torch.arange(len(rows), device=rows.device).split(1)
     times = network_times(rows)[:, None].expand(-1, len(seeds)).unbind()
-    noisy, second, third, learned = needs(rows)
-    xt, x0_hat, x0_prev, z = normal(seeds, rows[0, 0], shape), None, None, None
-    for k, s in enumerate(numbers(rows[:, 1])):
-        if noisy and ahead > 1:
+    reads, s = needs(rows), column(rows, "s")
+    xt, x0_hat, x0_prev, z = normal(seeds, column(rows, "t")[0], shape), None, None, None
+    for k, landed_on in enumerate(as_python(s)):
+        if reads.noise and ahead > 1:
             if k % ahead == 0:
-                block = normal(seeds, rows[k:k + ahead, 1:2], shape).unbind()
+                block = normal(seeds, s[k:k + ahead, None], shape).unbind()
             z = block[k % ahead]
         output = denoise(xt, times[k])
-        check_output(output, xt.shape, learned)
-        xs, x0 = step(rows, steps[k], xt, output, x0_hat if second else None, seeds if noisy and z is None else None,
-                      z=z, **{"x0_prev2": x0_prev} if third else {})
+        check_output(output, xt.shape, reads.learned)
+        xs, x0 = step(rows, steps[k], xt, output, x0_hat if reads.x0_prev else None,
+                      seeds if reads.noise and z is None else None, z=z, x0_prev2=x0_prev if reads.x0_prev2 else None)
         xt, x0_hat, x0_prev = xs, x0, x0_hat
-        yield s, xt, x0_hat
+        yield landed_on, xt, x0_hat
 
 
 SHOWN = {"DDPM": {"eta": 1.}, "DDIM": {}, "DPM-Solver++(2M)": {"sampler": "2m"},
@@ -344,13 +330,10 @@ SHOWN = {"DDPM": {"eta": 1.}, "DDIM": {}, "DPM-Solver++(2M)": {"sampler": "2m"},
 
 def print_tables(schedule) -> None:
     """Prints the samplers as what they are: tables of the same ten steps."""
-    times, columns = timesteps(len(schedule.alpha_bar) - 1, 10), [*COLUMNS[:8], "cp2", "cz"]
+    times, shown = timesteps(len(schedule.alpha_bar) - 1, 10), COLUMNS[:10]
     lines = [inspect.getsource(step).split("\n\n")[1]]                            # python -OO has no docstrings
     for name, choice in SHOWN.items():
-        lines += [f"\n{name}", "".join(f"{c:>9}" for c in columns)]
-        for row in sampler_rows(schedule, times, **choice).tolist():
-            lines.append("".join(f"{row[COLUMNS.index(c)]:9.4g}" for c in columns))
-    try:
-        print("\n".join(lines), flush=True)
-    except BrokenPipeError:                                                       # of python ddpm.py | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())            # what is left goes nowhere
+        lines += [f"\n{name}", "".join(f"{name:>9}" for name in shown)]
+        lines += ["".join(f"{value:9.4g}" for value in row[:10])
+                  for row in sampler_rows(schedule, times, **choice).tolist()]
+    print("\n".join(lines))                                                       # at once, which suits ddpm.py | head

@@ -181,7 +181,7 @@ def record(warm_up: Callable[[], None], step: Callable[[], None]) -> torch.cuda.
 def capture(denoise: Callable, rows: Tensor, shape, seeds: Tensor) -> Callable:
     """One step of the chain, [network, sampling step, index + 1], as a CUDA graph that is replayed S times."""
     seeds, times = seeds.clone(), samplers.network_times(rows)
-    steps, narrow = samplers.numbers(rows[:, 1]), rows.float()                    # as the kernel would cast each
+    steps, narrow = samplers.as_python(samplers.column(rows, "s")), rows.float()      # as the kernel would cast each
     noisy, second, third, learned = samplers.needs(rows)
     i, first = torch.zeros(1, dtype=torch.int64, device=rows.device), first_row(narrow)
     zeros = torch.zeros(len(seeds), *shape, device=rows.device)

@@ -15,6 +15,7 @@ import noise
 import samplers
 from kernels import group_norm_silu, group_norm_silu_plain, sampling_step
 from kernels.group_norm_silu import DTYPES, INTERPRET, backward_op, forward_op
+from schedules import TARGETS
 from unet import CONFIGS, UNet
 
 KNOWN = {"digits": 8, "fashion": 28, "cifar10": 32, "improved-cifar10": 32}
@@ -163,7 +164,7 @@ SAMPLERS = {"ancestral": {"eta": 1.}, "beta": {"eta": 1., "variance": "beta"}, "
             "2m": {"sampler": "2m"}, "2m sde": {"sampler": "2m", "eta": 1.}, "unipc": {"sampler": "unipc"},
             "heun churn": {"sampler": "heun", "churn": 1.}, "consistency": {"sampler": "consistency"},
             "learned": {"eta": 1., "variance": "learned"}}
-ONLY_NOISE = [[7, 5, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0]]                               # a row whose x_s is the noise
+ONLY_NOISE = [[7, 5, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0]]                               # a row whose x_s is the noise
 
 
 def step_cases(device: torch.device) -> Iterator[dict]:
@@ -173,7 +174,7 @@ def step_cases(device: torch.device) -> Iterator[dict]:
     """
     shape = (128, 3, 32, 32) if device.type == "cuda" else (2, 3, 8, 6)
     outputs = list(product(DTYPES, LAYOUTS))
-    for n, (sampler, target, clip) in enumerate(product(SAMPLERS, samplers.TARGETS, (True, False))):
+    for n, (sampler, target, clip) in enumerate(product(SAMPLERS, TARGETS, (True, False))):
         choice = SAMPLERS[sampler] | {"target": target, "clip": clip}
         rows = samplers.sampler_rows(ddpm.linear_schedule(), samplers.timesteps(1000, 5), **choice).to(device)
         for dtype, layout in outputs if device.type == "cuda" else [outputs[n % len(outputs)]]:

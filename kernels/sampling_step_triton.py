@@ -48,8 +48,8 @@ def step_kernel(
 
     row_ptr = rows_ptr + tl.load(i_ptr) * COLUMNS
     a, b, clip = column(row_ptr, 2), column(row_ptr, 3), column(row_ptr, 4)
-    c0, ct, cp, cz = column(row_ptr, 5), column(row_ptr, 6), column(row_ptr, 7), column(row_ptr, 8)
-    cp2 = column(row_ptr, 11)
+    c0, ct, cp, cp2 = column(row_ptr, 5), column(row_ptr, 6), column(row_ptr, 7), column(row_ptr, 8)
+    cz = column(row_ptr, 9)
 
     xt = tl.load(xt_ptr + at, mask=ok)
     output = tl.load(output_ptr, mask=ok).to(tl.float32)
@@ -69,7 +69,7 @@ def step_kernel(
             noise = cz * normal(tl.load(seeds_ptr + n), s, e4)
         if LEARNED:
             v = tl.load(output_ptr + C * stride_c, mask=ok).to(tl.float32)
-            log_min, log_max = column(row_ptr, 9), column(row_ptr, 10)
+            log_min, log_max = column(row_ptr, 10), column(row_ptr, 11)
             noise *= tl.exp((log_min + (v + 1) / 2 * (log_max - log_min)) / 2)
         xs += noise
     tl.store(xs_ptr + at, xs, mask=ok)

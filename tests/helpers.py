@@ -14,7 +14,6 @@ from torch.testing import assert_close
 
 from ddpm import TARGETS, alpha_bar_at, cosine_schedule, linear_schedule, predict, training_target
 from noise import image_seeds
-from samplers import COLUMNS
 from unet import UNet
 
 GOLDEN_SCHEDULES = {"linear1000": linear_schedule(), "linear100": linear_schedule(100, 1e-3, 0.2),
@@ -57,10 +56,6 @@ def output_of(family):
 
 def pictures(count, *shape, seed=1):
     return torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed))
-
-
-def column(rows, name):
-    return rows[:, COLUMNS.index(name)]
 
 
 def seeds_of(count, seed=0):

@@ -12,13 +12,12 @@ from torch.testing import assert_close
 import samplers
 from ddpm import alpha_bar_at, cosine_schedule, exact_denoiser, flow_schedule, from_betas, linear_schedule
 from noise import normal
-from samplers import COLUMNS, VARIANCES, sample, sampler_rows, step, timesteps
+from samplers import COLUMNS, VARIANCES, column, sample, sampler_rows, step, timesteps
 from tests.helpers import (
     FIXED,
     GOLDEN_SCHEDULES,
     SAMPLERS,
     close,
-    column,
     each_clip,
     each_schedule,
     each_target,
@@ -296,9 +295,11 @@ def test_rows_of_a_subsequence_are_those_of_the_shortened_schedule(sampler, targ
     ({"times": []}, r"times are \[\]"), ({"times": [5, 5, 1]}, r"\[5, 5, 1\]"), ({"times": [1, 5]}, "decrease"),
     ({"times": [11, 5]}, r"1\.\.10"), ({"times": [5, 0]}, r"1\.\.10"),
     ({"sampler": "euler"}, "'euler'"), ({"variance": "fixed_small"}, "'fixed_small'"), ({"target": "score"}, "'score'"),
-    ({"sampler": "heun", "eta": 0.5}, "only the samplers ddim and 2m take it, leave it at 0 for heun"),
+    ({"sampler": "heun", "eta": 0.5}, "eta is 0.5, but the sampler heun takes churn; leave eta out"),
     ({"sampler": "unipc", "eta": 1.}, "eta is 1"), ({"sampler": "consistency", "eta": 1.}, "eta is 1"),
-    ({"churn": 1.}, "churn is 1; it must be 0 or more, and 0 for every sampler but heun"),
+    ({"churn": 1.}, "churn is 1.0, but the sampler ddim takes eta and variance; leave"),
+    *(({"sampler": name, "variance": variance}, f"variance is {variance}, but the sampler {name} takes")
+      for name in ("heun", "unipc", "unipc-bh1", "consistency") for variance in ("beta", "learned")),
     ({"sampler": "heun", "churn": -1.}, "churn is -1"), ({"sampler": "heun", "churn": math.inf}, "churn is inf"),
     ({"times": [5., 1.5, 1.5]}, "decrease"), ({"times": [5, 0.5]}, r"1\.\.10"),
     ({"times": [5 + 1e-9, 5.], "eta": 1.}, "equal in float32"),

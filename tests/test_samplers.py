@@ -13,10 +13,9 @@ import samplers
 import train
 from ddpm import exact_denoiser, flow_schedule, linear_schedule, p_mean_log_var, q_sample, simple_loss
 from noise import normal
-from samplers import COLUMNS, VARIANCES, interpolate_log_var, sample, sampler_rows, step, timesteps
+from samplers import COLUMNS, VARIANCES, column, interpolate_log_var, sample, sampler_rows, step, timesteps
 from tests.helpers import (
     SAMPLERS,
-    column,
     each_clip,
     each_target,
     gaussian_denoiser,
@@ -141,7 +140,7 @@ def test_a_step_is_its_two_lines(learned):
     rows, g = torch.linspace(-1.5, 2, 4 * len(COLUMNS), dtype=torch.float64).view(4, -1), torch.Generator()
     rows[:, COLUMNS.index("clip")] = 0.7
     xt, output, x0_prev, x0_prev2, z, v = torch.randn(6, 2, 3, 2, 2, dtype=torch.float64, generator=g.manual_seed(0))
-    _, _, a, b, clip, c0, ct, cp, cz, log_min, log_max, cp2 = rows[2].tolist()
+    _, _, a, b, clip, c0, ct, cp, cp2, cz, log_min, log_max = rows[2].tolist()
     x0_hat = (a * xt + b * output).clamp(-clip, clip)
     sigma = ((1 + v) / 4 * log_max + (1 - v) / 4 * log_min).exp() if learned else 1
     expected = c0 * x0_hat + ct * xt + cp * x0_prev + cp2 * x0_prev2 + cz * sigma * z, x0_hat
@@ -221,7 +220,7 @@ def test_first_noise_is_not_that_of_x_T():
 def test_sample_takes_another_step():
     rows, calls = sampler_rows(linear_schedule(10), [10, 5], eta=1.), []
 
-    def other(rows, i, xt, output, x0_prev=None, seeds=None, *, z=None):
+    def other(rows, i, xt, output, x0_prev=None, seeds=None, *, z=None, x0_prev2=None):
         calls.append((i.tolist(), x0_prev, seeds is None, z is None))
         return xt + 1, xt
 
@@ -307,7 +306,7 @@ def test_the_script_prints_a_table_for_each_sampler(capsys):
     assert {choice.get("sampler", "ddim") for choice in samplers.SHOWN.values()} == {*samplers.SAMPLERS} - {"unipc-bh1"}
     for table in tables:
         name, head, *rows = table.strip().splitlines()
-        assert head.split() == [*COLUMNS[:8], "cp2", "cz"] and len(rows) == (19 if "Heun" in name else 10)
+        assert head.split() == [*COLUMNS[:10]] and len(rows) == (19 if "Heun" in name else 10)
         assert [row.split()[1] for row in rows] == [*(row.split()[0] for row in rows[1:]), "0"]
 
 

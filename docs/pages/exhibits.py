@@ -9,6 +9,7 @@ import data
 import ddpm
 import noise
 import samplers
+import schedules
 import swiss_roll
 from docs.pages.sources import ROOT
 from run import checkpoint
@@ -85,8 +86,8 @@ def digits_chain(every: int = 20) -> dict:
 def table() -> dict:
     """alpha_bar of every named schedule, the names that choose a table, and the mixture that is sampled."""
     return {"alphaBar": {name: pack(make().alpha_bar, "f8") for name, make in ddpm.SCHEDULES.items()},
-            "samplers": samplers.SAMPLERS, "spacings": samplers.SPACINGS + samplers.NOISE_SPACINGS,
-            "targets": samplers.TARGETS, "variances": samplers.VARIANCES, "mixture": MIXTURE}
+            "samplers": [*samplers.SAMPLERS], "spacings": samplers.SPACINGS + samplers.NOISE_SPACINGS,
+            "targets": schedules.TARGETS, "variances": schedules.VARIANCES, "mixture": MIXTURE}
 
 
 def philox() -> dict:

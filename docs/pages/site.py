@@ -17,7 +17,7 @@ from unet import CONFIGS
 TESTED = "The tests behind the equations"
 STATIC = Path(__file__).parent / "static"
 WALK = {                            # groups of the contents; all pages in the order of a first walk
-    "What is x_t?": ("index", "x_t", "ddpm"),
+    "What is x_t?": ("index", "x_t", "schedules", "ddpm"),
     "The way back": ("reverse", "swiss_roll"),
     "Samplers": ("table", "samplers"),
     "Noise": ("philox", "noise"),

@@ -12,7 +12,7 @@ from pygments.lexers import PythonLexer
 from pygments.token import Comment, Keyword, Name, Number, Operator, String
 
 ROOT = Path(__file__).parents[2]
-SOURCES = ("ddpm.py", "samplers.py", "noise.py", "swiss_roll.py", "unet.py", "train.py", "sample.py",
+SOURCES = ("schedules.py", "ddpm.py", "samplers.py", "noise.py", "swiss_roll.py", "unet.py", "train.py", "sample.py",
            "kernels/group_norm_silu.py", "kernels/group_norm_silu_triton.py", "kernels/sampling_step.py",
            "kernels/sampling_step_triton.py", "kernels/conv_tail.py", "kernels/conv_tail_triton.py",
            "kernels/compile.py")

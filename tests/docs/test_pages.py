@@ -138,7 +138,7 @@ def test_names_are_links_unless_they_are_the_function_s_own(tmp_path, monkeypatc
 
 def test_code_is_linked_across_files(parsed):
     assert "ddpm.html#q_sample" in parsed["ddpm.html"].hrefs and "noise.html#normal" in parsed["samplers.html"].hrefs
-    assert "ddpm.html#Schedule" in parsed["train.html"].hrefs
+    assert "schedules.html#Schedule" in parsed["train.html"].hrefs
     assert "samplers.html#sampler_rows" in parsed["sample.html"].hrefs      # by way of ddpm, which imports it
 
 

@@ -12,6 +12,7 @@ from torch.testing import assert_close
 import ddpm
 import noise
 import samplers
+import schedules
 from docs.pages import exhibits, site, sources
 from docs.pages.sources import module_of
 
@@ -321,7 +322,7 @@ def test_times_between_are_those_of_spaced_times(kind, spacing, shift, table):
 
 
 CHOICES = [{"sampler": sampler, **more} for sampler in samplers.SAMPLERS for more in (
-    [{"eta": eta, "variance": variance} for eta in (0., 0.3, 1.) for variance in samplers.VARIANCES]
+    [{"eta": eta, "variance": variance} for eta in (0., 0.3, 1.) for variance in schedules.VARIANCES]
     if sampler in ("ddim", "2m") else [{"churn": 0.}, {"churn": 5.}, {"churn": 200.}] if sampler == "heun" else [{}])]
 
 
@@ -330,7 +331,7 @@ def test_rows_are_those_of_sampler_rows(kind, table):
     schedule = ddpm.SCHEDULES[kind]()
     lists = [samplers.spaced_times(schedule, n, spacing).tolist() for n in (1, 2, 3, 10, 50)
              for spacing in ("trailing", "leading", "linspace", "flow", *(["karras"] if kind != "flow" else []))]
-    styles = itertools.cycle(itertools.product(samplers.TARGETS, (True, False)))
+    styles = itertools.cycle(itertools.product(schedules.TARGETS, (True, False)))
     asked = [(times, {"target": target, "clip": clip, **choice}) for choice in CHOICES
              for times, (target, clip) in zip(lists, styles, strict=False)
              if target != "eps" or schedule.alpha_bar[int(times[0])] > 0]
@@ -352,7 +353,7 @@ def test_the_columns_are_those_of_samplers(table, visit):
     page.locator("#spacing").select_option("trailing")
     page.locator("#steps").fill("7")
     head, *rows = page.locator("#rows tr").all()
-    assert head.inner_text().split() == [*samplers.COLUMNS[:9], "cp2"] and len(rows) == 7
+    assert head.inner_text().split() == [*samplers.COLUMNS[:10]] and len(rows) == 7
     assert [row.locator("td").first.inner_text() for row in rows] == [
         str(t) for t in samplers.timesteps(1000, 7).tolist()]
 

@@ -25,7 +25,7 @@ KINDS = {
     "half v": {"eta": 0.5, "target": "v"}, "x0 unclipped": {"eta": 1., "target": "x0", "clip": False},
     "learned": {"eta": 1., "variance": "learned"},
 }
-COPY_Z = [[7, 5, 0, 0, math.inf, 0, 0, 0, 1, 0, 0, 0]]       # a row that returns its noise
+COPY_Z = [[7, 5, 0, 0, math.inf, 0, 0, 0, 0, 1, 0, 0]]       # a row that returns its noise
 KEEP_PREV = [[7, 5, 0, 0, 1, 0, 0, 1, 0, 0, 0, 0]]           # and one that returns x0_prev
 
 pytestmark = pytest.mark.usefixtures("poison")

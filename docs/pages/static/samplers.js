@@ -1,7 +1,7 @@
 "use strict";
 // samplers.py in the browser: times, the table of a sampler, and one reverse step. Letters and columns as there.
 
-const COLUMNS = ["t", "s", "a", "b", "clip", "c0", "ct", "cp", "cz", "log_min", "log_max", "cp2"];
+const COLUMNS = ["t", "s", "a", "b", "clip", "c0", "ct", "cp", "cp2", "cz", "log_min", "log_max"];
 
 // Times, whole or between the whole ones
 
@@ -84,7 +84,7 @@ function samplerRows(alphaBar, times, {sampler = "ddim", target = "eps", varianc
   }
   return t.map((each, k) => {
     const [a, b] = x0Coefficients(barT[k], target);
-    return [each, s[k], a, b, clip ? 1 : Infinity, w.c0[k], w.ct[k], w.cp[k], w.cz[k], w.logMin[k], w.logMax[k], w.cp2[k]];
+    return [each, s[k], a, b, clip ? 1 : Infinity, w.c0[k], w.ct[k], w.cp[k], w.cp2[k], w.cz[k], w.logMin[k], w.logMax[k]];
   });
 }
 
@@ -147,7 +147,7 @@ function heunWeights(barT, barS, {c0, ct}) {
 
 // x_t -> x_s by one row: x_s and x0_hat. All are arrays of numbers; z and what went before may be missing.
 function step(row, xt, output, x0Prev = null, x0Prev2 = null, z = null) {
-  const [, , a, b, clip, c0, ct, cp, cz, , , cp2] = row;
+  const [, , a, b, clip, c0, ct, cp, cp2, cz] = row;
   const x0Hat = xt.map((x, e) => Math.min(Math.max(a * x + b * output[e], -clip), clip));
   const xs = x0Hat.map((x0, e) => c0 * x0 + ct * xt[e] + (x0Prev ? cp * x0Prev[e] : 0) +
                                   (x0Prev2 ? cp2 * x0Prev2[e] : 0) + (z ? cz * z[e] : 0));

@@ -111,7 +111,7 @@ function errors(choice) {
 }
 
 function fill(table, rows) {
-  const shown = COLUMNS.map((_, k) => k).filter(k => k < 9 || rows.some(row => row[k] !== 0));
+  const shown = COLUMNS.map((_, k) => k).filter(k => k < 10 || rows.some(row => row[k] !== 0));
   table.tHead.innerHTML = `<tr>${shown.map(k => `<th scope="col">${COLUMNS[k]}</th>`).join("")}</tr>`;
   table.tBodies[0].innerHTML = rows.map(row => `<tr>${shown.map(k => `<td>${short(row[k])}</td>`).join("")}</tr>`).join("");
 }
