@@ -37,7 +37,7 @@ def load(path: Path) -> pd.DataFrame:
     """The last line of every case, a row each, its name the index."""
     lines = {line["case"]: line for line in read(path)}
     frame = pd.DataFrame(lines.values(), index=[*lines]).reindex(columns=FACTS)
-    return frame.astype({name: "string" for name in ("group", "name", "kind", "layout", "shape")})
+    return frame.astype(dict.fromkeys(("group", "name", "kind", "layout", "shape"), "string"))
 
 
 def markdown(frame: pd.DataFrame) -> str:

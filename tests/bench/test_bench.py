@@ -105,8 +105,9 @@ def test_a_wrong_candidate_is_not_timed():
     work = work._replace(candidates={
         "wrong": lambda *args: right(*args) + 0.01, "nan": lambda *args: right(*args) * torch.nan,
         "broken": lambda *args: 1 / 0, "eager": right})
-    for name, error, message in (("wrong", AssertionError, "wrong by"), ("nan", AssertionError, "wrong by inf%"),
-                                 ("broken", ZeroDivisionError, "division"), ("liger", pytest.skip.Exception, "does not run")):
+    errors = {"wrong": (AssertionError, "wrong by"), "nan": (AssertionError, "wrong by inf%"),
+              "broken": (ZeroDivisionError, "division"), "liger": (pytest.skip.Exception, "does not run")}
+    for name, (error, message) in errors.items():
         benchmark = Benchmark()
         with pytest.raises(error, match=message):
             measure.measure(benchmark, work, name)

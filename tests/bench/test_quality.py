@@ -3,11 +3,11 @@ import json
 
 import pytest
 import torch
+from bench.measure import missing
 
 import data
 from bench import contenders, quality, quality_page
 from bench.contenders import Training
-from bench.packages import installed
 from bench.quality import Config, advance, due
 
 OURS = contenders.CONTENDERS["ours"].rates[0]
@@ -21,7 +21,7 @@ def line(name, rate, minutes, FD, seed=0):
 
 
 each_contender = pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.skipif(
-    name != "ours" and not installed(name), reason="its package is not installed"))
+    name != "ours" and missing(name), reason="its package is not installed"))
     for name in contenders.CONTENDERS if name != "denoising-diffusion-pytorch"])        # which is large
 
 
@@ -113,7 +113,7 @@ def test_the_average_is_what_is_sampled_and_follows_the_weights(name):
 @pytest.mark.parametrize("every, same", [(10, True), (1, False)])
 def test_lucidrains_average_follows_so_many_updates(monkeypatch, every, same):
     """After the first hundred, in which it is the weights."""
-    if not installed("denoising-diffusion-pytorch"):
+    if missing("denoising-diffusion-pytorch"):
         pytest.skip("denoising-diffusion-pytorch is not installed")
     name = "denoising-diffusion-pytorch tuned"
     monkeypatch.setitem(contenders.CONTENDERS, name, contenders.Entry(

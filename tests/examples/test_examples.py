@@ -8,7 +8,7 @@ from torch.testing import assert_close
 import data
 import ddpm
 import noise
-from examples import common, denoise_1d, inpaint, interpolate, invert, low_dimension, memorise, work_precision
+from examples import common, denoise_1d, inpaint, interpolate, invert, low_dimension, memorise
 from run import checkpoint
 from unet import UNet
 
@@ -201,15 +201,6 @@ def test_only_x0_stays_in_the_plane(out):
 
 def test_dimensions_that_hold_no_plane(refused):
     assert "dimensions is '1'; it must list numbers from 2 to 10000" in refused(low_dimension.main, ["--dimensions=1"])
-
-
-# Work and precision
-
-def test_work_and_precision_are_plotted(out, capsys):
-    frechet = work_precision.main(["--n", "20", "--steps", "2,3", "--out", str(out)])
-    assert [[evaluations for evaluations, _ in points] for points in frechet.values()] == [
-        [3, 5] if "Heun" in name else [2, 3] for name in frechet]
-    assert "| UniPC |" in capsys.readouterr().out and Image.open(out).width > 800
 
 
 # What they share
