@@ -1,7 +1,7 @@
 """Scores a trained model by its samples or by its likelihood; the metrics are in scores/.
 
     python evaluate.py classes                       # quality, class agreement and memorisation of the digits model
-    python evaluate.py classes --checkpoint runs/x/last.pt --n 10000        # of a model of any labelled set
+    python evaluate.py classes --checkpoint runs/x/last.safetensors --n 10000        # of a model of any labelled set
     python evaluate.py classifier --data mnist --out FILE                   # trains the classifier that it needs
     python evaluate.py nll                           # bits/dim of the held-out pictures, term by term
     python evaluate.py neighbours                    # samples and the training pictures nearest to them
@@ -37,7 +37,7 @@ SAMPLING = ("checkpoint", "n", "steps", "eta", "guidance", "sampler", "spacing",
 @dataclass(frozen=True)
 class Classes:
     """Scores samples of a model of a labelled set."""
-    checkpoint: str = "weights/digits.pt"       # a checkpoint of train.py
+    checkpoint: str = "weights/digits.safetensors"  # a checkpoint of train.py
     data: str = ""                              # its training set, if that has moved, as for train.py
     held_out: str = HELD_OUT                    # pictures not trained on, as for train.py; held-out is the set's own
     classifier: str = ""                        # file of the classifier; empty is the one in weights/
@@ -56,7 +56,7 @@ class Classes:
 @dataclass(frozen=True)
 class Neighbours:
     """Shows each sample next to its nearest training pictures, to reveal copies."""
-    checkpoint: str = "weights/digits.pt"       # a checkpoint of train.py
+    checkpoint: str = "weights/digits.safetensors"  # a checkpoint of train.py
     data: str = ""                              # data set to search; empty is the training data
     fit: str = ""                               # how pictures reach the model's size, crop or pad; empty is its own
     among: int = 0                              # number of pictures to search, from the first; 0 is all

@@ -5,10 +5,10 @@
     python train.py --preset cars64                     # a published recipe; other flags change it
     torchrun --nproc-per-node=4 train.py                # the same batch, shared by 4 processes (run/processes.py)
 
-A run is a folder: last.pt and the checkpoint before it, previous.pt, log.jsonl, loss.png, samples/*.png and their film,
-progress.gif. Repeat the command to resume it. Every random number is a function of (seed, step), so on the same kind of
-CPU, thread count and versions a resumed run is bitwise the unbroken one; another thread count changes the weights by
-about 2e-7.
+A run is a folder: last.safetensors and the checkpoint before it, previous.safetensors, log.jsonl, loss.png,
+samples/*.png and their film, progress.gif. Repeat the command to resume it. Every random number is a function of (seed,
+step), so on the same kind of CPU, thread count and versions a resumed run is bitwise the unbroken one; another thread
+count changes the weights by about 2e-7.
 """
 
 import contextlib
@@ -319,9 +319,9 @@ def train(run: Run) -> None:
             if stop:
                 break
     if writes:
-        print(f"stopped at step {step}; repeat the command to resume" if stop else f"{config.out}: last.pt, log.jsonl, "
-              f"loss.png, samples/, progress.gif; sample from it with: python sample.py --checkpoint "
-              f"{Path(config.out, 'last.pt')}")
+        print(f"stopped at step {step}; repeat the command to resume" if stop else f"{config.out}: log.jsonl, loss.png,"
+              f" samples/, progress.gif, last.safetensors; sample from it with: python sample.py --checkpoint "
+              f"{Path(config.out, 'last.safetensors')}")
 
 
 def prepare(config: Config, check_folder: Callable[[], None]) -> Run:

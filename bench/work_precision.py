@@ -44,7 +44,7 @@ GRID = (8, 16, 32, 64, 128, 256)                # steps of 1 and 2
 @dataclass(frozen=True)
 class Config:
     """Measures every sampler's error against its network evaluations, and plots it."""
-    checkpoint: str = "weights/digits.pt"       # a model of the digits
+    checkpoint: str = "weights/digits.safetensors"  # a model of the digits
     steps: str = "5,8,12,20,40"                 # of the model's chains
     n: int = 500                                # pictures of each
     spacing: str = "karras"                     # of their timesteps, as for sample.py

@@ -27,8 +27,8 @@ from run import folder, pictures
 from run.cli import parse, script
 
 DOCS = Path(__file__).parent
-DIGITS = str(DOCS.parent / "weights" / "digits.pt")
-FASHION = str(DOCS.parent / "weights" / "fashion.pt")
+DIGITS = str(DOCS.parent / "weights" / "digits.safetensors")
+FASHION = str(DOCS.parent / "weights" / "fashion.safetensors")
 SNAPSHOTS = [999, 700, 550, 400, 300, 200, 100, 50, 15, 0]
 
 

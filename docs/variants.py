@@ -87,7 +87,7 @@ def scored(flags: str, steps: int, n: int) -> list[float]:
     with tempfile.TemporaryDirectory() as out:
         train.main(["--steps", str(steps), "--sample_every", "100000", "--save_every", "100000", "--out", out,
                     *flags.split()])
-        path = f"{out}/last.pt"
+        path = f"{out}/last.safetensors"
         samples = sample.generate(sample.Config(checkpoint=path, n=n, batch=250))
         bound = bits(path, data.digits(held_out=True))
     labels = samples.labels if samples.labels is not None else torch.zeros(n).long()
@@ -159,12 +159,12 @@ def shape_row(name: str, flags: Sequence[str], make: Callable, config: Config) -
         training, held_out = (make(data.digits(held), Path(tempfile.mkdtemp(dir=folder))) for held in (False, True))
         train.main(["--data", training, *flags, "--batch", "16", "--steps", str(config.steps),
                     "--sample_every", "100000", "--save_every", "100000", "--out", f"{folder}/run"])
-        settings = checkpoint.load(f"{folder}/run/last.pt").settings
+        settings = checkpoint.load(f"{folder}/run/last.safetensors").settings
         pictures = data.load(held_out, settings["size"], settings["fit"])
         few = pictures._replace(images=pictures.images[:200], labels=pictures.labels[:200])
         said = f"`{' '.join(flags)}`" if flags else ""
         return (f"| {name} | {said} | {' x '.join(map(str, pictures.shape))} | "
-                f"{bits(f'{folder}/run/last.pt', few):.3f} |\n")
+                f"{bits(f'{folder}/run/last.safetensors', few):.3f} |\n")
 
 
 def shapes(config: Config) -> str:

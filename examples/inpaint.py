@@ -25,7 +25,7 @@ from run.cli import check_range, parse, script
 @dataclass(frozen=True)
 class Config:
     """Fills holes in digits that the model has not seen, and removes noise from them."""
-    checkpoint: str = "weights/digits.pt"       # what train.py saved
+    checkpoint: str = "weights/digits.safetensors"  # what train.py saved
     n: int = 8                                  # pictures
     samples: int = 4                            # samples of each posterior
     steps: int = 50                             # of the chain

@@ -24,7 +24,7 @@ from run.cli import check_range, parse, script
 @dataclass(frozen=True)
 class Config:
     """Samples the path from digits to other digits through the model's noise; below, plain mixtures of pixels."""
-    checkpoint: str = "weights/digits.pt"       # what train.py saved
+    checkpoint: str = "weights/digits.safetensors"  # what train.py saved
     pairs: int = 5                              # how many paths
     stops: int = 9                              # pictures on each, both ends among them
     steps: int = 250                            # of DDIM, up and down

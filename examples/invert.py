@@ -23,7 +23,7 @@ from run.cli import check_range, parse, parse_integers, script
 @dataclass(frozen=True)
 class Config:
     """Inverts digits that the model has not seen, and samples them again from that noise."""
-    checkpoint: str = "weights/digits.pt"       # what train.py saved
+    checkpoint: str = "weights/digits.safetensors"  # what train.py saved
     n: int = 12                                 # pictures
     steps: str = "10,50,250,1000"               # numbers of steps to try
     out: str = "out/invert.png"                 # the picture

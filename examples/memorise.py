@@ -24,7 +24,7 @@ from run.cli import check_range, parse, script
 @dataclass(frozen=True)
 class Config:
     """Samples digits with the exact denoiser and with the trained one, each beside its nearest training picture."""
-    checkpoint: str = "weights/digits.pt"       # what train.py saved
+    checkpoint: str = "weights/digits.safetensors"  # what train.py saved
     n: int = 60                                 # samples of each
     steps: int = 50                             # of DDIM
     seed: int = 0                               # sample i of both begins at the same noise

@@ -5,14 +5,17 @@ import importlib
 import json
 import math
 import re
+import warnings
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from data.files import reading, writing
-from run.checks import load_tensors
+from run.tensors import SUFFIX
 
 JSON_BYTES = 2**26                      # of a JSON file, at most: a million betas fit
 SCHEDULER_FILE = "scheduler_config.json"
@@ -71,14 +74,17 @@ def read_json(path: Path) -> dict:
 
 def read_tensors(path: Path) -> dict[str, Any]:
     """The dict in a .pt, .bin or .safetensors file. Raises ValueError unless it has only tensors and plain values."""
-    if path.suffix == ".safetensors":
-        load = optional("safetensors.torch", f"reading {path}").load_file
-        with reading(path):
-            return load(path)
-    content = load_tensors(path)
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} contains a {type(content).__name__}; it must be a state dict")
-    return content
+    with reading(path), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if path.suffix == SUFFIX:
+            return load_file(path)
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:                      # torch and zipfile raise many kinds, with long explanations
+            raise ValueError("it is damaged or contains more than tensors") from error
+        if not isinstance(content, dict):
+            raise ValueError(f"it contains a {type(content).__name__}; it must be a state dict")
+        return content
 
 
 def write_together(folder: Path, contents: dict[str, bytes]) -> None:

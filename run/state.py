@@ -14,6 +14,7 @@ import data
 import ddpm
 import noise
 from run import checkpoint, folder, pictures, processes
+from run.checkpoint import LAST, MOMENTS, PREVIOUS, Checkpoint
 from unet import UNet
 
 Score = Callable[[Tensor, Tensor | None], dict[str, float]]         # samples in [-1, 1], their labels -> scores by name
@@ -32,7 +33,7 @@ class Progress:
     failures: int = 0               # consecutive updates that failed, up to the latest that was read
     failed: tuple = ()              # the latest of them: its step and record
     saved: int = 0                  # the step of the newest checkpoint, or of the latest attempt to write one
-    sound: bool = False             # whether last.pt is this run's and sound, and so worth keeping as previous.pt
+    sound: bool = False             # whether the newest file is this run's and sound, and so worth keeping
 
     def complete(self, step: int, record: Callable[[Tensor], Tensor], norm: Tensor, losses: Tensor) -> None:
         """The update of this step is done, and all of the run is that step's.
@@ -130,15 +131,17 @@ def write(run: Run, stop: bool) -> None:
 
 
 def save(run: Run) -> None:
-    """Writes the last complete step to last.pt, keeps what that was as previous.pt, and plots the curves."""
-    progress, path = run.progress, Path(run.config.out, "last.pt")
+    """Writes the last complete step to last.safetensors, keeps what that was as the previous one, plots the curves."""
+    progress, path = run.progress, Path(run.config.out, LAST)
     progress.saved = progress.step
     facts = {"name": run.dataset.name, "shape": run.dataset.shape, "classes": run.dataset.classes, "digest": run.digest}
-    weights = {name: w.detach() for name, w in run.weights.items()}
-    checkpoint.save(path, checkpoint.Checkpoint(
-        run.unet.config, weights, run.ema, progress.step, run.schedule.beta[1:], asdict(run.config), facts,
-        run.optimizer.state_dict(), progress.records, checkpoint.versions(), run.history),
-        path.with_name("previous.pt") if progress.sound else None, run.check_folder)
+    adam = {name: run.optimizer.state[w] for name, w in run.weights.items()}
+    moments = {part: {name: state[part] for name, state in adam.items()} for part in MOMENTS}
+    updates = int(next(iter(adam.values()))["step"])
+    checkpoint.save(path, Checkpoint(
+        run.unet.config, run.weights, run.ema, progress.step, run.schedule.beta[1:], asdict(run.config), facts,
+        checkpoint.versions(), **moments, updates=updates, losses=progress.records, history=run.history),
+        path.with_name(PREVIOUS) if progress.sound else None, run.check_folder)
     progress.sound = True
     folder.plot_log(Path(run.config.out))
 

@@ -13,13 +13,14 @@ from torch import Tensor
 
 import data
 import noise
-from data.files import reading, writing
+from data.files import reading
 from data.published import parse_name
 from data.sets import CLASSES
+from run import tensors
 from run.checkpoint import Checkpoint
-from run.checks import check_shape, load_tensors
 
-FILES = {"digits": Path("weights/digits_classifier.pt"), "fashion-mnist": Path("weights/fashion_classifier.pt")}
+FILES = {"digits": Path("weights/digits_classifier.safetensors"),
+         "fashion-mnist": Path("weights/fashion_classifier.safetensors")}
 MEND = "train one with: python evaluate.py classifier --data ... --out FILE, and name it with --classifier FILE"
 STORED = (torch.float32, torch.bfloat16)
 Weights = dict[str, Tensor]
@@ -121,8 +122,7 @@ def train(dataset: data.Data, steps: int) -> Classifier:
 def save(path: str | Path, classifier: Classifier, dtype: torch.dtype) -> None:
     """Writes the weights, in this dtype, and what they were trained on: whole, or not at all."""
     weights = {name: w.to(dtype) for name, w in classifier.weights.items()}
-    with writing(path) as file:
-        torch.save({**weights, "data": classifier.facts._asdict()}, file)
+    tensors.save(path, weights, classifier.facts._asdict())
 
 
 def load(path: Path) -> Classifier:
@@ -131,19 +131,20 @@ def load(path: Path) -> Classifier:
     if not path.is_file():
         raise ValueError(f"no {path}; {mend}")
     with reading(path, mend):
-        content = load_tensors(path)
-        facts = check_facts(**content.pop("data"))
+        content, facts = tensors.load(path, remedy=mend)
+        facts = check_facts(**facts)
         if {name: tuple(w.shape) for name, w in content.items()} != shapes(facts) or not all(
                 w.dtype in STORED and w.isfinite().all() for w in content.values()):
             raise ValueError(f"its tensors are not the classifier's, {shapes(facts)}")
-        return Classifier(facts, {name: w.float() for name, w in content.items()})
+        return Classifier(facts, {name: content[name].float() for name in shapes(facts)})
 
 
 def check_facts(name: Any, shape: Any, classes: Any) -> Facts:
     """The facts. Raises ValueError for what is none."""
     if type(name) is not str or not all(type(c) is str for c in classes) or not 1 <= len(classes) <= CLASSES:
         raise ValueError("its data set has no name or no names of classes")
-    check_shape(shape)
+    if len(shape) != 3 or not all(type(n) is int and n > 0 for n in shape):
+        raise ValueError(f"the shape of the pictures is {shape}")
     return Facts(name, tuple(shape), tuple(classes))
 
 

@@ -1,7 +1,7 @@
 """Frechet Inception distance (Heusel et al. 2017) between saved pictures and a data set.
 
     pip install pytorch-fid
-    python sample.py --checkpoint runs/cifar10/last.pt --n 50000 --npz --out out/cifar10
+    python sample.py --checkpoint runs/cifar10/last.safetensors --n 50000 --npz --out out/cifar10
     python evaluate.py fid --pictures out/cifar10/pictures.npz --data cifar10
 
 The features are those of pytorch-fid's Inception network, as in published results; pytorch-fid downloads its weights

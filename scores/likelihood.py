@@ -1,7 +1,7 @@
 """Bits per dimension of a data set under a trained model, term by term (Ho et al. 2020, equation 5).
 
-    python evaluate.py nll                                        # the held-out digits under weights/digits.pt
-    python evaluate.py nll --checkpoint runs/x/last.pt --data photos/ --n 500 --times 100
+    python evaluate.py nll                                        # the held-out digits under weights/digits.safetensors
+    python evaluate.py nll --checkpoint runs/x/last.safetensors --data photos/ --n 500 --times 100
 
 The bound has T + 1 terms: the prior L_T, a KL at each t = T..2, and the decoder at t = 1. The prior and the decoder
 are computed for every picture. The timesteps 2..T are partitioned into intervals, shorter near the data where the terms
@@ -31,7 +31,7 @@ from scores.pictures import load_pictures
 @dataclass(frozen=True)
 class Config:
     """Bits/dim of a data set under a trained model: the terms of the bound, their sum, and two plots."""
-    checkpoint: str = "weights/digits.pt"       # a checkpoint of train.py
+    checkpoint: str = "weights/digits.safetensors"  # a checkpoint of train.py
     data: str = "held-out"                      # held-out (of what it was trained on), or as for train.py
     fit: str = ""                               # how pictures reach the model's size, crop or pad; empty is its own
     n: int = 0                                  # number of pictures, from the first; 0 is all

@@ -33,7 +33,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from run import checkpoint, cli
+from run import checkpoint, cli, tensors
 from tests import hostile
 from tests.hostile.case import Case, foundations
 
@@ -126,9 +126,9 @@ def lost(case: Case, folder: Path, before: dict[str, str], well: bool) -> list[s
 def broken(path: Path) -> str:
     """Why a file that a script wrote cannot be read; empty if it can."""
     try:
-        if path.suffix == ".pt":
-            content = torch.load(path, weights_only=True)
-            _ = checkpoint.load(path) if "format" in content else content
+        if path.suffix == ".safetensors":
+            _, facts = tensors.load(path)
+            _ = checkpoint.load(path) if "format" in facts else None
         elif path.suffix in (".png", ".gif"):
             with Image.open(path) as image:
                 image.load()

@@ -54,9 +54,9 @@ def same_end(out: Path, other: Path) -> bool:
 
 def state(out: Path) -> tuple:
     """All of a run that must not depend on where it was cut."""
-    last = checkpoint.load(out / "last.pt")
+    last = checkpoint.load(out / "last.safetensors")
     lines = [{k: v for k, v in line.items() if k != "images_per_second"} for line in run_folder.read_log(out)]
-    moments = [w for one in last.optimizer["state"].values() for w in one.values()]
+    moments = [*last.exp_avg.values(), *last.exp_avg_sq.values(), torch.tensor(last.updates)]
     return last.step, [*last.weights.values(), *last.ema.values(), *moments], lines
 
 
@@ -77,13 +77,13 @@ def main(argv=None) -> None:
             os.kill(pid, signal.SIGKILL)
             if not os.WIFSIGNALED(os.waitpid(pid, 0)[1]):
                 break                                               # it reached its end before it was killed
-            in_save += (cut / "last.pt.tmp").exists()
-            (cut / "last.pt.tmp").unlink(missing_ok=True)
-            reached.append(checkpoint.load(cut / "last.pt").step if (cut / "last.pt").exists() else 0)
+            in_save += (cut / "last.safetensors.tmp").exists()
+            (cut / "last.safetensors.tmp").unlink(missing_ok=True)
+            reached.append(checkpoint.load(cut / "last.safetensors").step if (cut / "last.safetensors").exists() else 0)
             assert reached == sorted(reached), reached
         for out in (cut, whole):
             assert os.waitpid(forked(train.main, [*flags, str(out)]), 0)[1] == 0, f"{out} did not end well"
-        same, step = same_end(cut, whole), checkpoint.load(cut / "last.pt").step
+        same, step = same_end(cut, whole), checkpoint.load(cut / "last.safetensors").step
     print(f"{len(reached)} kills, {in_save} in a save, resumed from {len(set(reached))} different steps; "
           f"{'the same' if same else 'ANOTHER'} end at step {step}; {time.perf_counter() - began:.0f} s")
     raise SystemExit(not same)

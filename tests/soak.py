@@ -76,7 +76,7 @@ def main(argv=None) -> None:
     data.load("digits")                                             # imported before, not in every process
     with tempfile.TemporaryDirectory() as folder:
         whole, cut, samples = (Path(folder, name) for name in ("whole", "cut", "samples"))
-        last, flags = cut / "last.pt", ["--steps", str(config.steps), "--save_every", "50", "--out"]
+        last, flags = cut / "last.safetensors", ["--steps", str(config.steps), "--save_every", "50", "--out"]
         peace = Job(train.main, [*flags, str(whole)])
         training = Job(train.main, [*flags, str(cut), "--workers", "1"],
                        (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP), config.wait)

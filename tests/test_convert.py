@@ -36,7 +36,7 @@ def sampled(tmp_path, *flags):
 
 @pytest.mark.parametrize("source", ["diffusers", "openai"])
 def test_convert_and_sample_from_are_the_same_pictures(tmp_path, capsys, source):
-    path, to = tmp_path / "model", str(tmp_path / "ours.pt")
+    path, to = tmp_path / "model", str(tmp_path / "ours.safetensors")
     if source == "diffusers":
         folder(path, "bin")
     else:
@@ -62,21 +62,20 @@ def test_convert_and_sample_from_are_the_same_pictures(tmp_path, capsys, source)
 def test_published_flags_on_the_command_line(tmp_path, refused):
     torch.save(golden_network("guided_unet_improved")[0], tmp_path / "model.pt")
     flags = " ".join(f"--{name} {value}" for name, value in OPENAI["guided_unet_improved"].items())
-    convert.main(["--source", str(tmp_path / "model.pt"), "--to", str(tmp_path / "a.pt"), "--flags", flags])
+    convert.main(["--source", str(tmp_path / "model.pt"), "--to", str(tmp_path / "a.safetensors"), "--flags", flags])
     (tmp_path / "flags.json").write_text(json.dumps(OPENAI["guided_unet_improved"]))
-    convert.main(["--source", str(tmp_path / "model.pt"), "--to", str(tmp_path / "b.pt"), "--flags",
+    convert.main(["--source", str(tmp_path / "model.pt"), "--to", str(tmp_path / "b.safetensors"), "--flags",
                   str(tmp_path / "flags.json")])
     for path, wrong, says in ((tmp_path / "model.pt", f"{flags} --use_fp16", "pass the published flags"),
-                              (tmp_path / "a.pt", flags, "only an OpenAI .pt takes them")):
-        assert says in refused(convert.main, ["--source", str(path), "--to", str(tmp_path / "c.pt"), "--flags", wrong])
-    one, other = (checkpoint.load(tmp_path / name) for name in ("a.pt", "b.pt"))
+                              (tmp_path / "a.safetensors", flags, "only an OpenAI .pt takes them")):
+        assert says in refused(convert.main, ["--source", str(path), "--to", str(tmp_path / "c"), "--flags", wrong])
+    one, other = (checkpoint.load(tmp_path / name) for name in ("a.safetensors", "b.safetensors"))
     assert one.network == other.network and one.data["shape"] == (3, 16, 16)
     equal(one.ema, other.ema)
 
 
 def test_our_checkpoint_becomes_a_folder_and_comes_back(tmp_path):
-    pytest.importorskip("safetensors")
-    to, back = str(tmp_path / "ours.pt"), str(tmp_path / "back.pt")
+    to, back = str(tmp_path / "ours.safetensors"), str(tmp_path / "back.safetensors")
     convert.main(["--source", str(folder(tmp_path / "model")), "--to", to])
     convert.main(["--source", to, "--to", str(tmp_path / "theirs")])
     convert.main(["--source", str(tmp_path / "theirs"), "--to", back])
@@ -112,13 +111,12 @@ def test_unusable_sources_are_one_sentence_and_exit_2(tmp_path, capsys, monkeypa
 @pytest.mark.largest_file(4096)
 @pytest.mark.parametrize("old", [False, True])
 def test_a_full_disk_leaves_the_old_folder(tmp_path, old, refused):
-    pytest.importorskip("safetensors")
     names = {"model_index.json", "unet/config.json", "scheduler/scheduler_config.json",
              "unet/diffusion_pytorch_model.safetensors"}
     for name in names if old else ():
         (tmp_path / "to" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "to" / name).write_text("old")
-    weights = str(Path(__file__).parents[1] / "weights" / "digits.pt")
+    weights = str(Path(__file__).parents[1] / "weights" / "digits.safetensors")
     assert "File too large; what was there is unchanged" in refused(
         convert.main, ["--source", weights, "--to", str(tmp_path / "to")])
     files = {path.relative_to(tmp_path / "to").as_posix(): path.read_text() for path in tmp_path.rglob("*")

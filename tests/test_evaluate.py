@@ -51,7 +51,7 @@ def test_the_model_is_between_floor_and_ceiling(command, capsys):
     lines = capsys.readouterr().out.splitlines()[2:]
     rows = {line[:24].strip(): [float(v) for v in line[24:].split()] for line in lines}
     floor, model, gaussian, untrained = (rows[name] for name in (
-        "training set (floor)", "weights/digits.pt", "a Gaussian per class", "untrained network"))
+        "training set (floor)", "weights/digits.safetensors", "a Gaussian per class", "untrained network"))
     assert floor[1] < model[1] < gaussian[1] < untrained[1]                       # pFD
     assert model[2] > 0.97                                                        # agree
     assert 0.85 < model[3] < 1.2                                                  # mem
@@ -87,15 +87,16 @@ def test_pictures_reach_the_model_s_size_as_its_own_did(tmp_path, monkeypatch, c
     said = []
     for flags in ([], ["--fit", "pad"], ["--fit", "crop"]):
         capsys.readouterr()
-        evaluate.main([*command, "--checkpoint", "run/last.pt", *flags])
+        evaluate.main([*command, "--checkpoint", "run/last.safetensors", *flags])
         said.append(capsys.readouterr().out)
     assert said[0] == said[1] != said[2]
 
 
 @pytest.mark.parametrize("argv, message", [
-    ([], "no command ''"), (["is"], "no command 'is'"), (["digits", "--checkpoint", "no.pt"], "no checkpoint no.pt"),
+    ([], "no command ''"), (["is"], "no command 'is'"),
+    (["digits", "--checkpoint", "no.safetensors"], "no checkpoint no.safetensors"),
     (["neighbours", "--k", "0"], "k is 0"), (["neighbours", "--out", "n.txt"], "n.txt is no name of a picture"),
-    (["classifier", "--size", "16"], "digits_classifier.pt is the digits' classifier"),
+    (["classifier", "--size", "16"], "digits_classifier.safetensors is the digits' classifier"),
     (["fid", "--pictures", "dead-leaves"], "dead-leaves has no end")])
 def test_bad_requests_are_one_sentence_and_exit_2(argv, message, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -117,7 +118,7 @@ FACTS = classifier.facts_of(data.digits())._asdict()
     lambda w: {**w, "data": {**FACTS, "shape": (1, 28, 28)}}, lambda w: {**w, "data": {**FACTS, "classes": (1, 2)}},
     lambda w: {**w, "data": {**FACTS, "more": 1}}, lambda w: {k: w[k] for k in w if k != "data"}], ids=range(23))
 def test_a_file_of_other_weights_is_no_classifier(tmp_path, refused, spoil):
-    path = tmp_path / "c.pt"
+    path = tmp_path / "c.safetensors"
     content = spoil(torch.load(classifier.FILES["digits"], weights_only=True))
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
     said = refused(evaluate.main, ["classes", "--classifier", str(path), "--n", "20", "--steps", "1"])
@@ -126,8 +127,8 @@ def test_a_file_of_other_weights_is_no_classifier(tmp_path, refused, spoil):
 
 @pytest.mark.largest_file(4096)
 def test_a_full_disk_leaves_the_old_classifier(tmp_path, refused):
-    path = tmp_path / "c.pt"
+    path = tmp_path / "c.safetensors"
     path.write_bytes(b"old")
     said = refused(evaluate.main, ["classifier", "--steps", "1", "--out", str(path)])
-    assert "c.pt: File too large; what was there is unchanged" in said
+    assert "c.safetensors: File too large; what was there is unchanged" in said
     assert path.read_bytes() == b"old" and [*tmp_path.iterdir()] == [path]

@@ -42,13 +42,13 @@ from run import checkpoint, cli
 from scores import classifier, fid, likelihood
 
 ROOT = Path(__file__).parents[1]
-DIGITS = str(ROOT / "weights" / "digits.pt")
+DIGITS = str(ROOT / "weights" / "digits.safetensors")
 HUGE = [2**31, 2**32, 2**63 - 1, 2**63, 10**30]
 INTS = [0, 1, 2, 3, 598, -1, -2**31, *HUGE, *(-n for n in HUGE)]
 FLOATS = [0., -0., 0.5, 1., 2., -1., 1e-300, 1e300, float("inf"), -float("inf"), float("nan")]
 TEXTS = [
-    "", ".", "folder", "garbage", "nowhere", "nowhere.pt", "garbage/x.png", "new/x.png", "a.xyz", "x" * 300,
-    "folder.png", "garbage.pt", "garbage.npz", "/dev/null", "/proc/nowhere/x.png",
+    "", ".", "folder", "garbage", "nowhere", "nowhere.safetensors", "garbage/x.png", "new/x.png", "a.xyz", "x" * 300,
+    "folder.png", "garbage.safetensors", "garbage.npz", "/dev/null", "/proc/nowhere/x.png",
     "0", "-1", "1", "1,0", "2,1", "1,1", ",", "1.5", "nan", "8", "16x8", "0x8", "8x", "x", "9" * 40, "9" * 5000,
     "9" * 9 + "x8", "é", "数字", "٣", "²", "\udcff", "a\nb", "%s", "{0}", "none", "all", "dead-leaves", "digits",
     "digits:x", "mnist:nowhere", "stream:digits", "cifar10:folder", "crop", "pad", "cpu", "cuda", "auto", "ema", "raw",
@@ -84,9 +84,10 @@ SCRIPTS = {
     "neighbours": Script(evaluate.main, evaluate.Neighbours, f"--checkpoint {DIGITS} --n 2 --steps 1 --among 5 --k 1",
                          "", "n", "neighbours"),
     "fid": Script(evaluate.main, fid.Config, "--pictures digits --data digits", "", "n", "fid"),
-    "classifier": Script(evaluate.main, evaluate.Classifier, "--steps 2 --out new.pt", "", "steps", "classifier"),
-    "convert": Script(convert.main, convert.Config, f"--source {DIGITS} --to new.pt"),
-    "checkpoint": Script(checkpoint.main, checkpoint.Config, f"--source {DIGITS} --to new.pt"),
+    "classifier": Script(evaluate.main, evaluate.Classifier, "--steps 2 --out new.safetensors", "", "steps",
+                         "classifier"),
+    "convert": Script(convert.main, convert.Config, f"--source {DIGITS} --to new.safetensors"),
+    "checkpoint": Script(checkpoint.main, checkpoint.Config, f"--source {DIGITS} --to new.safetensors"),
     "swiss_roll": Script(swiss_roll.main, swiss_roll.Config, "--steps 1", "", "steps"),
     "denoise_1d": Script(denoise_1d.main, denoise_1d.Config, "--steps 1 --batch 1", "", "steps batch"),
     "heartbeat": Script(heartbeat.main, heartbeat.Config, "--steps 1 --n 1", "", "steps n"),
@@ -153,7 +154,7 @@ def lay_out(folder: Path) -> None:
     """Creates paths of TEXTS: a folder, a folder named as a picture, and garbage under several names."""
     for name in ("folder", "folder.png"):
         (folder / name).mkdir()
-    for name in ("garbage", "garbage.pt", "garbage.npz"):
+    for name in ("garbage", "garbage.safetensors", "garbage.npz"):
         (folder / name).write_bytes(bytes(range(256)) * 4)
 
 
@@ -217,9 +218,9 @@ def test_flags_that_once_caused_a_traceback_or_a_wrong_result(name, argv, messag
 @settings(max_examples=20, derandomize=True, database=None, deadline=None)
 @given(flags=flags_of(SCRIPTS["train"]._replace(never="compile network out")))
 def test_a_run_is_not_lost_whatever_the_next_flags_are(flags, tmp_path_factory, run):
-    before = checkpoint.load(run / "last.pt").step
+    before = checkpoint.load(run / "last.safetensors").step
     ends_well(SCRIPTS["train"], [*flags, f"--out={run}"])
-    assert checkpoint.load(run / "last.pt").step >= before
+    assert checkpoint.load(run / "last.safetensors").step >= before
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from sample import Config, generate
 from unet import UNet
 
 ROOT = Path(__file__).parents[1]
-DIGITS = str(ROOT / "weights" / "digits.pt")
+DIGITS = str(ROOT / "weights" / "digits.safetensors")
 SAME = {"rtol": 0, "atol": 1e-4}                    # one picture, computed in other batches or by other kernels
 
 
@@ -136,7 +136,7 @@ def test_snapshots_are_the_nearest_times_visited():
     (["--spacing", "karras", "--steps", "0"], "steps is 0"),
     (["--spacing", "odd"], "spacing is 'odd'"), (["--variance", "learned"], "learned none"),
     (["--variance", "big"], "variance is 'big'"), (["--weights", "best"], "weights is 'best'"),
-    (["--seed", "-1"], "seed is -1"), (["--checkpoint", "nowhere.pt"], "no checkpoint nowhere.pt"),
+    (["--seed", "-1"], "seed is -1"), (["--checkpoint", "nowhere.safetensors"], "no checkpoint nowhere.safetensors"),
     (["--guidance", "nan"], "guidance is nan"), (["--snapshots", "a"], "snapshots is 'a'"),
     (["--device", "tpu"], "device is")])
 def test_bad_flags_are_one_sentence_and_exit_2(tmp_path, capsys, flags, says):
@@ -149,18 +149,19 @@ def test_bad_flags_are_one_sentence_and_exit_2(tmp_path, capsys, flags, says):
 def test_weights_that_are_not_finite_are_told(tmp_path, capsys):
     last = checkpoint.load(DIGITS)
     spoilt = {name: w * float("nan") for name, w in last.ema.items()}
-    checkpoint.save(tmp_path / "x.pt", last._replace(ema=spoilt))
+    checkpoint.save(tmp_path / "x.safetensors", last._replace(ema=spoilt))
     with pytest.raises(SystemExit) as stop:
-        sample.main(["--checkpoint", str(tmp_path / "x.pt"), "--steps", "2", "--out", str(tmp_path / "out")])
+        sample.main(["--checkpoint", str(tmp_path / "x.safetensors"), "--steps", "2", "--out", str(tmp_path / "out")])
     assert stop.value.code == 2 and "not finite" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out").iterdir()] == []
 
 
 def test_weights_of_another_network_are_told(tmp_path, capsys):
     last = checkpoint.load(DIGITS)
-    checkpoint.save(tmp_path / "x.pt", last._replace(ema={k: w for k, w in last.ema.items() if k != "last.bias"}))
+    biasless = {k: w for k, w in last.ema.items() if k != "last.bias"}
+    checkpoint.save(tmp_path / "x.safetensors", last._replace(ema=biasless))
     with pytest.raises(SystemExit) as stop:
-        sample.main(["--checkpoint", str(tmp_path / "x.pt"), "--out", str(tmp_path / "out")])
+        sample.main(["--checkpoint", str(tmp_path / "x.safetensors"), "--out", str(tmp_path / "out")])
     assert stop.value.code == 2 and "last.bias" in capsys.readouterr().err
 
 
@@ -168,11 +169,11 @@ def test_unconditional_networks_take_no_labels(tmp_path, capsys):
     last = checkpoint.load(DIGITS)
     network = last.network.__class__(1, 1, D=8, widths=(8,), blocks=1, heads=(0, 0), groups=4)
     weights = {k: w.detach() for k, w in UNet(network).named_parameters()}
-    checkpoint.save(tmp_path / "x.pt", last._replace(network=network, weights=weights, ema=weights))
-    assert digits(checkpoint=str(tmp_path / "x.pt")).labels is None
+    checkpoint.save(tmp_path / "x.safetensors", last._replace(network=network, weights={}, ema=weights))
+    assert digits(checkpoint=str(tmp_path / "x.safetensors")).labels is None
     for flags in (["--labels", "3"], ["--guidance", "1"]):
         with pytest.raises(SystemExit):
-            sample.main(["--checkpoint", str(tmp_path / "x.pt"), "--out", str(tmp_path / "out"), *flags])
+            sample.main(["--checkpoint", str(tmp_path / "x.safetensors"), "--out", str(tmp_path / "out"), *flags])
         assert "has no classes" in capsys.readouterr().err
 
 
@@ -224,7 +225,7 @@ def test_an_npz_of_other_pictures_is_not_resumed():
 
 def test_processes_that_read_different_checkpoints_do_not_sample(monkeypatch):
     monkeypatch.setattr(sample.processes, "broadcast_first", lambda step: step + 500)
-    with pytest.raises(ValueError, match="digits.pt was replaced while it was read; sample again"):
+    with pytest.raises(ValueError, match="digits.safetensors was replaced while it was read; sample again"):
         digits()
 
 

@@ -21,7 +21,7 @@ QUICK = ["--batch", "4", "--steps", "2", "--warmup", "2", "--sample_every", "100
 def run(out, *flags):
     """Trains for two steps by the real command; what the checkpoint says of the data."""
     train.main([*QUICK, "--out", str(out), *flags])
-    last = checkpoint.load(out / "last.pt")
+    last = checkpoint.load(out / "last.safetensors")
     assert last.step == 2 and all(w.isfinite().all() for w in last.weights.values())
     return last.data
 

@@ -206,24 +206,24 @@ def test_dimensions_that_hold_no_plane(refused):
 # What they share
 
 def test_a_model_without_a_null_class_is_refused(tmp_path):
-    last = checkpoint.load("weights/digits.pt")
+    last = checkpoint.load("weights/digits.safetensors")
     wrong = last._replace(data={**last.data, "classes": tuple("0123456789X")})
-    checkpoint.save(tmp_path / "last.pt", wrong)
+    checkpoint.save(tmp_path / "last.safetensors", wrong)
     with pytest.raises(ValueError, match="no null class"):
-        common.trained(str(tmp_path / "last.pt"))
+        common.trained(str(tmp_path / "last.safetensors"))
 
 
 def test_a_model_of_labelled_pictures_may_take_no_labels(tmp_path):
-    last = checkpoint.load("weights/digits.pt")
+    last = checkpoint.load("weights/digits.safetensors")
     network = replace(last.network, classes=0)
     plain = last._replace(network=network, weights={}, optimizer={}, ema=UNet(network).state_dict())
-    checkpoint.save(tmp_path / "last.pt", plain)
-    _, denoise, _ = common.trained(str(tmp_path / "last.pt"))
+    checkpoint.save(tmp_path / "last.safetensors", plain)
+    _, denoise, _ = common.trained(str(tmp_path / "last.safetensors"))
     assert denoise(torch.zeros(2, 1, 8, 8), torch.tensor([5, 9])).shape == (2, 1, 8, 8)
 
 
 @pytest.mark.parametrize("example", [inpaint, interpolate, invert, memorise])
 def test_a_missing_checkpoint_is_one_sentence(example, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
-        example.main(["--checkpoint", str(tmp_path / "none.pt")])
+        example.main(["--checkpoint", str(tmp_path / "none.safetensors")])
     assert stop.value.code == 2 and capsys.readouterr().err.count("\n") == 1

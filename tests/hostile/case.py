@@ -30,8 +30,8 @@ class Case(NamedTuple):
 def foundations(base: Path) -> Case:
     """A case that fills a folder with sound files: a run, a model, its classifier, and published models."""
     def arrange() -> list[str]:
-        shutil.copy(ROOT / "weights" / "digits.pt", base / "digits.pt")
-        shutil.copy(ROOT / "weights" / "digits_classifier.pt", base / "classifier.pt")
+        shutil.copy(ROOT / "weights" / "digits.safetensors", base / "digits.safetensors")
+        shutil.copy(ROOT / "weights" / "digits_classifier.safetensors", base / "classifier.safetensors")
         networks.folder(base / "bin", "bin")
         networks.folder(base / "safetensors")
         torch.save(networks.golden_network("guided_unet_improved")[0], base / "openai.pt")

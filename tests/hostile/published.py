@@ -26,7 +26,7 @@ def settings(base: Path, rng: random.Random) -> Iterator[Case]:
         sound = json.loads((path / file if path.is_dir() else base / "openai.json").read_text())
         text = change(sound)
         target.write_text(text if isinstance(text, str) else json.dumps(text), errors="surrogatepass")
-        return ["--source", "model" if path.is_dir() else "model.pt", "--to", "new.pt"]
+        return ["--source", "model" if path.is_dir() else "model.pt", "--to", "new.safetensors"]
 
     def changes(keys: list[str], n: int) -> Iterator[tuple[str, Callable[[dict], Any]]]:
         for _ in range(n):
@@ -49,7 +49,7 @@ def settings(base: Path, rng: random.Random) -> Iterator[Case]:
 
     def with_flags(text: str) -> list[str]:
         shutil.copy(base / "openai.pt", "model.pt")
-        return ["--source", "model.pt", "--to", "new.pt", "--flags", text]
+        return ["--source", "model.pt", "--to", "new.safetensors", "--flags", text]
 
     texts = ["--image_size", "--image_size x", "--x 1", "--image_size 64 --image_size -3", "--channel_mult 1,0",
              "--attention_resolutions 0", "--num_res_blocks 1000000000", "--diffusion_steps 1000000000000",
@@ -66,7 +66,7 @@ def published_weights(base: Path, rng: random.Random) -> Iterator[Case]:
     def in_folder(source: str, write: Callable[[Path], None]) -> list[str]:
         shutil.copytree(base / source, "model")
         write(Path("model", names[source]))
-        return ["--source", "model", "--to", "new.pt"]
+        return ["--source", "model", "--to", "new.safetensors"]
 
     def alone(write: Callable[[Path], None]) -> list[str]:
         write(Path("model.pt"))

@@ -35,8 +35,9 @@ FID = ["--pictures", "few.npz", "--data", "few.npz", "--cache", "cache"]
 def caches(base: Path, rng: random.Random) -> Iterator[Case]:
     """Hostile weights of the classifier, and statistics of the FID."""
     def weights(write: Callable[[Path], None]) -> list[str]:
-        write(Path("c.pt"))
-        return ["classes", "--checkpoint", str(base / "digits.pt"), "--classifier", "c.pt", "--n", "20", "--steps", "1"]
+        write(Path("c.safetensors"))
+        return ["classes", "--checkpoint", str(base / "digits.safetensors"), "--classifier", "c.safetensors",
+                "--n", "20", "--steps", "1"]
 
     def statistics(change: Callable[[dict], Any]) -> list[str]:
         shutil.copy(base / "few.npz", "few.npz")
@@ -50,7 +51,7 @@ def caches(base: Path, rng: random.Random) -> Iterator[Case]:
             np.savez(path, **made)
         return FID
 
-    for name, write in tensor_files(rng, base / "classifier.pt", 24):
+    for name, write in tensor_files(rng, base / "classifier.safetensors", 24):
         yield Case("classifier", name, evaluate.main, partial(weights, write))
     for name, value in {"nan": np.full(12, np.nan), "short": np.zeros(3), "scalar": np.array(3.), "text": np.array("x"),
                         "objects": np.array([{}], object), "ints": np.zeros(12, int), "large": np.zeros((12, 12, 12)),

@@ -30,7 +30,7 @@ def flags(base: Path, rng: random.Random) -> Iterator[Case]:
         test_flags.lay_out(Path.cwd())
         for module, name in test_flags.LONG:
             setattr(module, name, lambda *args, **kwargs: exit(0))
-        classifier.FILES["digits"] = base / "classifier.pt"
+        classifier.FILES["digits"] = base / "classifier.safetensors"
         return [*script.command.split(), *script.base.split(), *argv]
 
     for name, script in test_flags.SCRIPTS.items():
@@ -46,15 +46,15 @@ def flags(base: Path, rng: random.Random) -> Iterator[Case]:
 
 def writers(base: Path) -> dict[str, tuple[Callable, Callable[[], list[str]]]]:
     """Every script that writes, and its flags, where its files are there already."""
-    digits = ["--checkpoint", str(base / "digits.pt"), "--n", "20", "--steps", "2"]
+    digits = ["--checkpoint", str(base / "digits.safetensors"), "--n", "20", "--steps", "2"]
 
     def after(main: Callable, argv: list[str]) -> list[str]:
         main(argv)
         return argv
 
     def classifier_flags() -> list[str]:
-        shutil.copy(base / "classifier.pt", "c.pt")
-        return ["classifier", "--steps", "2", "--out", "c.pt"]
+        shutil.copy(base / "classifier.safetensors", "c.safetensors")
+        return ["classifier", "--steps", "2", "--out", "c.safetensors"]
 
     def roll() -> list[str]:
         swiss_roll.train = lambda *args: None
@@ -73,11 +73,12 @@ def writers(base: Path) -> dict[str, tuple[Callable, Callable[[], list[str]]]]:
         "train": (train.main, lambda: [*TRAIN, "--steps", "6"]), "train, resumed": (train.main, lambda: resumed(base)),
         **{f"sample {flag}": (sample.main, partial(all_of_sample, flag)) for flag in (
             "", "--png", "--npz", "--gif", "--snapshots 1000,0", "--npz --png")},
-        "convert": (convert.main, lambda: after(convert.main, ["--source", str(base / "bin"), "--to", "new.pt"])),
+        "convert": (convert.main, lambda: after(
+            convert.main, ["--source", str(base / "bin"), "--to", "new.safetensors"])),
         "convert to a folder": (convert.main, lambda: after(
-            convert.main, ["--source", str(base / "digits.pt"), "--to", "folder"])),
+            convert.main, ["--source", str(base / "digits.safetensors"), "--to", "folder"])),
         "checkpoint": (checkpoint.main, lambda: after(
-            checkpoint.main, ["--source", str(base / "run" / "last.pt"), "--to", "new.pt"])),
+            checkpoint.main, ["--source", str(base / "run" / "last.safetensors"), "--to", "new.safetensors"])),
         "classifier": (evaluate.main, classifier_flags), "fid": (fid_main, fid_flags),
         "swiss_roll": (swiss_roll.main, roll),
         "neighbours": (evaluate.main, lambda: ["neighbours", *digits, "--k", "2", "--out", "n.png"]),
@@ -104,13 +105,15 @@ def links(base: Path, rng: random.Random) -> Iterator[Case]:
          "pipe": lambda: os.mkfifo(path)}[what]()
         return argv
 
-    names = {"train, resumed": ["run/.lock", "run/last.pt.tmp", "run/log.jsonl.tmp", "run/loss.png", "run/loss.png.tmp",
-                                "run/samples/000006.png", "run/progress.gif", "run/previous.pt", "run/log.jsonl"],
-             "train": ["run/last.pt.tmp", "run/.lock", "run/previous.pt.tmp"],
+    names = {"train, resumed": ["run/.lock", "run/last.safetensors.tmp", "run/log.jsonl.tmp", "run/loss.png",
+                                "run/loss.png.tmp", "run/samples/000006.png", "run/progress.gif",
+                                "run/previous.safetensors", "run/log.jsonl"],
+             "train": ["run/last.safetensors.tmp", "run/.lock", "run/previous.safetensors.tmp"],
              "sample --png": ["out/grid.png", "out/grid.png.tmp", "out/.lock", "out/png/000000.png.tmp"],
-             "sample --npz": ["out/pictures.npz", "out/pictures.npz.tmp"], "convert": ["new.pt", "new.pt.tmp"],
+             "sample --npz": ["out/pictures.npz", "out/pictures.npz.tmp"],
+             "convert": ["new.safetensors", "new.safetensors.tmp"],
              "convert to a folder": ["folder/unet/config.json", "folder/model_index.json.tmp"],
-             "classifier": ["c.pt", "c.pt.tmp"], "swiss_roll": ["roll.png.tmp"]}
+             "classifier": ["c.safetensors", "c.safetensors.tmp"], "swiss_roll": ["roll.png.tmp"]}
     for script, paths in names.items():
         main, made = writers(base)[script]
         for name in paths:
@@ -122,7 +125,7 @@ def links(base: Path, rng: random.Random) -> Iterator[Case]:
 def streams(base: Path, rng: random.Random) -> Iterator[Case]:
     """Closed and broken streams, no docstrings, few descriptors: real processes."""
     python = f"{os.sys.executable} {{}} {ROOT}"
-    sampled = f"sample.py --checkpoint {base / 'digits.pt'} --n 2 --steps 1"
+    sampled = f"sample.py --checkpoint {base / 'digits.safetensors'} --n 2 --steps 1"
     trained = "train.py --T 2 --steps 2 --batch 2 --warmup 1 --out run"
     lines = [*(f"{sampled} {ends}" for ends in ("| true", "2>&1 | true", "2>&-", ">&-", "<&- >&- 2>&-", ">/dev/full",
                                                 "2>/dev/full")), f"{trained} 2>&-", f"{trained} 2>&1 | head -c 9 >&2",

@@ -99,30 +99,30 @@ def tensor_files(rng: random.Random, sound: Path, n: int) -> Iterator[tuple[str,
 def checkpoints(base: Path, rng: random.Random) -> Iterator[Case]:
     """Hostile checkpoints, to sample from and to resume."""
     def to_sample(write: Callable[[Path], None]) -> list[str]:
-        write(Path("x.pt"))
-        return ["--checkpoint", "x.pt", "--n", "2", "--steps", "2", "--out", "out"]
+        write(Path("x.safetensors"))
+        return ["--checkpoint", "x.safetensors", "--n", "2", "--steps", "2", "--out", "out"]
 
     def to_resume(write: Callable[[Path], None], name: str) -> list[str]:
         flags = resumed(base)
-        Path("run/previous.pt").unlink(missing_ok=True)
-        Path("run/last.pt").unlink()
+        Path("run/previous.safetensors").unlink(missing_ok=True)
+        Path("run/last.safetensors").unlink()
         write(Path("run", name))
         return flags
 
-    for name, write in tensor_files(rng, base / "run" / "last.pt", 90):
+    for name, write in tensor_files(rng, base / "run" / "last.safetensors", 90):
         yield Case("sampled checkpoint", name, sample.main, partial(to_sample, write))
-    for name, write in tensor_files(rng, base / "run" / "last.pt", 90):
-        yield Case("resumed checkpoint", name, train.main, partial(to_resume, write, "last.pt"))
-    for name, write in tensor_files(rng, base / "digits.pt", 15):
+    for name, write in tensor_files(rng, base / "run" / "last.safetensors", 90):
+        yield Case("resumed checkpoint", name, train.main, partial(to_resume, write, "last.safetensors"))
+    for name, write in tensor_files(rng, base / "digits.safetensors", 15):
         yield Case("copied checkpoint", name, checkpoint.main, lambda write=write: (
-            write(Path("x.pt")), ["--source", "x.pt", "--to", "new.pt"])[1])
+            write(Path("x.safetensors")), ["--source", "x.safetensors", "--to", "new.safetensors"])[1])
 
 
 def optimizers(base: Path, rng: random.Random) -> Iterator[Case]:
     """Checkpoints whose optimizer state, average or history does not fit the network: they once broke the heap."""
     def arrange(part: str, name: str) -> list[str]:
         flags = resumed(base)
-        content = content_of(base / "run" / "last.pt")
+        content = content_of(base / "run" / "last.safetensors")
         state = content["optimizer"]["state"]
         if part in ("exp_avg", "exp_avg_sq", "step"):
             for moments in state.values():
@@ -131,8 +131,8 @@ def optimizers(base: Path, rng: random.Random) -> Iterator[Case]:
             content["history"] = tensors(torch.zeros(4, 10))[name]
         else:
             content[part] = {key: tensors(w)[name] for key, w in content[part].items()}
-        Path("run/previous.pt").unlink(missing_ok=True)
-        torch.save(content, "run/last.pt")
+        Path("run/previous.safetensors").unlink(missing_ok=True)
+        torch.save(content, "run/last.safetensors")
         return flags
 
     parts = ("exp_avg", "exp_avg_sq", "step", "ema", "weights", "history")

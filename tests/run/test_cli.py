@@ -100,7 +100,7 @@ def command(line: str, folder: Path) -> subprocess.CompletedProcess:
                           timeout=120)
 
 
-SAMPLE = "$PYTHON $ROOT/sample.py --checkpoint $ROOT/weights/digits.pt --n 2 --steps 1"
+SAMPLE = "$PYTHON $ROOT/sample.py --checkpoint $ROOT/weights/digits.safetensors --n 2 --steps 1"
 TRAIN = "$PYTHON $ROOT/train.py --T 2 --steps 2 --batch 2 --warmup 1 --out run"
 
 
@@ -111,7 +111,7 @@ def test_a_reader_that_left_is_no_error(tmp_path):
 
 def test_training_needs_no_streams(tmp_path):
     done = command(f"{TRAIN} <&- >&- 2>&-", tmp_path)
-    assert done.returncode == 0 and (tmp_path / "run" / "last.pt").exists(), done
+    assert done.returncode == 0 and (tmp_path / "run" / "last.safetensors").exists(), done
     assert "\r" not in (tmp_path / "run" / "log.jsonl").read_text()             # the progress went into no file
 
 

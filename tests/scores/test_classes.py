@@ -90,7 +90,7 @@ def test_large_pictures_have_no_pixel_scores(monkeypatch, capsys):
         "FD", "agree", "mem", "dup", "prec", "rec"]
     evaluate.main(["classes", "--n", "20", "--steps", "1"])
     said = capsys.readouterr().out
-    assert "pFD" not in said and "Gaussian" not in said and "weights/digits.pt" in said
+    assert "pFD" not in said and "Gaussian" not in said and "weights/digits.safetensors" in said
 
 
 # Any labelled set
@@ -108,7 +108,7 @@ def clothes(tmp_path_factory):
         write_idx(base / "idx" / f"{part}-labels-idx1-ubyte.gz", labels)
     name = f"fashion-mnist:{base / 'idx'}"
     train.main([*TRAINED, "--data", name, "--out", str(base / "run")])
-    evaluate.main(["classifier", "--data", name, "--steps", "40", "--out", str(base / "c.pt")])
+    evaluate.main(["classifier", "--data", name, "--steps", "40", "--out", str(base / "c.safetensors")])
     return base
 
 
@@ -118,7 +118,8 @@ def table(capsys):
 
 
 def flags(base, *more):
-    return ["classes", "--checkpoint", str(base / "run" / "last.pt"), "--classifier", str(base / "c.pt"),
+    return ["classes", "--checkpoint", str(base / "run" / "last.safetensors"),
+            "--classifier", str(base / "c.safetensors"),
             "--n", "12", "--steps", "2", *more]
 
 
@@ -134,9 +135,10 @@ def test_idx_files_are_scored_against_what_their_authors_held_out(clothes, capsy
 
 
 def test_a_moved_set_is_named(clothes, capsys):
-    last = checkpoint.load(clothes / "run" / "last.pt")
-    checkpoint.save(clothes / "moved.pt", last._replace(settings={**last.settings, "data": "fashion-mnist:/nowhere"}))
-    argv = [str(clothes / "moved.pt") if word.endswith("last.pt") else word for word in flags(clothes)]
+    last = checkpoint.load(clothes / "run" / "last.safetensors")
+    moved = clothes / "moved.safetensors"
+    checkpoint.save(moved, last._replace(settings={**last.settings, "data": "fashion-mnist:/nowhere"}))
+    argv = [str(moved) if word.endswith("last.safetensors") else word for word in flags(clothes)]
     with pytest.raises(SystemExit):
         evaluate.main(argv)
     assert "no folder /nowhere" in capsys.readouterr().err
@@ -145,7 +147,7 @@ def test_a_moved_set_is_named(clothes, capsys):
 
 
 def test_the_weights_of_fashion_mnist_are_small_and_draw_what_is_asked_for():
-    path = Path("weights/fashion.pt")
+    path = Path("weights/fashion.safetensors")
     last, weights = checkpoint.load(path), classifier.load(classifier.FILES["fashion-mnist"]).weights
     assert path.stat().st_size < 4e6 and last.network == CONFIGS["fashion"] and last.data["classes"][9] == "boot"
     settings = {name: value for name, value in vars(train.PRESETS["fashion"]).items() if name != "out"}
@@ -155,11 +157,12 @@ def test_the_weights_of_fashion_mnist_are_small_and_draw_what_is_asked_for():
 
 
 def test_named_classes_are_those_that_the_files_number(clothes, capsys, refused):
-    named = str(clothes / "named.pt")
-    checkpoint.main(["--source", str(clothes / "run" / "last.pt"), "--to", named, "--classes", "coat,bag,boot"])
+    named = str(clothes / "named.safetensors")
+    source = str(clothes / "run" / "last.safetensors")
+    checkpoint.main(["--source", source, "--to", named, "--classes", "coat,bag,boot"])
     evaluate.main(flags(clothes))
     capsys.readouterr()
-    argv = [named if word.endswith("last.pt") else word for word in flags(clothes)]
+    argv = [named if word.endswith("last.safetensors") else word for word in flags(clothes)]
     evaluate.main(argv)
     rows = table(capsys)
     evaluate.main(flags(clothes))
@@ -188,7 +191,7 @@ def test_folders_of_classes_are_scored_against_another_folder(tmp_path, capsys, 
     unseen = save_folder(tmp_path / "unseen", 8, ("dog",), 100)                   # its only class is the second there
     train.main([*TRAINED, "--data", seen, "--out", str(tmp_path / "run")])
     evaluate.main(["classifier", "--data", seen, "--held_out", unseen, "--steps", "40", "--out",
-                   str(tmp_path / "c.pt")])
+                   str(tmp_path / "c.safetensors")])
     assert "classifies 100.00% of the 8 held-out pictures" in capsys.readouterr().out
     evaluate.main(flags(tmp_path, "--held_out", unseen))
     assert table(capsys)["held-out set"][2] == 1                                  # agree
@@ -200,9 +203,11 @@ def test_folders_of_classes_are_scored_against_another_folder(tmp_path, capsys, 
 
 @pytest.mark.parametrize("more, message", [
     (["--n", "3"], "n is 3; it must be at least 4"),
-    (["--classifier", "weights/digits_classifier.pt"], "digits_classifier.pt is a classifier of digits, 1 x 8 x 8, in "
+    (["--classifier", "weights/digits_classifier.safetensors"],
+     "digits_classifier.safetensors is a classifier of digits, 1 x 8 x 8, in "
      "10 classes, the pictures are fashion-mnist, 1 x 28 x 28, in 3 classes; train one with"),
-    (["--classifier", "nowhere.pt"], "no nowhere.pt; train it with"), (["--among", "-1"], "among is -1"),
+    (["--classifier", "nowhere.safetensors"], "no nowhere.safetensors; train it with"),
+    (["--among", "-1"], "among is -1"),
     (["--among", "1"], "too few"), (["--data", "digits"], "digits has the class '3'"),
     (["--held_out", "dead-leaves-grey"], "dead-leaves-grey has no end")])
 def test_what_cannot_be_scored_is_a_sentence(clothes, refused, more, message):
@@ -211,8 +216,8 @@ def test_what_cannot_be_scored_is_a_sentence(clothes, refused, more, message):
 
 def test_a_model_without_labels_is_refused(clothes, refused):
     train.main([*TRAINED, "--null", "1", "--out", str(clothes / "plain")])
-    assert "plain/last.pt was trained without labels" in refused(
-        evaluate.main, ["classes", "--checkpoint", str(clothes / "plain" / "last.pt")])
+    assert "plain/last.safetensors was trained without labels" in refused(
+        evaluate.main, ["classes", "--checkpoint", str(clothes / "plain" / "last.safetensors")])
 
 
 def test_few_held_out_pictures_are_refused(tmp_path):
@@ -240,8 +245,8 @@ def test_samples_are_scored_during_training(tmp_path, monkeypatch):
 def test_samples_without_a_sound_classifier_of_theirs_are_not_scored(tmp_path, monkeypatch, capsys, name, said):
     digits = data.digits()
     if name == "damaged":
-        (tmp_path / "c.pt").write_bytes(b"x")
-        monkeypatch.setitem(classifier.FILES, "digits", tmp_path / "c.pt")
+        (tmp_path / "c.safetensors").write_bytes(b"x")
+        monkeypatch.setitem(classifier.FILES, "digits", tmp_path / "c.safetensors")
     found = {"cats": digits._replace(name="cats"), "other": digits._replace(shape=(1, 8, 9))}.get(name, digits)
     score = classes.scorer(found, "digits", "", "crop")
     assert (score is not None) == (name == "digits")

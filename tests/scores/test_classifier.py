@@ -74,13 +74,13 @@ def test_other_sizes_are_learned(H, W):
 
 def test_the_file_knows_what_it_is_of(tmp_path):
     found = classifier.train(blobs(30, 9, 9, "mnist:/somewhere"), 2)
-    classifier.save(tmp_path / "a.pt", found, torch.float32)
-    classifier.save(tmp_path / "b.pt", found, torch.bfloat16)
-    whole, half = (classifier.load(tmp_path / name) for name in ("a.pt", "b.pt"))
+    classifier.save(tmp_path / "a.safetensors", found, torch.float32)
+    classifier.save(tmp_path / "b.safetensors", found, torch.bfloat16)
+    whole, half = (classifier.load(tmp_path / name) for name in ("a.safetensors", "b.safetensors"))
     assert whole.facts == half.facts == Facts("mnist", (1, 9, 9), ("above", "left", "all"))
     assert_close(whole.weights, found.weights, rtol=0, atol=0)
     assert_close(half.weights, found.weights, rtol=2**-8, atol=1e-30)
-    assert (tmp_path / "b.pt").stat().st_size < 0.6 * (tmp_path / "a.pt").stat().st_size
+    assert (tmp_path / "b.safetensors").stat().st_size < 0.6 * (tmp_path / "a.safetensors").stat().st_size
 
 
 @pytest.mark.parametrize("other, fits", [
@@ -97,10 +97,11 @@ def test_other_names_of_classes_are_another_set():
 
 
 def test_the_classifier_of_another_set_is_refused(tmp_path):
-    classifier.save(tmp_path / "c.pt", classifier.train(blobs(30, 8, 8), 1), torch.float32)
-    with pytest.raises(ValueError, match=r"c.pt is a classifier of blobs, 1 x 8 x 8, in 3 classes, the pictures are "
+    classifier.save(tmp_path / "c.safetensors", classifier.train(blobs(30, 8, 8), 1), torch.float32)
+    with pytest.raises(ValueError, match=r"c.safetensors is a classifier of blobs, 1 x 8 x 8, in 3 classes, the "
+                                         r"pictures are "
                                          r"digits, 1 x 8 x 8, in 10 classes; train one with: python evaluate.py"):
-        classifier.load_fitting(DIGITS, str(tmp_path / "c.pt"))
+        classifier.load_fitting(DIGITS, str(tmp_path / "c.safetensors"))
     with pytest.raises(ValueError, match="no classifier of blobs in weights/; train one with"):
         classifier.load_fitting(Facts("blobs", (1, 8, 8), ("a",)))
 
@@ -112,21 +113,22 @@ def save_npz(path, dataset):
 
 def test_the_command_trains_on_any_labelled_set_and_says_how_good_it_is(tmp_path, capsys):
     names = [save_npz(tmp_path / f"{k}.npz", blobs(90, 12, 12, seed=k)) for k in range(2)]
-    out = tmp_path / "c.pt"
+    out = tmp_path / "c.safetensors"
     evaluate.main(["classifier", "--data", names[0], "--held_out", names[1], "--steps", "60", "--dtype", "bf16",
                    "--out", str(out)])
     found = classifier.load(out)
     assert found.facts == Facts("0.npz", (1, 12, 12), ("0", "1", "2"))
     right = accuracy(found, blobs(90, 12, 12, seed=1))
-    assert right > 0.9 and f"c.pt: classifies {right:.2%} of the 90 held-out pictures" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert right > 0.9 and f"c.safetensors: classifies {right:.2%} of the 90 held-out pictures" in said
 
 
 @pytest.mark.parametrize("flags, message", [
-    (["--out", "c.pt"], "no held-out pictures of .*a.npz' are known"),
-    (["--held_out", "a.npz"], "weights/digits_classifier.pt is the digits' classifier; choose another file"),
-    (["--held_out", "plain.npz", "--out", "c.pt"], "plain.npz has no labels"),
-    (["--held_out", "digits", "--out", "c.pt"], r"digits has the class '3'; those of the model are 0, 1, 2"),
-    (["--held_out", "a.npz", "--out", "c.pt", "--dtype", "float16"], "dtype is 'float16'")])
+    (["--out", "c.safetensors"], "no held-out pictures of .*a.npz' are known"),
+    (["--held_out", "a.npz"], "weights/digits_classifier.safetensors is the digits' classifier; choose another file"),
+    (["--held_out", "plain.npz", "--out", "c.safetensors"], "plain.npz has no labels"),
+    (["--held_out", "digits", "--out", "c.safetensors"], r"digits has the class '3'; those of the model are 0, 1, 2"),
+    (["--held_out", "a.npz", "--out", "c.safetensors", "--dtype", "float16"], "dtype is 'float16'")])
 def test_what_cannot_be_trained_on_is_a_sentence(tmp_path, refused, monkeypatch, flags, message):
     monkeypatch.chdir(tmp_path)
     made = blobs(30, 8, 8)

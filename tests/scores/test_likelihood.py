@@ -13,7 +13,7 @@ import train
 from run import checkpoint
 from scores.likelihood import bound, partition, sample_timesteps
 
-DIGITS = str(Path(__file__).parents[2] / "weights" / "digits.pt")
+DIGITS = str(Path(__file__).parents[2] / "weights" / "digits.safetensors")
 CHOICE = {"target": "eps", "variance": "beta_tilde", "clip": True}
 SCHEDULE = ddpm.linear_schedule(30, 1e-3, 0.4)
 
@@ -102,10 +102,10 @@ def test_a_learned_variance_and_labels_are_used(tmp_path, capsys):
     for name in ("last.weight", "last.bias"):
         weights[name] = torch.cat([weights[name], 0 * weights[name]])   # v = 0: midway between the two variances
     network = last.network.__class__(**{**vars(last.network), "out_channels": 2})
-    checkpoint.save(tmp_path / "x.pt", last._replace(network=network, ema=weights, weights=weights))
+    checkpoint.save(tmp_path / "x.safetensors", last._replace(network=network, ema=weights, weights={}))
     totals = {}
     for flags in ([], ["--variance", "beta_tilde"], ["--no-labels"]):
-        evaluate.main(["nll", "--checkpoint", str(tmp_path / "x.pt"), "--n", "20", "--times", "10",
+        evaluate.main(["nll", "--checkpoint", str(tmp_path / "x.safetensors"), "--n", "20", "--times", "10",
                        "--out", str(tmp_path / "nll.png"), *flags])
         output = capsys.readouterr().out
         assert f"variance {'beta_tilde' if '--variance' in flags else 'learned'}" in output
@@ -118,7 +118,8 @@ def test_a_learned_variance_and_labels_are_used(tmp_path, capsys):
     (["--weights", "best"], "weights is 'best'"),
     (["--data", "nowhere"], "no data set 'nowhere'"), (["--data", "dead-leaves-grey"], "has no end"),
     (["--out", "nll.xyz"], "xyz"),
-    (["--variance", "learned"], "output is (256, 1, 8, 8)"), (["--checkpoint", "no.pt"], "no checkpoint no.pt")])
+    (["--variance", "learned"], "output is (256, 1, 8, 8)"),
+    (["--checkpoint", "no.safetensors"], "no checkpoint no.safetensors")])
 def test_bad_requests_are_one_sentence_and_exit_2(flags, message, capsys):
     with pytest.raises(SystemExit) as stop:
         evaluate.main(["nll", "--checkpoint", DIGITS, *flags])
@@ -127,16 +128,18 @@ def test_bad_requests_are_one_sentence_and_exit_2(flags, message, capsys):
 
 def test_a_chain_of_one_step_has_no_bound(tmp_path, refused):
     train.main(["--T", "1", "--steps", "1", "--batch", "2", "--out", str(tmp_path)])
-    assert "the bound needs a T of 2 or more" in refused(evaluate.main, ["nll", "--checkpoint", f"{tmp_path}/last.pt"])
+    flags = ["nll", "--checkpoint", f"{tmp_path}/last.safetensors"]
+    assert "the bound needs a T of 2 or more" in refused(evaluate.main, flags)
 
 
 def test_pictures_of_another_kind_are_refused(tmp_path, capsys):
     last = checkpoint.load(DIGITS)
     for name in ("cats", ""):
-        checkpoint.save(tmp_path / f"x{name}.pt", last._replace(settings={**last.settings, "data": name}))
+        checkpoint.save(tmp_path / f"x{name}.safetensors", last._replace(settings={**last.settings, "data": name}))
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    for flags, message in ((["--checkpoint", str(tmp_path / "xcats.pt")], "no held-out pictures of 'cats' are known"),
-                           (["--checkpoint", str(tmp_path / "x.pt")], "does not say what it was trained on"),
+    for flags, message in ((["--checkpoint", str(tmp_path / "xcats.safetensors")],
+                            "no held-out pictures of 'cats' are known"),
+                           (["--checkpoint", str(tmp_path / "x.safetensors")], "does not say what it was trained on"),
                            (["--checkpoint", DIGITS, "--data", str(tmp_path)], "(3, 8, 8); the model's are (1, 8, 8)")):
         with pytest.raises(SystemExit):
             evaluate.main(["nll", *flags])
