@@ -9,9 +9,10 @@ from matplotlib.ticker import LogLocator
 
 from bench.contenders import CONTENDERS, training_of
 from bench.markdown import table
-from bench.packages import ROOT
 from bench.plots import plot
 from data import parse_name
+
+ROOT = Path(__file__).parents[1]
 
 PAGE = """# Quality after equal CPU time
 
@@ -63,13 +64,13 @@ def table_of_curves(stops: Sequence[float], done: list[dict]) -> str:
     rows = []
     for name, rate in sorted({(line["name"], line["rate"]) for line in done}, key=lambda row: (
             [*CONTENDERS].index(row[0]), row[1])):
-        own = [line for line in done if (line["name"], line["rate"]) == (name, rate)]
-        last = max((line for line in own if line["seed"] == 0), key=lambda line: line["minutes"])
-        cells = [fd_cell([line["FD"] for line in own if line["minutes"] == minutes]) for minutes in stops]
-        there = "" if name == "ours" else reached(last["FD"], done)
-        rows.append([f"{name}, rate {rate:g}", f"{last['parameters'] / 1e6:.2f} M", last["form"],
-                     f"{last['images'] / last['minutes'] / 60:.0f}", *cells, there, f"{last['agree']:.3f}",
-                     span([line["core"] for line in own if "core" in line])])
+        lines = [line for line in done if (line["name"], line["rate"]) == (name, rate)]
+        longest = max((line for line in lines if line["seed"] == 0), key=lambda line: line["minutes"])
+        cells = [fd_cell([line["FD"] for line in lines if line["minutes"] == minutes]) for minutes in stops]
+        ours_there = "" if name == "ours" else reached(longest["FD"], done)
+        rows.append([f"{name}, rate {rate:g}", f"{longest['parameters'] / 1e6:.2f} M", longest["form"],
+                     f"{longest['images'] / longest['minutes'] / 60:.0f}", *cells, ours_there,
+                     f"{longest['agree']:.3f}", span([line["core"] for line in lines if "core" in line])])
     return table(["training", "parameters", "form", "pictures/s", *(f"{minutes:g} min" for minutes in stops),
                   "ours was there", "agree", "core's speed"], rows)
 
@@ -97,10 +98,10 @@ def draw_curves(path: Path, done: list[dict]) -> None:
     def fill(axes) -> None:
         colours = {name: f"C{k}" for k, name in enumerate(CONTENDERS)}
         for name, rate, seed in sorted({training_of(line) for line in done}):
-            own = sorted((line["minutes"], line["FD"]) for line in done if training_of(line) == (name, rate, seed))
+            points = sorted((line["minutes"], line["FD"]) for line in done if training_of(line) == (name, rate, seed))
             longest = max((line for line in done if line["name"] == name), key=lambda line: line["minutes"])
             kept = rate == longest["rate"]
-            axes.plot(*zip(*own, strict=True), "o-" if seed == 0 else "x", color=colours[name], markersize=5,
+            axes.plot(*zip(*points, strict=True), "o-" if seed == 0 else "x", color=colours[name], markersize=5,
                       fillstyle="full" if kept else "none",
                       label=f"{name}, rate {rate:g}" if kept and seed == 0 else None)
         axes.set(xscale="log", yscale="log", xlabel="CPU-minutes", ylabel="FD, per cent of the variance")

@@ -38,7 +38,7 @@ ODE = {"DDIM": {}, "2M": {"sampler": "2m"}, "Heun": {"sampler": "heun"}, "UniPC"
        "UniPC, B1": {"sampler": "unipc-bh1"}}
 SDE = {"DDPM": {"eta": 1.}, "2M, eta 1": {"sampler": "2m", "eta": 1.},
        "Heun, churn 5": {"sampler": "heun", "churn": 5.}}
-GRID = (8, 16, 32, 64, 128, 256)                # steps of 1 and 2
+GRID, FINE = (8, 16, 32, 64, 128, 256), 300     # steps of 1 and 2, and of the fine chain
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def digits(config: Config) -> tuple[dict, dict]:
     """By sampler, lists of (network evaluations, distance to the fine chain) and of (network evaluations, FD)."""
     base = sample.Config(checkpoint=config.checkpoint, n=config.n, batch=250, spacing=config.spacing)
     reference = classes.of_digits()
-    fine = sample.generate(replace(base, sampler="unipc", steps="300", clip=False)).x
+    fine = sample.generate(replace(base, sampler="unipc", steps=str(FINE), clip=False)).x
     distance, frechet = {name: [] for name in ODE}, {name: [] for name in ODE | SDE}
     for name, choice in (ODE | SDE).items():
         for steps in parse_integers("steps", config.steps):

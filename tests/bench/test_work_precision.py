@@ -5,7 +5,9 @@ from PIL import Image
 from bench import work_precision
 
 
-def test_work_and_precision_are_plotted(tmp_path, capsys):
+def test_work_and_precision_are_plotted(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(work_precision, "GRID", (8, 16))
+    monkeypatch.setattr(work_precision, "FINE", 10)
     out = tmp_path / "figure.png"
     frechet = work_precision.main(["--n", "20", "--steps", "2,3", "--out", str(out)])
     assert [[evaluations for evaluations, _ in points] for points in frechet.values()] == [
