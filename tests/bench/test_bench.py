@@ -16,6 +16,7 @@ from bench import bench_training_step as training
 from bench.bench_group_norm_silu import chain_work, norm_work
 from bench.bench_sampling_step import step_work
 from bench.lines import append
+from bench.markdown import fill
 from kernels import group_norm_silu, group_norm_silu_plain
 from kernels.compile import capture
 from kernels.equivalence import Norm
@@ -303,11 +304,20 @@ def test_peers_are_named_with_their_ratios(tmp_path, capsys):
     write(path, "eager", "DDIM-5 digits batch 4", us=1e4, steps=5)
     peers.main(["--lines", str(path), "--out", str(tmp_path / "peers.md")])
     text = (tmp_path / "peers.md").read_text()
-    assert "| name | ms | ratio to diffusers float32 |" in text and "| eager | 3 | 1.5 |" in text
-    assert "| name | ms | ratio to eager |" in text and "| eager | 2 | 1 |" in text
+    assert "| training digits batch 64 | eager | 3.000 | 1.50 |" in text and text.endswith("gpu none<!-- -->.\n")
+    assert "| DDIM-5 digits batch 4 | eager | 2.000 |" in text
     assert f"{loops.LUCIDRAINS} was not measured" in capsys.readouterr().out
 
 
 def test_no_results_are_one_sentence(tmp_path, refused):
     assert "holds no results; make some with pytest bench" in refused(tables.main, ["--out", str(tmp_path)])
     assert "has no results" in refused(peers.main, ["--lines", str(tmp_path / "none.jsonl")])
+
+
+def test_a_page_keeps_its_text(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("a <!-- x -->1<!-- --> b <!-- y --><!-- -->")
+    fill(page, {"y": "3", "x": "2"})
+    assert page.read_text() == "a <!-- x -->2<!-- --> b <!-- y -->3<!-- -->"
+    with pytest.raises(ValueError, match="no place for z"):
+        fill(page, {"z": ""})

@@ -212,6 +212,7 @@ def test_the_page_says_what_was_measured(monkeypatch, tmp_path):
     out.write_text("".join(json.dumps(each) + "\n" for each in results))
     for name in ("bench", "docs"):
         (tmp_path / name).mkdir()
+    (tmp_path / "bench/quality.md").write_text((quality_page.ROOT / "bench/quality.md").read_text())
     monkeypatch.setattr(quality_page, "ROOT", tmp_path)
     quality.main(["--data", "digits", "--n", "100", "--out", str(out), "--minutes", ""])
     page = (tmp_path / "bench/quality.md").read_text()
@@ -220,7 +221,8 @@ def test_the_page_says_what_was_measured(monkeypatch, tmp_path):
     assert "| diffusers, rate 0.0001 | 1.00 M | bf16 | 7 |  | 3.00 | 5 min | 0.900 | 400 |" in page
     assert "| denoising-diffusion-pytorch, rate 0.0001 | 1.00 M | bf16 | 7 |  | 1.50 | not yet | 0.900 | 400 |" in page
     assert f"| ours, rate {OURS:g} | 1.00 M | bf16 | 7 | 3.00 | 2.00 |  | 0.900 | 400 |" in page
-    assert "Not measured yet: denoising-diffusion-pytorch tuned.\n" in page
+    assert "- not measured yet: denoising-diffusion-pytorch tuned\n" in page
+    assert "- digits; 100 samples of each training at each stop, by 10 steps\n" in page
     assert (tmp_path / "docs/quality.png").stat().st_size > 10_000
 
 
