@@ -11,7 +11,7 @@ from torch.testing import assert_close
 import data
 import ddpm
 import noise
-from examples import denoise_1d, inpaint, interpolate, invert, low_dimension, memorise, work_precision
+from examples import denoise_1d, inpaint, interpolate, invert, low_dimension, memorise
 from examples.common import Model, rms, trained
 from run import checkpoint
 from unet import UNet
@@ -184,15 +184,6 @@ def test_only_x0_stays_in_the_plane(out):
     out_of_plane = low_dimension.main([*flags, str(out)])
     assert 10 * out_of_plane["x0", 64] < min(out_of_plane["eps", 64], out_of_plane["v", 64])
     assert Image.open(out).width > 200
-
-
-# Work and precision
-
-def test_work_and_precision_are_plotted(out, capsys):
-    frechet = work_precision.main(["--n", "20", "--steps", "2,3", "--out", str(out)])
-    assert [[evaluations for evaluations, _ in points] for points in frechet.values()] == [
-        [3, 5] if "Heun" in name else [2, 3] for name in frechet]
-    assert "| UniPC |" in capsys.readouterr().out and Image.open(out).width > 800
 
 
 # What they share
