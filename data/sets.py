@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.lib.npyio import NpzFile
 from torch import Tensor
 
 from data.files import reading
@@ -72,7 +73,7 @@ def digits(held_out: bool = False) -> Data:
 
 def read_npz(path: Path) -> Data:
     """Pictures arr_0, uint8 (N, H, W) or (N, H, W, C), and labels arr_1 (N,) if there; never unpickles."""
-    with reading(path, "it must hold uint8 pictures under arr_0"), np.load(path, allow_pickle=False) as arrays:
+    with reading(path, "it must hold uint8 pictures under arr_0"), NpzFile(path, allow_pickle=False) as arrays:
         images, labels = arrays["arr_0"], arrays.get("arr_1")
     images = images[..., None] if images.ndim == 3 else images
     if images.dtype != np.uint8 or images.ndim != 4 or not images.size or images.shape[-1] not in MODES:
