@@ -3,6 +3,7 @@
 import functools
 import os
 import signal
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -67,7 +68,8 @@ def batches(data: Data, batch: int, seed: int, steps: range, flip: bool = False,
 def from_workers(wanted: Batches, steps: range, workers: int) -> Iterator[Iterable[Tensor]]:
     """The batches of these steps, prepared by this many processes of a DataLoader."""
     loader = DataLoader(wanted, batch_size=None, sampler=steps, num_workers=workers, collate_fn=to_arrays,
-                        worker_init_fn=leave_group, generator=torch.Generator())
+                        worker_init_fn=leave_group, generator=torch.Generator(),
+                        multiprocessing_context="fork" if sys.platform == "linux" else None)     # shares the pixels
     try:
         for arrays in start(loader):
             yield map(torch.from_numpy, arrays)
