@@ -76,8 +76,9 @@ def from_workers(wanted: Batches, steps: range, workers: int) -> Iterator[Iterab
     except ValueError as error:                         # of a worker: its traceback, which ends in the sentence
         raise ValueError(str(error).splitlines()[-1].removeprefix("ValueError: ")) from error
     except (RuntimeError, OSError) as error:
-        raise ValueError(f"the {workers} processes that load images failed: {str(error).splitlines()[-1]}; use fewer "
-                         f"--workers, or --workers 0") from error
+        reason = (str(error) or type(error).__name__).splitlines()[-1]
+        raise ValueError(f"the {workers} processes that load images failed: {reason}; use fewer --workers, or "
+                         f"--workers 0") from error
 
 
 def to_arrays(tensors: tuple[Tensor, ...]) -> list[np.ndarray]:
