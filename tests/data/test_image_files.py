@@ -64,8 +64,9 @@ def test_photographs_turned_in_two_ways_have_two_sizes(tmp_path):
         data.load(str(tmp_path))
 
 
-def test_a_picture_with_damaged_exif_is_taken_as_it_lies(tmp_path):
-    Image.fromarray(LANDSCAPE).save(tmp_path / "x.jpg", exif=b"Exif\0\0no tiff!")
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
+def test_a_picture_with_damaged_exif_is_taken_as_it_lies(tmp_path, form):
+    Image.fromarray(LANDSCAPE).save(tmp_path / f"x.{form.lower()}", form, exif=b"Exif\0\0no tiff!")
     assert data.load(str(tmp_path)).shape == (3, 8, 12)
 
 

@@ -92,6 +92,7 @@ def cut(path, n):
     ("mnist", lambda d: cut(d / "train-images-idx3-ubyte", 0), "cannot read .*train-images-idx3-ubyte: .*; fetch it"),
     ("mnist", lambda d: mnist(d, packed=True) and (d / "train-images-idx3-ubyte").unlink()
      or cut(d / "train-images-idx3-ubyte.gz", 3000), "cannot read .*train-images-idx3-ubyte.gz: "),
+    ("mnist", lambda d: (d / "train-images-idx3-ubyte").write_bytes(b"\0\0\x0d\1\0\0\0\0"), "it is no IDX file of bytes"),
     ("mnist", lambda d: (d / "train-labels-idx1-ubyte").unlink(), "cannot read .*train-labels-idx1-ubyte"),
     ("mnist", lambda d: write_idx(d / "train-labels-idx1-ubyte", np.zeros(3, np.uint8)),
      r"pictures \(10, 28, 28\), and the labels beside it are \(3,\)"),
@@ -203,6 +204,9 @@ def test_held_out_parquet_and_folders_of_images(tmp_path, datasets):
         for prefix, n in (("", 4), ("test:", 2)):
             loaded = data.load(f"{prefix}mini-imagenet:{tmp_path / folder}", "64")
             assert len(loaded.images) == n and loaded.shape == (3, 64, 64)
+    (tmp_path / "p" / "data" / "test-0.parquet").unlink()
+    with pytest.raises(ValueError, match="p has no held-out pictures of mini-imagenet"):
+        data.load(f"test:mini-imagenet:{tmp_path / 'p'}", "64")
 
 
 def test_cars_of_many_sizes_from_parquet_train(datasets, tmp_path):
