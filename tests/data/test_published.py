@@ -92,7 +92,8 @@ def cut(path, n):
     ("mnist", lambda d: cut(d / "train-images-idx3-ubyte", 0), "cannot read .*train-images-idx3-ubyte: .*; fetch it"),
     ("mnist", lambda d: mnist(d, packed=True) and (d / "train-images-idx3-ubyte").unlink()
      or cut(d / "train-images-idx3-ubyte.gz", 3000), "cannot read .*train-images-idx3-ubyte.gz: "),
-    ("mnist", lambda d: (d / "train-images-idx3-ubyte").write_bytes(b"\0\0\x0d\1\0\0\0\0"), "it is no IDX file of bytes"),
+    ("mnist", lambda d: (d / "train-images-idx3-ubyte").write_bytes(b"\0\0\x0d\1\0\0\0\0"),
+     "it is no IDX file of bytes"),
     ("mnist", lambda d: (d / "train-labels-idx1-ubyte").unlink(), "cannot read .*train-labels-idx1-ubyte"),
     ("mnist", lambda d: write_idx(d / "train-labels-idx1-ubyte", np.zeros(3, np.uint8)),
      r"pictures \(10, 28, 28\), and the labels beside it are \(3,\)"),
