@@ -55,8 +55,9 @@ def from_arrays(name: str, images: np.ndarray, labels: np.ndarray | None, names:
 
 def name_classes(name: str, labels: Tensor, names: Sequence[str] = ()) -> tuple[str, ...]:
     """The classes' names, numbers if the set has more classes. Raises ValueError for labels that cannot be meant."""
-    if not len(labels) or labels.min() < 0 or labels.max() >= CLASSES:
-        raise ValueError(f"{name} has no labels, or some that are not from 0 to {CLASSES - 1}; choose another set")
+    if labels.is_floating_point() or not len(labels) or labels.min() < 0 or labels.max() >= CLASSES:
+        raise ValueError(f"{name} has no labels, or some that are not whole numbers from 0 to {CLASSES - 1}; choose "
+                         f"another set")
     top = int(labels.max())
     return tuple(names) if top < len(names) else tuple(str(k) for k in range(top + 1))
 

@@ -322,7 +322,11 @@ def test_a_label_that_is_missing_is_named(datasets, tmp_path, label):
     datasets.Dataset.from_dict(columns, features).to_parquet(tmp_path / "a.parquet")
     with pytest.raises(ValueError, match=f"row 0 of .* has the label {label}"):
         data.load(f"stream:cifar10:{tmp_path}").labels[[0]]
-    with pytest.raises(ValueError, match="cifar10:.* has no labels, or some that are not from 0"):
-        data.load(f"cifar10:{tmp_path}")
+    for column in (features["label"], datasets.Value("float64")):
+        table = datasets.Dataset.from_dict(columns | {"label": [label or 0.5 if column.dtype == "float64" else label]},
+                                           datasets.Features(img=features["img"], label=column))
+        table.to_parquet(tmp_path / "a.parquet")
+        with pytest.raises(ValueError, match="cifar10:.* has no labels, or some that are not whole numbers from 0"):
+            data.load(f"cifar10:{tmp_path}")
     with pytest.raises(ValueError, match="row 3 of cars has the label 2"):            # the library writes no such table
         published.one_label(2, 2, "row 3 of cars")
