@@ -191,13 +191,13 @@ def test_an_npz_is_resumed_after_a_stop(tmp_path, monkeypatch, capsys, torn):
     sample.main([*MANY, "--n", "45", "--out", str(tmp_path / "whole")])
     append, calls = arrays.append, []
 
-    def dies(path, n, done, pixels):
+    def dies(path, done, pixels):
         calls.append(done)
         if len(calls) == 4:
             with path.open("ab") as file:
                 file.write(b"x" * torn)
             raise KeyboardInterrupt
-        append(path, n, done, pixels)
+        append(path, done, pixels)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(arrays, "append", dies)
@@ -233,11 +233,12 @@ def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path, monkeypatch)
     alive = {}
     append = arrays.append
 
-    def counts(path, n, done, pixels):
+    def counts(path, done, pixels):
         gc.collect()
+        n = int(path.parent.name)
         alive[n] = max(alive.get(n, 0), sum(x.numel() for x in gc.get_objects() if type(x) is torch.Tensor
                                             and x.shape[1:] == (1, 8, 8)))
-        append(path, n, done, pixels)
+        append(path, done, pixels)
 
     monkeypatch.setattr(arrays, "append", counts)
     monkeypatch.setattr(arrays, "SHOWN", 20)
@@ -248,8 +249,9 @@ def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path, monkeypatch)
 
 # The folder
 
-def test_a_folder_belongs_to_one_sampler_at_a_time(tmp_path, refused):
+def test_a_folder_belongs_to_one_sampler_at_a_time(tmp_path, refused, monkeypatch):
     """A run's lock is of its process, so another process has to have it."""
+    monkeypatch.setattr("run.folder.PATIENCE", 0)
     code = "import sys, time; from pathlib import Path; from run import folder\n" \
            "with folder.lock(Path(sys.argv[1])):\n    print('locked', flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE) as other:
@@ -301,8 +303,7 @@ def test_links_in_the_folder_are_not_followed(tmp_path):
     precious.write_bytes(b"precious")
     out = tmp_path / "out"
     out.mkdir()
-    name = f"pictures-{arrays.digest(Config(checkpoint=DIGITS, n=2, steps='1'), checkpoint.load(DIGITS))}.npy"
-    for link in (name, "grid.png", "grid.png.tmp", "pictures.npz", "pictures.npz.tmp"):
+    for link in ("grid.png", "grid.png.tmp", "pictures.npz", "pictures.npz.tmp"):
         (out / link).symlink_to(precious)
     sample.main(["--checkpoint", DIGITS, "--n", "2", "--steps", "1", "--npz", "--out", str(out)])
     assert precious.read_bytes() == b"precious"
@@ -317,7 +318,7 @@ def test_the_rows_stay_until_the_packed_file_is_on_the_disk(tmp_path, monkeypatc
     monkeypatch.setattr(os, "replace", lambda *paths: (told.append("replace"), real["replace"](*paths)))
     monkeypatch.setattr(Path, "unlink", lambda path, missing_ok=False: (
         told.append(f"unlink {path.suffix}"), real["unlink"](path, missing_ok)))
-    arrays.append(tmp_path / "x.npy", 2, 0, torch.zeros(2, 1, 2, 2, dtype=torch.uint8))
+    arrays.append(tmp_path / "x.raw", 0, torch.zeros(2, 1, 2, 2, dtype=torch.uint8))
     told.clear()
-    arrays.finish(tmp_path / "x.npy", tmp_path / "x.npz", None)
-    assert [what for what in told if what != "unlink .tmp"] == ["fsync", "replace", "fsync", "unlink .npy"]
+    arrays.finish(tmp_path / "x.raw", tmp_path / "x.npz", 2, (1, 2, 2), None)
+    assert [what for what in told if what != "unlink .tmp"] == ["fsync", "replace", "fsync", "unlink .raw"]
