@@ -201,8 +201,8 @@ def profile_section(row: pd.Series, copy: float, rate: float) -> str:
     kinds.loc["between kernels"] = [np.nan, row.us - kinds.us.sum()]
     kinds.loc["a step"] = [kinds.launches.sum(), row.us]
     kinds.insert(2, "%", 100 * kinds.us / row.us)
-    kinds["floor us"] = pd.Series(floors_us(row.network, int(row.B), copy, rate))
-    kinds.loc["a step", "floor us"] = kinds["floor us"].sum()
+    floors = floors_us(row.network, int(row.B), copy, rate)
+    kinds["floor us"] = pd.Series({**floors, "a step": sum(floors.values())})
     kernels.index = "`" + kernels.index.str[:100] + "`"
     return f"\n## {row.group}\n\n{markdown(kinds)}\n{markdown(kernels[:15].rename_axis('longest'))}"
 
