@@ -6,6 +6,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -65,6 +66,7 @@ def rates(done: pd.DataFrame) -> tuple[float, float]:
     return ((machine.bytes / machine.us / 1e3).max(), (machine.flop / machine.us / 1e6).max())
 
 
+@cache
 def flops(network: str) -> dict[str, int]:
     """Of one picture and one step, by kind: two for each product, counted on a network without numbers."""
     from torch.utils.flop_counter import FlopCounterMode
