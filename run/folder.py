@@ -65,9 +65,11 @@ def loss_record(T: int, t: Tensor, weights: Tensor, losses: Tensor) -> Tensor:
 
 
 def mean_losses(records: list[Tensor]) -> dict:
-    """The mean losses over these steps, and the loss of each quarter of 1..T, None where no t fell."""
-    total = torch.stack(records).sum(0)
+    """The mean losses over these steps, and that of each quarter of 1..T, None where no t fell; {} without losses."""
+    total = torch.stack(records).cpu().sum(0) if records else torch.zeros(4, 2)
     weight, losses = total[:, :1], total[:, 1:]
+    if not weight.any():
+        return {}
     line = dict(zip(PARTS, (losses.sum(0) / weight.sum()).tolist(), strict=False))
     quarters = (losses[:, 0] / weight[:, 0]).tolist()
     return {**line, "quarters": [q if w else None for q, w in zip(quarters, weight[:, 0].tolist(), strict=True)]}

@@ -86,7 +86,8 @@ def digits_chain(every: int = 20) -> dict:
 def table() -> dict:
     """alpha_bar of every named schedule, the names that choose a table, and the mixture that is sampled."""
     return {"alphaBar": {name: pack(make().alpha_bar, "f8") for name, make in ddpm.SCHEDULES.items()},
-            "samplers": [*samplers.SAMPLERS], "spacings": samplers.SPACINGS + samplers.NOISE_SPACINGS,
+            "options": {name: samplers.options_of(name) for name in samplers.SAMPLERS},
+            "spacings": samplers.SPACINGS + samplers.NOISE_SPACINGS,
             "targets": schedules.TARGETS, "variances": schedules.VARIANCES, "mixture": MIXTURE}
 
 

@@ -65,7 +65,7 @@ def test_lines_that_are_none_are_skipped_with_one_warning(tmp_path, capsys, line
 
 
 @pytest.mark.parametrize("loss", [0, -1, 1e308, -1e308, 2**62, float("nan"), float("inf"), 5e-324])
-def test_every_number_can_be_drawn(tmp_path, loss):
+def test_every_number_can_be_drawn(tmp_path, curves, loss):
     for step in (1, 2, 2**31 - 1):
         folder.append_log(tmp_path, {"step": step, "loss": loss, "simple": loss, "quarters": [loss, None, 1, loss]})
     folder.append_log(tmp_path, {**LINE, "step": 5})                # without the parts of the first line
