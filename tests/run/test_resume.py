@@ -114,7 +114,7 @@ def test_a_run_whose_first_updates_failed_resumes_to_the_bit(tmp_path, monkeypat
     objective, failing = train.objective, iter([math.nan] * 4)
 
     def failing_first(*args):
-        return objective(*args) * next(failing, 1.)
+        return {"loss": objective(*args)["loss"] * next(failing, 1.)}
 
     monkeypatch.setattr(train, "objective", failing_first)
     resumed(tmp_path / "broken", steps=4)

@@ -176,7 +176,7 @@ def test_failed_updates_are_not_saved(tmp_path, monkeypatch, refused):
     """A run that is started again after every error would end with weights that never changed."""
     run(tmp_path, "--steps", "2")
     before, objective = (tmp_path / "last.safetensors").read_bytes(), train.objective
-    monkeypatch.setattr(train, "objective", lambda *args: objective(*args) * float("nan"))
+    monkeypatch.setattr(train, "objective", lambda *args: {"loss": objective(*args)["loss"] * float("nan")})
     assert "not finite 5 steps in a row" in refused(train.main, [*FLAGS, "--steps", "20", "--out", str(tmp_path)])
     assert (tmp_path / "last.safetensors").read_bytes() == before
 
@@ -246,6 +246,7 @@ def test_a_folder_taken_during_a_save_is_left_alone(tmp_path, monkeypatch, refus
 def test_progress_is_none_only_within_an_update():
     progress = state.Progress()
     progress.step = None
-    for step, norm in ((7, 1.), (8, torch.nan)):
-        progress.complete(step, lambda losses: torch.zeros(4, 2), torch.tensor(norm), torch.zeros(1, 4))
-    assert (progress.step, progress.failures, len(progress.records)) == (8, 1, 1)
+    for step, finite in ((7, True), (8, False)):
+        progress.count(step, torch.tensor(finite), torch.ones(4, 2))
+    assert (progress.step, progress.failures) == (8, 1)
+    assert [record.sum() for record in progress.records] == [8, 0]
