@@ -78,8 +78,8 @@ class NormCase(NamedTuple):
     way: str = ""                   # resident, loop or split, whatever the size; else as `plan` decides
 
     def __str__(self) -> str:
-        given = " ".join((*self.norm.rows, *([] if self.norm.silu else ["no silu"])))
-        return f"{self.B},{self.norm.C},{self.norm.H},{self.norm.W}/{self.norm.groups} {given}".strip()
+        options = " ".join((*self.norm.rows, *([] if self.norm.silu else ["no silu"])))
+        return f"{self.B},{self.norm.C},{self.norm.H},{self.norm.W}/{self.norm.groups} {options}".strip()
 
 
 ROWS = ("scale", "shift", "add")
@@ -205,8 +205,8 @@ KINDS = {
     "consistency": {"sampler": "consistency"}, "half v": {"eta": 0.5, "target": "v"},
     "x0 unclipped": {"eta": 1., "target": "x0", "clip": False}, "learned": {"eta": 1., "variance": "learned"},
 }
-STEPS = [StepCase(kind, given, *output) for (given, kind), output in zip(product(("seeds", "z", "neither"), KINDS),
-                                                                         cycle(product(DTYPES, LAYOUTS)))]
+STEPS = [StepCase(kind, source, *output) for (source, kind), output in zip(product(("seeds", "z", "neither"), KINDS),
+                                                                           cycle(product(DTYPES, LAYOUTS)))]
 
 
 def rows_of(kind: str) -> Tensor:

@@ -500,7 +500,7 @@ SECTOR = 64                 # bytes that must lie together for a read to waste n
 class Sizes(NamedTuple):
     resident: int           # elements of a program whose groups stay in registers
     loop: int               # elements of a tile otherwise
-    a_thread: int           # elements of a tile per thread
+    per_thread: int           # elements of a tile per thread
     share: int              # elements of a program per thread, or sums over threads cost more than the elements
     channels: int           # channels a thread may have of a group in parts, or registers spill
     slab: int = 96 * 1024   # bytes a program may read twice: the second read then comes from a cache
@@ -522,8 +522,8 @@ def pow2(n: int) -> int:
     return 1 << max(n, 1).bit_length() - 1
 
 
-def warps(elements: int, a_thread: int) -> int:
-    return min(16, pow2(elements // (32 * a_thread)))
+def warps(elements: int, per_thread: int) -> int:
+    return min(16, pow2(elements // (32 * per_thread)))
 
 
 @cache
@@ -561,8 +561,8 @@ def whole_groups(shape: tuple[int, ...], G: int, itemsize: int, channels_last: b
         return lanes, groups, whole, min(most, warps(groups * lanes * whole, vector))
     slab = sizes.slab if B * G // groups >= sizes.programs else sizes.slab // 4
     if width * HW * itemsize <= slab and width <= sizes.loop // 4:
-        most = min(warps(sizes.loop, sizes.a_thread), warps(width * HW, sizes.share))
-        loads = max(1, sizes.a_thread // (vector * (CPG // lanes)))     # of a thread, from each part
+        most = min(warps(sizes.loop, sizes.per_thread), warps(width * HW, sizes.share))
+        loads = max(1, sizes.per_thread // (vector * (CPG // lanes)))     # of a thread, from each part
         pixels = pow2(min(sizes.loop // width, 32 * most * vector * loads // (groups * lanes)))
         return lanes, groups, pixels, min(most, warps(groups * lanes * pixels, vector))
     return None
@@ -577,7 +577,7 @@ def split(shape: tuple[int, ...], G: int, channels_last: bool, sizes: Sizes) -> 
     tiles = triton.cdiv(H * W, pixels)
     chunk = max(1, min(16, tiles * (C // channels) * B // (4 * sizes.programs)))        # in tiles
     chunk = max(chunk, triton.cdiv(tiles * triton.next_power_of_2(C // G), 16384))      # so that a merge is one tile
-    return channels, pixels, chunk * pixels, warps(pixels * channels, sizes.a_thread)
+    return channels, pixels, chunk * pixels, warps(pixels * channels, sizes.per_thread)
 
 
 # Launchers
