@@ -500,7 +500,7 @@ SECTOR = 64                 # bytes that must lie together for a read to waste n
 class Sizes(NamedTuple):
     resident: int           # elements of a program whose groups stay in registers
     loop: int               # elements of a tile otherwise
-    per_thread: int           # elements of a tile per thread
+    per_thread: int         # elements of a tile per thread
     share: int              # elements of a program per thread, or sums over threads cost more than the elements
     channels: int           # channels a thread may have of a group in parts, or registers spill
     slab: int = 96 * 1024   # bytes a program may read twice: the second read then comes from a cache
