@@ -282,10 +282,21 @@ def normalise(x, coefficients, SILU):
 
 
 @triton.jit
+def normalise_tiles(x_ptr, y_ptr, coefficients, c, start, stop, tile):
+    """Every tile of the pixels start..stop, the last one first."""
+    last_tile = start + (stop - start - 1) // tile.PIXELS * tile.PIXELS
+    for p in range(start, stop, tile.PIXELS):
+        at, ok = positions(c, last_tile - (p - start), stop, tile)
+        for j in tl.static_range(len(coefficients)):
+            x = read(x_ptr, at, ok, j, tile)
+            write(y_ptr, at, normalise(x, coefficients[j], tile.SILU), ok, j, tile)
+
+
+@triton.jit
 def forward_kernel(
-    x_ptr, y_ptr,                                               # (B, C, HW) in either layout; y only if APPLY
-    stats_ptr,                                                  # (B, 2, G): mean, rstd; of a chunk (B, chunks, 2, C):
-    rows, x_stride, norm_eps,                                   # mean, m2
+    x_ptr, y_ptr,                           # (B, C, HW) in either layout; y is written if APPLY
+    stats_ptr,                              # (B, 2, G): mean, rstd; without APPLY (B, chunks, 2, C): mean, m2 of a chunk
+    rows, x_stride, norm_eps,
     tile: tl.constexpr, FIND: tl.constexpr, APPLY: tl.constexpr,
 ):
     PARTS: tl.constexpr = tile.CPG // tile.LANES
@@ -294,7 +305,7 @@ def forward_kernel(
     ACROSS: tl.constexpr = min(VECTOR, tile.LANES) if tile.CHANNELS_LAST else 1
     RESIDENT: tl.constexpr = FIND and APPLY and tile.PIXELS >= tile.HW
     n, k, block, c, start, stop = place(tile)
-    if FIND:                                                    # else below: so ptxas needs the fewest instructions
+    if FIND:                                # else below: so ptxas needs the fewest instructions
         x_ptr, y_ptr = x_ptr + n * x_stride, y_ptr + n * (tile.C * tile.HW)
     adds = adds_of(rows, n, c, tile)
     at, ok = positions(c, start, stop, tile)
@@ -327,12 +338,7 @@ def forward_kernel(
             for j in tl.static_range(PARTS):
                 write(y_ptr, at, normalise(x[j], coefficients[j], tile.SILU), ok, j, tile)
         else:
-            last_tile = start + (stop - start - 1) // tile.PIXELS * tile.PIXELS
-            for p in range(start, stop, tile.PIXELS):
-                at, ok = positions(c, last_tile - (p - start), stop, tile)
-                for j in tl.static_range(PARTS):
-                    x_part = read(x_ptr, at, ok, j, tile)
-                    write(y_ptr, at, normalise(x_part, coefficients[j], tile.SILU), ok, j, tile)
+            normalise_tiles(x_ptr, y_ptr, coefficients, c, start, stop, tile)
 
 
 @triton.jit
@@ -424,11 +430,24 @@ def write_rows(sums_ptr, size, rows, db, dw, sx, c1, c2, gain, rstd, n, c, tile,
 
 
 @triton.jit
+def dx_tiles(x_ptr, dy_ptr, dx_ptr, rstd, coefficients, gains, c1, c2, c, start, stop, tile):
+    """Every tile of the pixels start..stop, the last one first."""
+    last_tile = start + (stop - start - 1) // tile.PIXELS * tile.PIXELS
+    for p in tl.range(start, stop, tile.PIXELS, loop_unroll_factor=2):
+        at, ok = positions(c, last_tile - (p - start), stop, tile)
+        for j in tl.static_range(len(coefficients)):
+            centered = read(x_ptr, at, ok, j, tile) - coefficients[j][0][None, :]
+            g = silu_backward(centered, read(dy_ptr, at, ok, j, tile), coefficients[j], tile.SILU)
+            write(dx_ptr, at, dx_of(centered, g, rstd, gains[j], c1, c2), ok, j, tile)
+
+
+@triton.jit
 def backward_kernel(
-    x_ptr, dy_ptr, dx_ptr,                                      # (B, C, HW) in either layout; without APPLY no dx
-    stats_ptr, group_sums_ptr,                                  # (B, 2, G): mean, rstd; c1, c2, unless found here
-    sums_ptr,                                                   # (2 to 5, B, C): dweight, dbias, dscale, dshift, dadd;
-    rows, x_stride, dy_stride, size,                            # of a chunk (B, chunks, 3, C): db, dw, sx. B * C
+    x_ptr, dy_ptr, dx_ptr,                  # (B, C, HW) in either layout; dx is written if APPLY
+    stats_ptr, group_sums_ptr,              # (B, 2, G): mean, rstd; c1, c2, which are read unless FIND
+    sums_ptr,                               # (2 to 5, B, C): dweight, dbias, and dscale, dshift, dadd where given;
+                                            # without APPLY (B, chunks, 3, C): db, dw, sx of a chunk
+    rows, x_stride, dy_stride, size,        # size: B * C
     tile: tl.constexpr, FIND: tl.constexpr, APPLY: tl.constexpr,
 ):
     PARTS: tl.constexpr = tile.CPG // tile.LANES
@@ -466,13 +485,7 @@ def backward_kernel(
             for j in tl.static_range(PARTS):
                 write(dx_ptr, at, dx_of(centered[j], g[j], rstd, gains[j], c1, c2), ok, j, tile)
         else:
-            last_tile = start + (stop - start - 1) // tile.PIXELS * tile.PIXELS
-            for p in tl.range(start, stop, tile.PIXELS, loop_unroll_factor=2):
-                at, ok = positions(c, last_tile - (p - start), stop, tile)
-                for j in tl.static_range(PARTS):
-                    x = read(x_ptr, at, ok, j, tile) - coefficients[j][0][None, :]
-                    dz = silu_backward(x, read(dy_ptr, at, ok, j, tile), coefficients[j], tile.SILU)
-                    write(dx_ptr, at, dx_of(x, dz, rstd, gains[j], c1, c2), ok, j, tile)
+            dx_tiles(x_ptr, dy_ptr, dx_ptr, rstd, coefficients, gains, c1, c2, c, start, stop, tile)
 
 
 @triton.jit
