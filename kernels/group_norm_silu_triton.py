@@ -295,7 +295,7 @@ def normalise_tiles(x_ptr, y_ptr, coefficients, c, start, stop, tile):
 @triton.jit
 def forward_kernel(
     x_ptr, y_ptr,                           # (B, C, HW) in either layout; y is written if APPLY
-    stats_ptr,                              # (B, 2, G): mean, rstd; without APPLY (B, chunks, 2, C): mean, m2 of a chunk
+    stats_ptr,                              # (B, 2, G): mean, rstd; without APPLY (B, chunks, 2, C): mean, m2
     rows, x_stride, norm_eps,
     tile: tl.constexpr, FIND: tl.constexpr, APPLY: tl.constexpr,
 ):
