@@ -456,7 +456,7 @@ def backward_kernel(
     n, k, block, c, start, stop = place(tile)
     mean, rstd = of_groups(stats_ptr, n, c, tile)
     coefficients, gains = affine(mean, rstd, adds_of(rows, n, c, tile), rows, n, c, tile)
-    x_ptr, dy_ptr = x_ptr + n * x_stride, dy_ptr + n * dy_stride
+    x_ptr, dy_ptr, dx_ptr = x_ptr + n * x_stride, dy_ptr + n * dy_stride, dx_ptr + n * (tile.C * tile.HW)
     at, ok = positions(c, start, stop, tile)
     if RESIDENT:
         sums, centered, g = resident_sums(x_ptr, dy_ptr, rstd, coefficients, at, ok, tile)
@@ -480,7 +480,6 @@ def backward_kernel(
         c1, c2 = of_groups(group_sums_ptr, n, c, tile)
 
     if APPLY:
-        dx_ptr += n * (tile.C * tile.HW)
         if RESIDENT:
             for j in tl.static_range(PARTS):
                 write(dx_ptr, at, dx_of(centered[j], g[j], rstd, gains[j], c1, c2), ok, j, tile)
@@ -637,7 +636,7 @@ def backward(dy: Tensor, x: Tensor, stats: Tensor, weight: Tensor, bias: Tensor,
         return
     chunks, group_sums = triton.cdiv(tile.HW, tile.CHUNK), torch.empty_like(stats)
     part = x.new_empty(shape[0], chunks, 3, tile.C, dtype=torch.float32)
-    run(x, dy, None, stats, None, part, *tail, True, False, num_warps=count)
+    run(x, dy, dx, stats, None, part, *tail, True, False, num_warps=count)
     backward_merge_kernel[(shape[0] * G,)](part, stats, group_sums, sums, rows, size, tile,
                                            num_warps=warps(tile.C // G * chunks, 16))
     run(x, dy, dx, stats, group_sums, None, *tail, False, True, num_warps=count)
