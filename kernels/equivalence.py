@@ -89,13 +89,13 @@ SHAPES = {"even": (2, 8, 8, 8, 2), "three a group": (1, 6, 7, 5, 2), "twelve a g
 
 
 def small_norms() -> list[NormCase]:
-    """Every way with every shape; and with every choice of arguments, in which the dtypes take turns."""
+    """Every way with every shape; and, two groups of three channels per program, with every choice of arguments."""
     layouts, dtypes = cycle(LAYOUTS), cycle(DTYPES[1:])
     cases = [NormCase(Norm(C, H, W, G, ROWS, True), B, torch.float32, next(layouts), way=way)
              for way, (B, C, H, W, G) in product(WAYS, SHAPES.values())]
     for way, (rows, silu) in product(WAYS, (((), True), (("add",), True), (("scale", "shift"), True), (ROWS, False))):
         dtype = next(dtypes) if rows == () or not silu else torch.float32
-        cases.append(NormCase(Norm(6, 4, 7, 2, rows, silu), 2, dtype, next(layouts), torch.float32 if silu else dtype,
+        cases.append(NormCase(Norm(12, 4, 7, 4, rows, silu), 2, dtype, next(layouts), torch.float32 if silu else dtype,
                               0.1, way))
     return cases
 
