@@ -119,14 +119,15 @@ def test_names_are_links_unless_they_are_the_function_s_own(tmp_path, monkeypatc
     monkeypatch.setattr(sources, "ROOT", tmp_path)
     (tmp_path / "linked_a.py").write_text("def f(): pass\n")
     (tmp_path / "linked_b.py").write_text(
-        "import linked_a\nfrom linked_a import f as h\n\ndef g(x, step=h):\n    h()\n    return linked_a.f(x.f)\n\n"
-        "def own(x, h=h):\n    linked_a = x\n    return h(linked_a.f), [g for g in x]\n")
-    names = sources.Names({name: name.replace(".", "#") for name in ("linked_a", "linked_a.f", "linked_b.g")})
+        "import linked_a\nfrom linked_a import f\n\ndef g(x, step=f):\n    f()\n    return linked_a.f(x.f)\n\n"
+        "def own(x, f=f):\n    linked_a = x\n    return f(linked_a.f), [g for g in x]\n")
     lines = (tmp_path / "linked_b.py").read_text().splitlines()
-    found = [(line, lines[line - 1][first:last], href)
-             for line, first, last, href in names.links("linked_b.py", "linked_b")]
-    assert found == [(1, "linked_a", "linked_a"), (2, "f as h", "linked_a#f"), (4, "h", "linked_a#f"),
-                     (5, "h", "linked_a#f"), (6, "linked_a.f", "linked_a#f"), (8, "h", "linked_a#f")]
+    anchors = {name: name.replace(".", "#") for name in ("linked_a", "linked_a.f", "linked_b.g")}
+    found = [(line, lines[line - 1][first - 2:last], href)
+             for line, first, last, href in sources.links("linked_b.py", anchors)]
+    assert found == [(1, "t linked_a", "linked_a"), (2, "m linked_a", "linked_a"), (2, "t f", "linked_a#f"),
+                     (4, "p=f", "linked_a#f"), (5, "  f", "linked_a#f"), (6, "n linked_a", "linked_a"),
+                     (6, "a.f", "linked_a#f"), (8, "f=f", "linked_a#f")]
 
 
 def test_code_is_linked_across_files(parsed):
