@@ -7,9 +7,11 @@ bits are fewer than the tolerances of float32 allow. The workspace is what cuBLA
 import os
 import resource
 import signal
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 torch.set_num_threads(1)
 torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
@@ -17,6 +19,9 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 os.environ.setdefault("OMP_NUM_THREADS", "1")           # for the processes that tests start
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+
+from data.files import writing  # noqa: E402
+from run import folder  # noqa: E402
 
 
 @pytest.fixture
@@ -28,6 +33,21 @@ def poison():
     yield
     torch.use_deterministic_algorithms(before[0])
     torch.utils.deterministic.fill_uninitialized_memory = before[1]
+
+
+def blank(out: Path, path: Path | None = None) -> None:
+    """A loss.png without curves: to draw them takes longer than all else of a small run."""
+    with writing(path or out / "loss.png") as file:
+        Image.new("L", (1600, 200)).save(file, "PNG")
+
+
+PLOT_LOG, folder.plot_log = folder.plot_log, blank
+
+
+@pytest.fixture
+def curves(monkeypatch):
+    """In this test loss.png has its curves."""
+    monkeypatch.setattr(folder, "plot_log", PLOT_LOG)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -38,17 +38,23 @@ PRELOAD = ("tests.forks", "train", "sample", "evaluate", "convert", "torch._dyna
            "matplotlib.pyplot")
 
 
+def load(run: Sequence[str]) -> tuple[Callable[[Sequence[str]], object], list[str]]:
+    """The main of a script or module, and the arguments for it."""
+    name, *argv = run[1:] if run[0] == "-m" else run
+    return importlib.import_module(name.removesuffix(".py").replace("/", ".")).main, argv
+
+
 def _call(run: Sequence[str] | Callable[[], object]) -> None:
     """Calls the function, or runs the script, module or code with its arguments."""
     if callable(run):
-        return run()
-    if run[0] == "-c":
+        run()
+    elif run[0] == "-c":
         sys.argv = ["-c", *run[2:]]
-        return exec(compile(run[1], "<string>", "exec"), {"__name__": "__main__"})
-    name, *argv = run[1:] if run[0] == "-m" else run
-    module = importlib.import_module(name.removesuffix(".py").replace("/", "."))
-    sys.argv = [module.__file__, *argv]
-    module.main(argv)
+        exec(compile(run[1], "<string>", "exec"), {"__name__": "__main__"})
+    else:
+        main, argv = load(run)
+        sys.argv = [*run]
+        main(argv)
 
 
 def _child(run: Sequence[str] | Callable[[], object], cwd: Path, env: Mapping[str, str], pipes: Sequence[Connection],

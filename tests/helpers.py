@@ -109,8 +109,10 @@ def png_chunk(kind: bytes, content: bytes) -> bytes:
 
 class Trap:
     """What a hostile pickle does: it leaves a folder, trap-was-here."""
+    NAME = "trap-was-here"
+
     def __reduce__(self):
-        return os.mkdir, ("trap-was-here",)
+        return os.mkdir, (self.NAME,)
 
 
 def awake(config, **kwargs):

@@ -1,26 +1,28 @@
-"""Kills a training run at random times, and says whether it ends where the unbroken one does.
+"""Kills a training run at random times, and says whether it ends where the undisturbed one does.
 
-    python -m tests.kills --kills 50 --steps 900
+    python -m tests.kills                               # 50 kills, many of them in a save: every step is saved
+    python -m tests.kills --soak --steps 15000 --wait 60    # other signals, too, a worker, and sampling meanwhile
 
-Every step is saved, so that many kills fall into a save. The processes are forked: none imports anything anew.
+Exits 1 unless both runs end at the same bits, log included.
 """
 
-import os
+import contextlib
 import random
 import signal
 import tempfile
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
-import torch._dynamo  # noqa: F401  by the optimizer, late
 
-import data
-import train
-from run import checkpoint, cli
+from run import cli, tensors
 from run import folder as run_folder
+from run.checkpoint import LAST
+from tests.forks import forked, run_forked
 
 
 @dataclass(frozen=True)
@@ -29,63 +31,76 @@ class Config:
     kills: int = 50                 # how often
     steps: int = 900                # of the run; more than pass between the kills
     wait: float = 1.0               # seconds that a process lives, at most
-    seed: int = 0                   # of the times
+    soak: bool = False              # also signals that can be heard, a worker, and sampling, which is killed as well
+    seed: int = 0                   # of the times and signals
 
 
-def forked(main: Callable, flags: list[str]) -> int:
-    """A process that runs main(flags), its number."""
-    if pid := os.fork():
-        return pid
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    os.dup2(1, 2)
-    code = 1
-    try:
-        main(flags)
-        code = 0
-    finally:
-        os._exit(code)
+def no_plots() -> None:
+    """In the fork: curves are slow, and not what is tested."""
+    run_folder.plot_log = lambda out: None
+
+
+def state(out: Path) -> tuple:
+    """All of a run that must not depend on where it was cut: tensors, steps and the log."""
+    content, facts = tensors.load(out / LAST)
+    lines = [{k: v for k, v in line.items() if k != "images_per_second"} for line in run_folder.read_log(out)]
+    return content, (facts["step"], facts["updates"], lines)
 
 
 def same_end(out: Path, other: Path) -> bool:
     """Whether two runs ended at the same bits, log included."""
-    (step, ours, lines), (steps, theirs, expected) = state(out), state(other)
-    return step == steps and all(map(torch.equal, ours, theirs)) and lines == expected
+    (ours, facts), (theirs, expected) = state(out), state(other)
+    return (facts == expected and ours.keys() == theirs.keys()
+            and all(torch.equal(w, theirs[name]) for name, w in ours.items()))
 
 
-def state(out: Path) -> tuple:
-    """All of a run that must not depend on where it was cut."""
-    last = checkpoint.load(out / "last.pt")
-    lines = [{k: v for k, v in line.items() if k != "images_per_second"} for line in run_folder.read_log(out)]
-    moments = [w for one in last.optimizer["state"].values() for w in one.values()]
-    return last.step, [*last.weights.values(), *last.ema.values(), *moments], lines
+@contextlib.contextmanager
+def sampling(checkpoint: Path, out: Path) -> Iterator[None]:
+    """Samples from the checkpoint during the block, until its end at most. Raises AssertionError if sampling fails."""
+    flags = ["--checkpoint", str(checkpoint), "--n", "500", "--steps", "20", "--eta", "1", "--npz", "--out", str(out)]
+    with forked(["sample.py", *flags]) as process:
+        yield
+        assert process.poll() in (None, 0), process.stderr
+    if process.poll() == 0:
+        with np.load(out / "pictures.npz") as file:
+            assert file["arr_0"].shape == (500, 8, 8, 1)
+
+
+def disturbed(train: Sequence[str], sent: signal.Signals, wait: float) -> str:
+    """How training ends that gets the signal after `wait` seconds: the signal's name, or "by itself"."""
+    with forked(train, before=no_plots) as process:
+        time.sleep(wait)
+        process.send_signal(sent)
+        status = process.wait()
+    early = [-sent, *[1] * (sent == signal.SIGINT)]                 # before it listens
+    assert status == 0 or status in early, (sent, status, process.stderr)
+    return "by itself" if status == 0 else sent.name
 
 
 def main(argv=None) -> None:
     config, began = cli.parse(Config, argv), time.perf_counter()
-    times = random.Random(config.seed)
-    torch.set_num_threads(1)                                        # threads do not survive a fork, and are waited for
-    data.load("digits")                                          # imported before, not in every process
-    run_folder.plot_log = lambda out: None                          # slow, and not what is tested
-    flags = ["--T", "20", "--batch", "8", "--log_every", "3", "--sample_every", "100000", "--save_every", "1",
-             "--steps", str(config.steps), "--out"]
-    with tempfile.TemporaryDirectory() as folder:
-        whole, cut = Path(folder, "whole"), Path(folder, "cut")
-        in_save, reached = 0, []
-        for _ in range(config.kills):
-            pid = forked(train.main, [*flags, str(cut)])
-            time.sleep(times.uniform(0, config.wait))
-            os.kill(pid, signal.SIGKILL)
-            if not os.WIFSIGNALED(os.waitpid(pid, 0)[1]):
-                break                                               # it reached its end before it was killed
-            in_save += (cut / "last.pt.tmp").exists()
-            (cut / "last.pt.tmp").unlink(missing_ok=True)
-            reached.append(checkpoint.load(cut / "last.pt").step if (cut / "last.pt").exists() else 0)
+    chance, ends, in_save, reached = random.Random(config.seed), Counter(), 0, [0]
+    signals = [signal.SIGKILL, *(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) * config.soak]
+    train = ["train.py", "--T", "20", "--batch", "8", "--log_every", "3", "--sample_every", "100000", "--steps",
+             str(config.steps), *(["--save_every", "50", "--workers", "1"] if config.soak else ["--save_every", "1"])]
+    with tempfile.TemporaryDirectory() as home:
+        whole, cut = Path(home, "whole"), Path(home, "cut")
+        checkpoint, half = cut / LAST, cut / f"{LAST}.tmp"
+        while len(reached) <= config.kills and reached[-1] < config.steps:
+            sampled = config.soak and checkpoint.exists()
+            with sampling(checkpoint, Path(home, "samples")) if sampled else contextlib.nullcontext():
+                how = disturbed([*train, "--out", str(cut)], chance.choice(signals), chance.uniform(0, config.wait))
+            ends[how] += 1
+            in_save += half.exists()
+            half.unlink(missing_ok=True)
+            reached.append(tensors.load(checkpoint)[1]["step"] if checkpoint.exists() else 0)
             assert reached == sorted(reached), reached
         for out in (cut, whole):
-            assert os.waitpid(forked(train.main, [*flags, str(out)]), 0)[1] == 0, f"{out} did not end well"
-        same, step = same_end(cut, whole), checkpoint.load(cut / "last.pt").step
-    print(f"{len(reached)} kills, {in_save} in a save, resumed from {len(set(reached))} different steps; "
-          f"{'the same' if same else 'ANOTHER'} end at step {step}; {time.perf_counter() - began:.0f} s")
+            done = run_forked([*train, "--out", str(out)], before=no_plots)
+            assert done.returncode == 0, done.stderr
+        same, step = same_end(cut, whole), state(cut)[1][0]
+    print(f"{len(reached) - 1} kills, {in_save} in a save, ends {dict(ends)}, resumed from {len({*reached})} different "
+          f"steps; {'the same' if same else 'ANOTHER'} end at step {step}; {time.perf_counter() - began:.0f} s")
     raise SystemExit(not same)
 
 

@@ -1,79 +1,86 @@
-"""The harness of tests/attack.py: it sees what it is there to see, and a few of its cases end well."""
+"""The harness of tests/attack sees what it is there to see, and its cases and kills end well."""
 
 import os
 import signal
-import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests import attack
-from tests.hostile.case import Case, foundations
-from tests.hostile.surroundings import writers
-
-ROOT = Path(__file__).parents[1]
-
-
-def arrange() -> list[str]:
-    """Files that are there before."""
-    Path("precious").write_text("precious")
-    Path("last.txt").write_text("saved")
-    return []
-
-
-def say(text: str, code: int) -> None:
-    print(text, file=sys.stderr)
-    raise SystemExit(code)
-
+from tests.attack import foundations
+from tests.attack.cases import every_case
+from tests.attack.harness import MEMORY, Case, attack
+from tests.attack.surroundings import writers
+from tests.forks import run_forked
 
 SENTENCE = "train.py: batch is 0; it must be at least 1"
 
 
-def change_and_say(name: str) -> None:
-    Path(name).write_text("new")
-    say(SENTENCE, 2)
+def script(*files: str, says: str = "", status: int = 0) -> None:
+    """A script that writes files, prints on stderr, and exits."""
+    for name in files:
+        Path(name).write_text("new")
+    print(says, file=sys.stderr)
+    sys.exit(status)
 
 
-@pytest.mark.parametrize("main, ends", [
-    (lambda flags: print("done"), ("ok",)), (lambda flags: say(SENTENCE, 2), ("sentence",)),
-    (lambda flags: {}["missing"], ("traceback",)), (lambda flags: say(SENTENCE, 1), ("traceback",)),
-    (lambda flags: say("", 2), ("traceback",)), (lambda flags: say(f"{SENTENCE}\n{SENTENCE}", 2), ("traceback",)),
-    (lambda flags: os.kill(os.getpid(), signal.SIGKILL), ("crash",)), (lambda flags: time.sleep(60), ("hang",)),
-    (lambda flags: Path("last.txt").write_text("new"), ("ok",)), (lambda flags: change_and_say("x"), ("sentence",)),
-    (lambda flags: Path("precious").write_text("new"), ("ok", "lost")),
-    (lambda flags: Path("last.txt").unlink(), ("ok", "lost")),
-    (lambda flags: Path("new.png").write_bytes(b"no picture"), ("ok", "lost")),
-    (lambda flags: change_and_say("last.txt"), ("sentence", "lost")),
-    (lambda flags: change_and_say("x.tmp"), ("sentence", "lost"))], ids=range(15))
-def test_ends_are_told_apart(main, ends, capsys):
-    [end] = attack.attack([Case("a kind", "a name", main, arrange)], limit=3)
+@pytest.mark.parametrize("run, ends", [
+    (partial(script), ("ok",)), (partial(script, says=SENTENCE, status=2), ("sentence",)),
+    (partial(int, "x"), ("traceback",)), (partial(script, says=SENTENCE, status=1), ("traceback",)),
+    (partial(script, status=2), ("traceback",)),
+    (partial(script, says=f"{SENTENCE}\n{SENTENCE}", status=2), ("traceback",)),
+    (partial(signal.raise_signal, signal.SIGKILL), ("crash",)), (partial(script, "last.txt"), ("ok",)),
+    (partial(script, "x", says=SENTENCE, status=2), ("sentence",)), (partial(script, "precious"), ("ok", "lost")),
+    (partial(os.unlink, "last.txt"), ("ok", "lost")), (partial(script, "new.png"), ("ok", "lost")),
+    (partial(os.mkdir, "trap-was-here"), ("ok", "lost")),
+    (partial(script, "last.txt", says=SENTENCE, status=2), ("sentence", "lost")),
+    (partial(script, "x.tmp", says=SENTENCE, status=2), ("sentence", "lost")),
+    (partial(bytearray, 2 * MEMORY), ("traceback",))], ids=range(16))
+def test_ends_are_told_apart(run, ends, capsys):
+    [end] = attack([Case("a kind", "a name", {"precious": b"precious", "last.txt": b"saved"}, run)])
     assert end.ends == ends
     assert ("a kind: a name: " in capsys.readouterr().out) == bool({*ends} - {"ok", "sentence"})
 
 
-def test_memory_is_limited():
-    [end] = attack.attack([Case("", "", lambda flags: bytearray(2 * attack.MEMORY), arrange)], limit=30)
-    assert end.ends == ("traceback",) and "MemoryError" in end.said
+def test_expected_sentences_hangs_and_full_disks():
+    cases = [Case("", says, {}, partial(script, says=SENTENCE, status=2), says) for says in ("batch", "nothing")]
+    cases += [Case("", "silent", {}, partial(script), "batch"), Case("", "full", {}, partial(script, "x"), disk=1)]
+    assert [end.ends for end in attack(cases, jobs=1)] == [("sentence",), *[("traceback",)] * 2, ("traceback", "lost")]
+    assert [end.ends for end in attack([Case("", "", {}, partial(time.sleep, 1000))], limit_s=0.5)] == [("hang",)]
 
 
-def test_a_full_disk_is_made():
-    [end] = attack.attack([Case("", "", lambda flags: Path("x").write_bytes(bytes(200)), arrange, disk=100)], limit=30)
-    assert end.ends == ("traceback",) and "File too large" in end.said
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base")
+    foundations.lay(folder)
+    return folder
 
 
-def test_what_is_attacked_would_work(tmp_path):
+@pytest.mark.slow
+def test_every_case_ends_well(base):
+    cases = every_case(base)
+    ends = attack(cases)
+    assert len(ends) >= 700 and [(end.case.kind, end.case.name, end.said) for end in ends if not end.well] == []
+
+
+def test_a_case_of_each_kind_ends_well(base):
+    """All are played by `python -m tests.attack`, and in the slow tier."""
+    cases = {case.kind: case for case in every_case(base) if case.kind != "streams"}
+    ends = attack([*cases.values()])
+    assert [(end.case.kind, end.case.name, end.said) for end in ends if not end.well] == []
+
+
+@pytest.mark.slow
+def test_what_is_attacked_would_work(base):
     """Where no disk is full and no link in the way, the flags are right and every file is written."""
-    [made] = attack.attack([foundations(tmp_path)], limit=300)
-    ends = attack.attack([Case("undisturbed", name, *each) for name, each in writers(tmp_path).items()])
-    assert made.ends == ("ok",) and {end.case.name: end.said for end in ends if end.ends != ("ok",)} == {}
+    ends = attack([Case("undisturbed", name, *each) for name, each in writers(base).items()])
+    assert {end.case.name: end.said for end in ends if end.ends != ("ok",)} == {}
 
 
-def test_one_case_of_each_kind_ends_well():
-    """All are played by hand: python -m tests.attack."""
-    done = subprocess.run([sys.executable, "-W", "ignore", "-m", "tests.attack", "--few"], cwd=ROOT,
-                          capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout[-5000:]
-    *kinds, total = done.stdout.splitlines()[1:]
-    assert len(kinds) >= 12 and total.split()[:2] == ["all", str(len(kinds))]
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", ["--kills 50 --steps 900", "--soak --kills 8 --steps 400 --wait 8"])
+def test_a_run_survives_being_killed(flags):
+    done = run_forked(["-m", "tests.kills", *flags.split()])
+    assert done.returncode == 0 and "the same end" in done.stdout, done

@@ -20,7 +20,7 @@ WALK = {                            # groups of the contents; all pages in the o
     "The network": ("network", "unet"),
     "Training, sampling": ("train", "sample"),
     "Kernels": ("kernels.group_norm_silu", "kernels.group_norm_silu_triton", "kernels.sampling_step",
-                "kernels.sampling_step_triton", "kernels.conv_tail", "kernels.conv_tail_triton", "kernels.compile"),
+                "kernels.sampling_step_triton", "kernels.compile"),
     "More": ("gallery", "tests"),
 }
 PAGES = [page for group in WALK.values() for page in group]

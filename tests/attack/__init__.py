@@ -1,0 +1,1 @@
+"""Plays hostile and damaged files, flags, disks and streams against every script; see __main__.py."""

@@ -1,0 +1,198 @@
+"""Plays cases: each makes its files in an empty folder, runs a script on them in a fork, and is judged by its end.
+
+A script does well if it works ("ok"), or prints one sentence and exits with status 2 ("sentence"). A traceback, or
+anything else, a crash, and a process that does not end are failures, and so is a file that was there before and is
+lost, or written over with less ("lost").
+"""
+
+import hashlib
+import json
+import os
+import re
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from run import checkpoint, tensors
+from tests.forks import forked
+from tests.helpers import Trap
+
+ENDS = ("ok", "sentence", "traceback", "crash", "hang", "lost")
+MEMORY = 3 * 2**30                      # bytes of address space that a script may take besides its libraries'
+PROGRESS = re.compile(r"\d+%\|.*/s|^warning: |^usage: |^ {2,}\S|Warning: |^$")
+
+
+class Case(NamedTuple):
+    """What is run on what. Files named precious must never change; others only if the script succeeds."""
+    kind: str
+    name: str
+    files: dict[str, bytes | Path | Callable[[Path], object]]     # contents, what to copy, or what makes it there
+    run: Sequence[str] | Callable[[], object]       # as for `forked`
+    says: str = ""                                  # a pattern that the sentence must have; empty: it may also work
+    before: Callable[[], object] | None = None      # called in the fork, before the script
+    disk: int | None = None                         # bytes that a file may have
+    midway: bool = False                            # it may fail in the middle: files may be newer, if they are whole
+
+
+class End(NamedTuple):
+    """How a case ended."""
+    case: Case
+    ends: tuple[str, ...]               # one of ENDS, and "lost" beside it
+    said: str                           # on stdout and stderr, at last
+    seconds: float
+
+    @property
+    def well(self) -> bool:
+        return self.ends in (("ok",), ("sentence",))
+
+
+def prepare(before: Callable[[], object] | None, disk: int | None) -> None:
+    """In the fork, before the script: limits memory and disk, and calls the case's own `before`."""
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if before:
+        before()
+    if disk is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (disk, disk))
+
+
+def stop_at(function: str) -> None:
+    """The script ends well where it would call this function, "module.name": what comes then takes long."""
+    module, name = function.rsplit(".", 1)
+    setattr(import_module(module), name, lambda *args, **kwargs: sys.exit(0))
+
+
+def make(folder: Path, files: dict[str, bytes | Path | Callable[[Path], object]]) -> None:
+    """The case's files, in the folder."""
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        elif not isinstance(content, Path):
+            content(path)
+        elif content.is_dir():
+            shutil.copytree(content, path, dirs_exist_ok=True)
+        else:
+            shutil.copy(content, path)
+
+
+def state(folder: Path) -> dict[str, str]:
+    """A hash of every file under the folder, by name; links are not followed."""
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink()
+            and path.stat().st_size < 2**28}
+
+
+def lost(case: Case, folder: Path, before: dict[str, str], well: bool) -> list[str]:
+    """What is wrong with the files: missing, changed by a script that failed, half written, or left over."""
+    after, wrong = state(folder), ["a trap sprang"] * (folder / Trap.NAME).exists()
+    for name in before.keys() | after.keys():
+        path, may_change = folder / name, (well or case.midway) and "precious" not in name
+        if path.name == ".lock" or path.suffix == ".npy" and name not in before:
+            continue
+        if name not in after:
+            wrong += [] if case.midway and well else [f"{name} is gone"]
+        elif name in before and after[name] == before[name]:
+            continue
+        elif path.suffix == ".tmp":
+            wrong.append(f"{name} was left")
+        elif name in before and not may_change:
+            wrong.append(f"{name} was changed")
+        elif reason := broken(path):
+            wrong.append(f"{name} is broken: {reason}")
+    return wrong
+
+
+def broken(path: Path) -> str:
+    """Why a file that a script wrote cannot be read; empty if it can."""
+    try:
+        if path.suffix == ".safetensors":
+            _ = checkpoint.load(path) if "network" in tensors.load(path)[1] else None
+        elif path.suffix in (".png", ".gif"):
+            with Image.open(path) as image:
+                image.load()
+        elif path.suffix == ".npz":
+            with np.load(path) as arrays:
+                _ = [arrays[name] for name in arrays]
+        elif path.suffix == ".json":
+            json.loads(path.read_bytes())
+    except Exception as error:
+        return repr(error)[:200]
+    return ""
+
+
+def judge(status: int | None, stdout: str, stderr: str, says: str = "") -> str:
+    """Which of ENDS this is; status: what a process ended with, None for one that had to be killed."""
+    if status is None:
+        return "hang"
+    if status < 0:
+        return "crash"
+    lines = [line for line in re.split("[\r\n]+", stderr) if not PROGRESS.search(line)]
+    if "Traceback" in stdout + stderr or "Exception ignored" in stderr or status not in (0, 2):
+        return "traceback"
+    if status == 0:
+        return "ok" if not says else "traceback"
+    sentences = [line for line in lines if re.match(r"\w+\.py: .{10}", line)]
+    one = len(sentences) == 1 and lines[-1] == sentences[0] and re.search(says, lines[-1])
+    return "sentence" if one else "traceback"
+
+
+def play(case: Case, limit_s: float) -> Iterator[None]:
+    """Plays the case, yielding while it runs; what it returns is the End."""
+    with tempfile.TemporaryDirectory() as home:
+        folder, began = Path(home, "case"), time.perf_counter()
+        folder.mkdir()
+        make(folder, case.files)
+        before = state(folder)
+        env = {**os.environ, "HF_HOME": f"{home}/cache", "HF_HUB_OFFLINE": "1"}
+        with forked(case.run, cwd=folder, env=env, before=partial(prepare, case.before, case.disk)) as process:
+            while process.poll() is None and time.perf_counter() - began < limit_s:
+                yield
+            status, stdout, stderr = process.poll(), process.stdout, process.stderr
+        end = judge(status, stdout, stderr, case.says)
+        wrong = lost(case, folder, before, end == "ok")
+        return End(case, (end, *["lost"] * bool(wrong)), "\n".join([stdout[-1500:], stderr[-3000:], *wrong]),
+                   time.perf_counter() - began)
+
+
+def attack(cases: Sequence[Case], jobs: int = 2, limit_s: float = 600., show: bool = False) -> list[End]:
+    """Plays the cases, some at a time; prints each failure when it is known, or all ends."""
+    waiting, running, ends = [*cases][::-1], [], []
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            running.append(play(waiting.pop(), limit_s))
+        time.sleep(0.02)
+        for playing in [*running]:
+            try:
+                next(playing)
+            except StopIteration as stop:
+                running.remove(playing)
+                ends.append(stop.value)
+                if show or not stop.value.well:
+                    print(f"{stop.value.case.kind}: {stop.value.case.name}: {' and '.join(stop.value.ends)}\n"
+                          f"{stop.value.said.strip()}\n", flush=True)
+    return ends
+
+
+def table(ends: Sequence[End]) -> str:
+    """How many cases of each kind ended how."""
+    lines = [f"{'':22}{'cases':>7}" + "".join(f"{name:>11}" for name in ENDS) + f"{'s':>8}"]
+    for kind in (*dict.fromkeys(end.case.kind for end in ends), "all"):
+        these = [end for end in ends if kind in ("all", end.case.kind)]
+        counts = Counter(name for end in these for name in end.ends)
+        lines.append(f"{kind:22}{len(these):7}" + "".join(f"{counts[name]:11}" for name in ENDS)
+                     + f"{sum(end.seconds for end in these):8.0f}")
+    return "\n".join(lines)
