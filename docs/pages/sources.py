@@ -48,16 +48,16 @@ def definitions(source: str) -> dict[str, Definition]:
     Functions and classes of the file must have a note; its constants and the methods of its classes, as Class.method,
     may.
     """
-    found = {}
+    known = {}
     for statement, first in with_first_lines(tree(source).body, 1):
         must = isinstance(statement, (ast.FunctionDef, ast.ClassDef))
         for name in [statement.name] if must else assigned(statement):
-            found[name] = Definition(first, statement.end_lineno, must)
+            known[name] = Definition(first, statement.end_lineno, must)
         if isinstance(statement, ast.ClassDef):
             for part, first in with_first_lines(statement.body, statement.lineno + 1):
                 if isinstance(part, ast.FunctionDef):
-                    found[f"{statement.name}.{part.name}"] = Definition(first, part.end_lineno, False)
-    return found
+                    known[f"{statement.name}.{part.name}"] = Definition(first, part.end_lineno, False)
+    return known
 
 
 def with_first_lines(body: list[ast.stmt], line: int) -> Iterator[tuple[ast.stmt, int]]:
