@@ -111,6 +111,7 @@ def test_digits_in_other_shapes_are_read_as_such(tmp_path, make, shape):
     assert torch.stack(dark).corrcoef()[0, 1] > 0.5 and len(found.images.unique(dim=0)) > 590
 
 
+@pytest.mark.slow
 def test_a_row_of_shapes_has_its_bits(monkeypatch):
     monkeypatch.setattr(variants, "bits", lambda path, pictures, n: float(len(data.load(pictures).images)))
     monkeypatch.setattr(variants, "SHORT", (2, 20))
