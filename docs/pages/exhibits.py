@@ -2,6 +2,7 @@
 
 import base64
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,11 +27,17 @@ def pack(x: Tensor, dtype: str) -> str:
     return base64.b64encode(x.numpy().astype(f"<{dtype}").tobytes()).decode()
 
 
+def integers(frames: list[Tensor], scale: float, dtype: str) -> str:
+    """The frames' numbers, each times scale and rounded, as far as the dtype has them."""
+    most = np.iinfo(dtype).max
+    return pack((torch.stack(frames) * scale).round().clamp(-most, most), dtype)
+
+
 def forward() -> dict:
     """A clear picture of every digit, the one nearest to the mean of its class; pixels 0..255."""
-    found, clear = data.digits(), []
-    for k in range(len(found.classes)):
-        images = found.images[found.labels == k].flatten(1)
+    digits, clear = data.digits(), []
+    for k in range(len(digits.classes)):
+        images = digits.images[digits.labels == k].flatten(1)
         clear.append(images[(images - images.float().mean(0)).square().sum(1).argmin()].tolist())
     return {"digits": clear}
 
@@ -55,8 +62,8 @@ def roll_chain(steps: int, points: int = 500) -> dict:
     swiss_roll.train(model, K, [optimiser], steps)
     chain = swiss_roll.sample(model, schedule, seeds)
     x0_hat = [chain[0], chain[1], *(predicted_x0(model, schedule, chain[t], t) for t in range(2, T + 1))]
-    xt, x0 = ((torch.stack(x[::-1]) * 4096).round().clamp(-2**15, 2**15 - 1) for x in (chain, x0_hat))
-    return {"points": points, "times": list(range(T, -1, -1)), "xt": pack(xt, "i2"), "x0": pack(x0, "i2")}
+    return {"points": points, "times": list(range(T, -1, -1)),
+            "xt": integers(chain[::-1], 4096, "i2"), "x0": integers(x0_hat[::-1], 4096, "i2")}
 
 
 @torch.no_grad()
@@ -71,16 +78,16 @@ def predicted_x0(model, schedule: ddpm.Schedule, xt: Tensor, t: int) -> Tensor:
 
 def digits_chain(every: int = 20) -> dict:
     """x_t in 4/127 and x0_hat in 1/127 at every so many t of ten chains of ancestral sampling, in 250 steps."""
-    last = checkpoint.load(ROOT / "weights" / "digits.safetensors")
-    unet, labels = checkpoint.load_unet(last), torch.arange(10)
-    T, shape, seeds = len(last.beta), tuple(last.data["shape"]), noise.image_seeds(0, torch.arange(10))
-    rows = ddpm.sampler_rows(ddpm.from_betas(last.beta), range(T, 0, -T // 250), eta=1., target=last.settings["target"])
+    trained = checkpoint.load(ROOT / "weights" / "digits.safetensors")
+    unet, labels = checkpoint.load_unet(trained), torch.arange(10)
+    schedule, target = ddpm.from_betas(trained.beta), trained.settings["target"]
+    T, shape, seeds = len(trained.beta), tuple(trained.data["shape"]), noise.image_seeds(0, torch.arange(10))
+    rows = ddpm.sampler_rows(schedule, range(T, 0, -T // 250), eta=1., target=target)
     kept = [(T, noise.normal(seeds, T, shape), torch.zeros(10, *shape))]
     kept += [each for each in ddpm.sample(lambda xt, t: unet(xt, t, labels), rows, shape, seeds, ahead=64)
              if each[0] % every == 0]
-    xt, x0 = ((torch.stack(x) * unit).round().clamp(-127, 127) for x, unit in
-              (([xs for _, xs, _ in kept], 127 / 4), ([x0_hat for *_, x0_hat in kept], 127)))
-    return {"count": 10, "times": [s for s, *_ in kept], "xt": pack(xt, "i1"), "x0": pack(x0, "i1")}
+    return {"count": 10, "times": [s for s, *_ in kept], "xt": integers([xs for _, xs, _ in kept], 127 / 4, "i1"),
+            "x0": integers([x0_hat for *_, x0_hat in kept], 127, "i1")}
 
 
 def table() -> dict:

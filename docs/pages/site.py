@@ -7,7 +7,7 @@ from pathlib import Path
 from docs.figures import DOCS, FIGURES
 from docs.pages import TEMPLATES, exhibits, notes, unet_picture
 from docs.pages.markup import Equation, Renderer, figure, functions, test_anchor
-from docs.pages.sources import ROOT, Names, Piece, cut, highlight, read
+from docs.pages.sources import ROOT, Piece, cut, highlight, links, read
 from kernels.equivalence import SIDES
 from unet import CONFIGS
 
@@ -40,11 +40,12 @@ def build(steps: int) -> dict[str, bytes]:
     texts = {page: notes.read(page) for page in PAGES if page != "tests"}
     titles = {page: f"{text.title}, {Path(SOURCES[page]).name}" if page in SOURCES else text.title
               for page, text in texts.items()} | {"tests": "The tests behind the equations"}
-    names = Names({name: href for page in SOURCES for name, href in anchors(page, texts[page]).items()})
+    anchors = {f"{page}.{name}": f"{page}.html#{name}" for page in SOURCES for names, _ in texts[page].notes
+               for name in names} | {page: f"{page}.html" for page in SOURCES}
     bodies, equations = {}, []
     for page, text in texts.items():
-        render = Renderer(page, functools.partial(find, names, page))
-        bodies[page] = source(page, text, render, names) if page in SOURCES else prose(page, text, render)
+        render = Renderer(page, functools.partial(find, anchors, page))
+        bodies[page] = source(page, text, render, anchors) if page in SOURCES else prose(page, text, render)
         equations += render.equations
     bodies["tests"] = tests(equations)
     data = {"x_t": exhibits.forward(), "reverse": exhibits.reverse(steps), "table": exhibits.table(),
@@ -67,27 +68,22 @@ def neighbours(page: str) -> list[tuple[str, str, str]]:
     return before + [("next", "→", each) for each in PAGES[at + 1:at + 2]]
 
 
-def anchors(page: str, text: notes.Notes) -> dict[str, str]:
-    """Where a source and what its notes explain are found, by their names."""
-    known = {f"{page}.{name}": f"{page}.html#{name}" for names, _ in text.notes for name in names}
-    return {page: f"{page}.html", FILES[page]: f"{page}.html"} | known
-
-
-def find(names: Names, page: str, code: str) -> str | None:
+def find(anchors: dict[str, str], page: str, code: str) -> str | None:
     """Where that is explained which a code span in the notes of a page names: q_sample, ddpm.q_sample, ddpm.py."""
-    modules = [page] if page in SOURCES else SOURCES                # a page of prose may name what any of them explains
-    places = [names.find(module, code) for module in modules]
-    return next(filter(None, [*places, names.resolve(code), names.resolve(f"kernels.{code}")]), None)
+    name = code.removesuffix(".py").replace("/", ".")
+    around = [module for module in SOURCES if "." not in module or "." in page or page not in SOURCES]
+    places = [f"{page}.{name}", name, f"kernels.{name}", *(f"{module}.{name}" for module in around)]
+    return next((anchors[place] for place in places if place in anchors), None)
 
 
 # What the templates show
 
-def source(page: str, text: notes.Notes, render: Renderer, names: Names) -> tuple[str, dict]:
+def source(page: str, text: notes.Notes, render: Renderer, anchors: dict[str, str]) -> tuple[str, dict]:
     """The notes of a source, each beside its lines."""
     file = SOURCES[page]
     return "source.html", {"source": file, "pieces": cut(file, [names for names, _ in text.notes]),
                            "notes": [render(note) for note in [text.head, *(note for _, note in text.notes)]],
-                           "lines": highlight(read(file), names.links(file, page))}
+                           "lines": highlight(read(file), links(file, anchors))}
 
 
 def prose(page: str, text: notes.Notes, render: Renderer) -> tuple[str, dict]:

@@ -1,4 +1,4 @@
-"""The files that the pages show: cut into the pieces that the notes explain, coloured, their names linked to these."""
+"""The files that the pages show: cut into the pieces that the notes explain, their names linked to these, coloured."""
 
 import ast
 import functools
@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
+import jedi
 from pygments.lexers import PythonLexer
 from pygments.token import STANDARD_TYPES
 
@@ -47,16 +48,16 @@ def definitions(source: str) -> dict[str, Definition]:
     Functions and classes of the file must have a note; its constants and the methods of its classes, as Class.method,
     may.
     """
-    found = {}
+    known = {}
     for statement, first in with_first_lines(tree(source).body, 1):
         must = isinstance(statement, (ast.FunctionDef, ast.ClassDef))
         for name in [statement.name] if must else assigned(statement):
-            found[name] = Definition(first, statement.end_lineno, must)
+            known[name] = Definition(first, statement.end_lineno, must)
         if isinstance(statement, ast.ClassDef):
             for part, first in with_first_lines(statement.body, statement.lineno + 1):
                 if isinstance(part, ast.FunctionDef):
-                    found[f"{statement.name}.{part.name}"] = Definition(first, part.end_lineno, False)
-    return found
+                    known[f"{statement.name}.{part.name}"] = Definition(first, part.end_lineno, False)
+    return known
 
 
 def with_first_lines(body: list[ast.stmt], line: int) -> Iterator[tuple[ast.stmt, int]]:
@@ -99,75 +100,27 @@ def cut(source: str, notes: Sequence[tuple[str, ...]]) -> list[Piece]:
 
 # Linking
 
-class Names:
-    """Where names are explained, found through any number of imports."""
+def links(source: str, anchors: dict[str, str]) -> Iterator[tuple[int, int, int, str]]:
+    """Line, first and last column and address of each name in a file that stands for something explained.
 
-    def __init__(self, anchors: dict[str, str]):
-        """anchors: addresses of modules and of what they define, by dotted names, as ddpm and ddpm.q_sample."""
-        self.anchors = anchors
-
-    def resolve(self, name: str) -> str | None:
-        """Where the dotted name is explained; None if nowhere."""
-        module, _, last = name.rpartition(".")
-        bound = imports(module).get(last, name)
-        return self.resolve(bound) if bound != name else self.anchors.get(name)
-
-    def find(self, module: str, name: str) -> str | None:
-        """Where it is explained what `name`, with or without dots, stands for in a module."""
-        head, dot, rest = name.partition(".")
-        return self.resolve(imports(module).get(head, f"{module}.{head}") + dot + rest)
-
-    def links(self, source: str, module: str) -> Iterator[tuple[int, int, int, str]]:
-        """Line, first and last column and target of each name in a module's file that is explained somewhere."""
-        def walk(node: ast.AST, local: set[str]) -> Iterator[tuple[ast.AST, str]]:
-            match node:
-                case ast.FunctionDef() | ast.Lambda():
-                    inner = local | bound(node)
-                    for field, value in ast.iter_fields(node):
-                        for child in value if isinstance(value, list) else [value]:
-                            if isinstance(child, ast.AST):
-                                yield from walk(child, inner if field == "body" else local)
-                    return
-                case ast.alias(name=name, asname=alias):
-                    target = self.find(module, alias or name)
-                case ast.Name(id=name, ctx=ast.Load()) if name not in local:
-                    target = self.find(module, name)
-                case ast.Attribute(value=ast.Name(id=name), attr=attribute) if name not in local:
-                    target = self.find(module, f"{name}.{attribute}")
-                case _:
-                    target = None
-            if target:
-                yield node.lineno, node.col_offset, node.end_col_offset, target
-            else:
-                for child in ast.iter_child_nodes(node):
-                    yield from walk(child, local)
-
-        return walk(tree(source), set())
+    anchors: addresses of modules and of what they define, by dotted names, as ddpm and ddpm.q_sample.
+    """
+    script = jedi.Script(path=ROOT / source, project=jedi.Project(ROOT), environment=jedi.InterpreterEnvironment())
+    lines, explained = read(source).splitlines(), {name.rpartition(".")[2] for name in anchors}
+    for name in script.get_names(all_scopes=True, references=True):
+        inside = lines[name.line - 1][:name.column].endswith(".")
+        if name.name not in explained or inside and not is_module(script, name.line, name.column - 2):
+            continue
+        for target in name.goto(follow_imports=True)[:1]:
+            itself = (target.module_path, target.line, target.column) == (ROOT / source, name.line, name.column)
+            variable = target.type == "statement" and target.column > 0     # of a comprehension, say
+            if target.full_name in anchors and not itself and not variable:
+                yield name.line, name.column, name.column + len(name.name), anchors[target.full_name]
 
 
-@functools.cache
-def imports(module: str) -> dict[str, str]:
-    """The dotted names of what the imports of a module's file bind, by the names that they bind."""
-    path = module.replace(".", "/")
-    source = next((each for each in (f"{path}.py", f"{path}/__init__.py") if (ROOT / each).is_file()), None)
-    found = {}
-    for node in ast.walk(tree(source)) if source else ():
-        if isinstance(node, ast.Import):
-            found |= {each.asname or each.name: each.name for each in node.names}
-        if isinstance(node, ast.ImportFrom) and node.module:
-            found |= {each.asname or each.name: f"{node.module}.{each.name}" for each in node.names}
-    return found
-
-
-def bound(function: ast.FunctionDef | ast.Lambda) -> set[str]:
-    """The names that a function binds for itself: arguments, variables, functions in it."""
-    names = {node.arg for node in ast.walk(function.args) if isinstance(node, ast.arg)}
-    for node in ast.walk(function):
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            names.add(node.id)
-        if isinstance(node, ast.FunctionDef) and node is not function:
-            names.add(node.name)
-    return names
+def is_module(script: jedi.Script, line: int, column: int) -> bool:
+    """Whether the name there stands for a module. Of an object Jedi would have to find the type, which takes long."""
+    return any(each.type == "module" for each in script.goto(line, column, follow_imports=True))
 
 
 # Colouring

@@ -33,6 +33,7 @@ def test_figures_of_the_equations_are_made(name, tmp_path, few):
     assert made.size == kept.size
 
 
+@pytest.mark.slow
 def test_real_pictures_and_samples_stand_side_by_side(tmp_path, monkeypatch):
     """Of the committed weights: ten classes of files like Fashion-MNIST's, each of one grey."""
     labels = np.arange(100) % 10
@@ -83,6 +84,7 @@ def test_short_runs_of_fashion_are_scored(capsys):
     assert "candidate" not in train.CONFIGS
 
 
+@pytest.mark.slow
 def test_variants_are_trained_scored_and_tabled(tmp_path, monkeypatch, few):
     """And the text, and the tables that were not asked for, stay as they were."""
     page, before = tmp_path / "variants.md", variants.PAGE.read_text()
@@ -109,6 +111,7 @@ def test_digits_in_other_shapes_are_read_as_such(tmp_path, make, shape):
     assert torch.stack(dark).corrcoef()[0, 1] > 0.5 and len(found.images.unique(dim=0)) > 590
 
 
+@pytest.mark.slow
 def test_a_row_of_shapes_has_its_bits(monkeypatch):
     monkeypatch.setattr(variants, "bits", lambda path, pictures, n: float(len(data.load(pictures).images)))
     monkeypatch.setattr(variants, "SHORT", (2, 20))

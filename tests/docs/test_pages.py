@@ -2,6 +2,7 @@
 
 import ast
 import base64
+import html
 import html.parser
 import json
 import re
@@ -23,49 +24,35 @@ from docs.pages.site import PAGES, SOURCES
 from kernels.equivalence import SIDES
 from unet import CONFIGS, UNet, UNetConfig
 
-VOID = {"area", "br", "col", "hr", "img", "input", "link", "meta", "wbr"}
 
-
-class Page(html.parser.HTMLParser):
-    """What a page holds: ids, links, resources, displayed equations, and its code by line number."""
+class Nesting(html.parser.HTMLParser):
+    """Asserts that what is opened is closed, in order."""
 
     def __init__(self, text):
         super().__init__()
-        self.ids, self.hrefs, self.resources, self.captions, self.code, self.open = [], [], [], [], {}, []
+        self.open = []
         self.feed(text)
         assert not self.open, f"never closed: {self.open}"
 
     def handle_starttag(self, tag, attributes):
-        a = dict(attributes)
-        if "id" in a:
-            self.ids.append(a["id"])
-        if tag == "a":
-            self.hrefs.append(a["href"])
-        self.resources += [a[name] for name in ("src", "data", "poster") if name in a]
-        self.resources += [a["href"]] if tag == "link" else []
-        if "data-n" in a:
-            self.line = int(a["data-n"])
-            self.code[self.line] = ""
-        if tag not in VOID and not self.get_starttag_text().endswith("/>"):
-            self.open.append((tag, a.get("class", "")))
+        if tag not in ("br", "img", "input", "link", "meta", "wbr"):
+            self.open.append(tag)
 
     def handle_startendtag(self, tag, attributes):
-        self.handle_starttag(tag, attributes)
+        pass
 
     def handle_endtag(self, tag):
-        assert self.open and self.open[-1][0] == tag, f"</{tag}> closes {self.open[-3:]}"
-        self.open.pop()
-
-    def handle_data(self, text):
-        if ("span", "row") in self.open:
-            self.code[self.line] += text
-
-    line = 0
+        assert self.open and self.open.pop() == tag, f"</{tag}> in {self.getpos()}"
 
 
 @pytest.fixture(scope="module")
-def parsed(pages):
-    return {path.name: Page(path.read_text()) for path in pages.glob("*.html")}
+def texts(pages):
+    """The HTML of every page by its name, without scripts."""
+    return {path.stem: re.sub("<script.*?</script>", "", path.read_text(), flags=re.S) for path in pages.glob("*.html")}
+
+
+def values(text, attribute, tag=r"\w+"):
+    return re.findall(rf'<{tag} (?:[^<>]* )?{attribute}="([^"]*)"', text)
 
 
 def fails(words):
@@ -75,13 +62,15 @@ def fails(words):
 # The sources
 
 @pytest.mark.parametrize("page", SOURCES)
-def test_a_source_is_there_line_by_line_with_a_note_for_every_definition(parsed, page):
-    text = (sources.ROOT / SOURCES[page]).read_text()
-    lines, code, written = text.splitlines(), parsed[f"{page}.html"].code, notes.read(page)
-    assert list(code) == sorted(code) and {n for n, line in enumerate(lines, 1) if line.strip()} <= {*code}
-    assert all(code[n] == lines[n - 1] + "\n" for n in code)
-    defined = {each.name for each in ast.parse(text).body if isinstance(each, (ast.FunctionDef, ast.ClassDef))}
-    assert defined <= {*parsed[f"{page}.html"].ids}
+def test_a_source_is_there_line_by_line_with_a_note_for_every_definition(texts, page):
+    source, written = (sources.ROOT / SOURCES[page]).read_text(), notes.read(page)
+    rows = re.findall(r'<span class="row" id="L\d+" data-n="(\d+)">(.*?\n)</span>', texts[page], re.S)
+    code = {int(n): html.unescape(re.sub("<.*?>", "", row)) for n, row in rows}
+    lines = {n: line + "\n" for n, line in enumerate(source.splitlines(), 1)}
+    assert list(code) == sorted(code) and {n for n in lines if lines[n].strip()} <= {*code}
+    assert code == {n: lines[n] for n in code}
+    defined = {each.name for each in ast.parse(source).body if isinstance(each, (ast.FunctionDef, ast.ClassDef))}
+    assert defined <= {*values(texts[page], "id")}
     assert all(len(note.split()) > 3 for note in [written.head, *(note for _, note in written.notes)])
 
 
@@ -119,20 +108,22 @@ def test_names_are_links_unless_they_are_the_function_s_own(tmp_path, monkeypatc
     monkeypatch.setattr(sources, "ROOT", tmp_path)
     (tmp_path / "linked_a.py").write_text("def f(): pass\n")
     (tmp_path / "linked_b.py").write_text(
-        "import linked_a\nfrom linked_a import f as h\n\ndef g(x, step=h):\n    h()\n    return linked_a.f(x.f)\n\n"
-        "def own(x, h=h):\n    linked_a = x\n    return h(linked_a.f), [g for g in x]\n")
-    names = sources.Names({name: name.replace(".", "#") for name in ("linked_a", "linked_a.f", "linked_b.g")})
+        "import linked_a\nfrom linked_a import f\n\ndef g(x, step=f):\n    f()\n    return linked_a.f(x.f)\n\n"
+        "def own(x, f=f):\n    linked_a = x\n    return f(linked_a.f), [g for g in x]\n")
     lines = (tmp_path / "linked_b.py").read_text().splitlines()
-    found = [(line, lines[line - 1][first:last], href)
-             for line, first, last, href in names.links("linked_b.py", "linked_b")]
-    assert found == [(1, "linked_a", "linked_a"), (2, "f as h", "linked_a#f"), (4, "h", "linked_a#f"),
-                     (5, "h", "linked_a#f"), (6, "linked_a.f", "linked_a#f"), (8, "h", "linked_a#f")]
+    anchors = {name: name.replace(".", "#") for name in ("linked_a", "linked_a.f", "linked_b.g")}
+    found = [(line, lines[line - 1][first - 2:last], href)
+             for line, first, last, href in sources.links("linked_b.py", anchors)]
+    assert found == [(1, "t linked_a", "linked_a"), (2, "m linked_a", "linked_a"), (2, "t f", "linked_a#f"),
+                     (4, "p=f", "linked_a#f"), (5, "  f", "linked_a#f"), (6, "n linked_a", "linked_a"),
+                     (6, "a.f", "linked_a#f"), (8, "f=f", "linked_a#f")]
 
 
-def test_code_is_linked_across_files(parsed):
-    assert "ddpm.html#q_sample" in parsed["ddpm.html"].hrefs and "noise.html#normal" in parsed["samplers.html"].hrefs
-    assert "schedules.html#Schedule" in parsed["train.html"].hrefs
-    assert "samplers.html#sampler_rows" in parsed["sample.html"].hrefs      # by way of ddpm, which imports it
+def test_code_is_linked_across_files(texts):
+    links = {page: values("".join(re.findall("<pre.*?</pre>", text, re.S)), "href") for page, text in texts.items()}
+    assert "ddpm.html#q_sample" in links["ddpm"] and "noise.html#normal" in links["samplers"]
+    assert "schedules.html#Schedule" in links["train"]
+    assert "samplers.html#sampler_rows" in links["sample"]                  # by way of ddpm, which imports it
 
 
 # Equations
@@ -156,44 +147,43 @@ def test_an_equation_without_its_test_stops_the_build(label, words):
         markup.Renderer("ddpm", lambda code: None)(f"$$ x = y $${label}")
 
 
-def test_an_equation_names_its_test_and_the_test_its_equations(pages):
+def test_an_equation_names_its_test_and_the_test_its_equations(texts):
     proved = defaultdict(set)
     for page in PAGES:
-        text = (pages / f"{page}.html").read_text()
-        for number, caption in re.findall(r'id="(equation-\d+)".*?<figcaption>(.*?)</figcaption>', text, re.S):
+        for number, caption in re.findall(r'id="(equation-\d+)".*?<figcaption>(.*?)</figcaption>', texts[page], re.S):
             for test in re.findall(r'href="tests.html#([\w.]+)"', caption):
                 proved[test].add(f"{page}.html#{number}")
-    text = (pages / "tests.html").read_text()
     assert len(proved) > 40
-    for section in re.findall(r'<section class="piece">.*?</section>', text, re.S):
+    for section in re.findall(r'<section class="piece">.*?</section>', texts["tests"], re.S):
         name = re.search(r'<a id="([\w.]+)"', section)[1]
         assert {*re.findall(r'href="(\w[\w.]*html#equation-\d+)"', section)} == proved.pop(name)
         assert f'def</span> <span class="nf">{name.rpartition(".")[2]}</span>' in section
     assert not proved
 
 
-def test_every_equation_is_mathml(pages):
-    found = [each for path in pages.glob("*.html") for each in re.findall(r"<math.*?</math>", path.read_text(), re.S)]
-    assert len(found) > 250
-    for each in {*found}:
+def test_every_equation_is_mathml(texts):
+    equations = {each for text in texts.values() for each in re.findall(r"<math.*?</math>", text, re.S)}
+    assert len(equations) > 150
+    for each in equations:
         assert not re.search(r"[\\$&]", "".join(ET.fromstring(each).itertext()))
-    prose = re.sub(r"<(pre|script|math).*?</\1>", "", "".join(p.read_text() for p in pages.glob("*.html")), flags=re.S)
+    prose = re.sub(r"<(pre|math).*?</\1>", "", "".join(texts.values()), flags=re.S)
     assert "$" not in prose and "`" not in prose                            # no markup was left as it is
 
 
 # The whole site
 
-def test_every_page_is_there_once_and_every_link_leads_somewhere(parsed, pages):
-    assert {f"{page}.html" for page in PAGES} == {*parsed} and len({*PAGES}) == len(PAGES)
-    wrong = []
-    for name, page in parsed.items():
-        wrong += [f"{name}: {each} twice" for each in page.ids if page.ids.count(each) > 1]
-        for href in page.hrefs:
+def test_every_page_is_there_once_and_every_link_leads_somewhere(texts, pages):
+    assert {*PAGES} == {*texts} and len({*PAGES}) == len(PAGES)
+    ids, wrong = {page: values(text, "id") for page, text in texts.items()}, []
+    for page, text in texts.items():
+        Nesting(text)
+        wrong += [f"{page}: {each} twice" for each in {*ids[page]} if ids[page].count(each) > 1]
+        for href in values(text, "href", "a"):
             file, _, anchor = href.partition("#")
-            target = parsed.get(file or name)
-            wrong += [f"{name}: {href}"] if not target or anchor and anchor not in target.ids else []
-        wrong += [f"{name}: {each}" for each in page.resources
-                  if not each.startswith("data:") and not (pages / each).is_file()]
+            target = file.removesuffix(".html") or page
+            wrong += [f"{page}: {href}"] if target not in ids or anchor and anchor not in ids[target] else []
+        files = values((pages / f"{page}.html").read_text(), "src") + values(text, "href", "link")
+        wrong += [f"{page}: {each}" for each in files if not each.startswith("data:") and not (pages / each).is_file()]
     assert not wrong
 
 
@@ -206,13 +196,12 @@ def test_the_site_is_small_and_loads_nothing_from_elsewhere(pages):
             assert not re.search(r"https?://|//\w+\.\w+/|@import|\burl\(|\bfetch\(|XMLHttpRequest", text), path.name
 
 
-def test_the_walk_goes_from_page_to_page(parsed, pages):
+def test_the_walk_goes_from_page_to_page(texts):
     for page, following in zip(PAGES, PAGES[1:], strict=False):
-        text = (pages / f"{page}.html").read_text()
-        assert f'rel="next" href="{following}.html"' in text
-        words = re.sub("<pre.*?</pre>", "", text[text.index("<main"):text.index("</main>")], flags=re.S)
-        assert f'href="{following}.html' in words or page in ("kernels.compile", "gallery"), page  # where it ends
-    assert {f"{page}.html" for page in PAGES} - {"index.html"} <= {*parsed["index.html"].hrefs}
+        assert f'rel="next" href="{following}.html"' in texts[page]
+        words = re.sub("<pre.*?</pre>", "", re.search("<main.*</main>", texts[page], re.S)[0], flags=re.S)
+        assert f'href="{following}.html' in words or page in ("kernels.compile", "gallery"), page   # where it ends
+    assert {f"{page}.html" for page in PAGES} - {"index.html"} <= {*values(texts["index"], "href")}
 
 
 def test_the_command_writes_the_site(tmp_path, monkeypatch, capsys, refused):
@@ -282,7 +271,7 @@ def test_costs_are_those_of_the_whole_network(name, GMAC):
 
 
 @pytest.mark.parametrize("change", [
-    {}, {"blocks": 1}, {"blocks": 3, "resample": "res"}, {"widths": (32,), "heads": (2, 0)},
+    {"blocks": 3, "resample": "res"}, {"blocks": 1, "widths": (32,), "heads": (2, 0)},
     {"scale_shift": True, "classes": 7, "heads": (1, 2, 0, 0, 4)}, {"patch": 2, "widths": (32, 64), "heads": (0, 0, 1)},
 ])
 def test_a_picture_shows_every_block_once_and_every_skip(change):

@@ -127,7 +127,7 @@ def test_the_walk_can_be_walked(visit):
 
 def test_a_link_in_the_code_leads_to_its_note(visit):
     page = visit("train")
-    page.get_by_text("ddpm.Schedule", exact=True).first.click()
+    page.locator('.code a[href="schedules.html#Schedule"]').first.click()
     assert page.evaluate("location.pathname.endsWith('schedules.html')")
     assert page.evaluate("location.hash") == "#Schedule"
     assert page.evaluate("document.querySelector(':target').getBoundingClientRect().top") < 900

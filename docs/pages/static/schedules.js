@@ -61,8 +61,8 @@ function alphaBarAt(alphaBar, t) {
 function timeAt(alphaBar, value) {
   const table = alphaBar.map(logSigma), T = table.length - 1;
   if (value >= table[T]) return T;
-  const found = table.findIndex(each => each >= value) - 1;
-  const below = Math.min(Math.max(found, 1), Math.max(T - 1, 1)), above = Math.min(below + 1, T);
+  const index = table.findIndex(each => each >= value) - 1;
+  const below = Math.min(Math.max(index, 1), Math.max(T - 1, 1)), above = Math.min(below + 1, T);
   const part = (value - table[below]) / (table[above] - table[below]);
   return roundHalfEven((below + Math.min(Math.max(part, 0), 1)) * 1e11) / 1e11;
 }
