@@ -1,4 +1,4 @@
-"""One reverse step, x_t -> x_s: eager, torch.compile, Triton, both, diffusers' scheduler."""
+"""One reverse step, x_t -> x_s: eager, torch.compile, Triton, both."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 import ddpm
-from bench.measure import CUDA, Work, device, error_of, measure, missing
+from bench.measure import CUDA, Work, device, error_of, measure
 from kernels import sampling_step
 from kernels.equivalence import LAYOUTS, step_arguments
 from kernels.group_norm_silu import INTERPRET
 
-NAMES = ("triton", "compiled", "compiled, counter noise", "eager", "eager, counter noise", "diffusers", "copy",
+NAMES = ("triton", "compiled", "compiled, counter noise", "eager", "eager, counter noise", "copy",
          "triton compiled")
 
 
@@ -34,23 +34,7 @@ def candidates(noise: bool) -> dict[str, Callable]:
         functions |= {"eager, counter noise": counter, "compiled, counter noise": compiled(counter)}
     if CUDA or INTERPRET:
         functions |= {"triton": triton, "triton compiled": compiled(triton)}
-    if not missing("diffusers"):
-        functions["diffusers"] = scheduler_step(noise)
     return functions
-
-
-def scheduler_step(noise: bool) -> Callable:
-    """The same step t -> s by DDPMScheduler or, without noise, DDIMScheduler; t is read from the row, once."""
-    from diffusers import DDIMScheduler, DDPMScheduler
-    scheduler = (DDPMScheduler if noise else DDIMScheduler)(clip_sample=True, timestep_spacing="trailing")
-    scheduler.set_timesteps(50)
-    times = {}
-
-    def step(rows: Tensor, i: Tensor, xt: Tensor, output: Tensor, seeds: Tensor) -> Tensor:
-        if i not in times:
-            times[i] = int(rows[i, 0].item()) - 1                                 # published schedulers count from 0
-        return scheduler.step(output, times[i], xt).prev_sample
-    return step
 
 
 def step_work(shape: tuple[int, ...], dtype: torch.dtype, layout: str, noise: bool) -> Work:
