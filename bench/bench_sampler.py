@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 import ddpm
 import noise
-from bench.bench_sampling_loop import LUCIDRAINS
-from bench.measure import check_error, device, error_of, missing
+from bench.measure import LUCIDRAINS, check_error, device, error_of, skip_missing
 
 STEPS = 50
 NAMES = ("eager", "compiled", "eager, noise of 50 steps together", "diffusers", LUCIDRAINS)
@@ -77,8 +76,7 @@ def build(name: str, output: Tensor) -> Callable[[], Tensor]:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_sampler(benchmark, name, shape):
-    if name in ("diffusers", LUCIDRAINS) and missing(name):
-        pytest.skip(missing(name))
+    skip_missing(name)
     output = 0.1 * torch.randn(shape, device=device())
     run = build(name, output)
     run()

@@ -5,19 +5,17 @@ network evaluations, ours and diffusers' through the same network, denoising-dif
 """
 
 import copy
-import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._dynamo.utils import counters
 
 import ddpm
-from bench.measure import CUDA, check_error, device, error_of, forget_peak, memory, missing
+from bench.measure import CUDA, LUCIDRAINS, Whole, device, error_of, measure_whole, skip_missing
 from kernels import group_norm_silu, group_norm_silu_plain, sampling_step
 from kernels.compile import compile_denoiser, compile_loop, time_table
 from kernels.equivalence import SIDES
@@ -31,12 +29,9 @@ STAGES = {"eager": "plain lines, float32 (TF32 in convolutions)", "bf16": "weigh
           "kernels": "the fused norm and step", "time path": "the rows of all steps computed once",
           "sub-pixel": "nearest-up and convolution as one transposed convolution",
           "graph": "one step captured and replayed: all of --compile --dtype bf16"}
-LUCIDRAINS = "denoising-diffusion-pytorch"
-PEERS = {"diffusers nchw": {}, "diffusers channels_last": {"channels_last": True},
-         "diffusers compiled": {"channels_last": True, "mode": "reduce-overhead"},
-         "diffusers max-autotune": {"channels_last": True, "mode": "max-autotune"},
-         "diffusers float32": {"dtype": torch.float32},
-         f"{LUCIDRAINS} nchw": {}, f"{LUCIDRAINS} channels_last": {"channels_last": True}}
+PEERS = ("diffusers nchw", "diffusers channels_last", "diffusers compiled", "diffusers max-autotune",
+         "diffusers float32", f"{LUCIDRAINS} nchw", f"{LUCIDRAINS} channels_last")
+MODES = {"diffusers compiled": "reduce-overhead", "diffusers max-autotune": "max-autotune"}
 # What diffusers' guide to fast inference sets with max-autotune; a UNet2DModel has no fuse_qkv_projections
 GUIDE = {"conv_1x1_as_mm": True, "coordinate_descent_tuning": True, "epilogue_fusion": False,
          "coordinate_descent_check_all_directions": True}
@@ -45,15 +40,6 @@ GUIDE = {"conv_1x1_as_mm": True, "coordinate_descent_tuning": True, "epilogue_fu
 # Of ||difference|| / ||output||, which is 1.3 % in bf16 for the cifar10 network, ours and diffusers', on a CPU, 0.5 %
 # under autocast, and 1e-6 in float32; TF32 rounds a convolution's input eight times as finely as bf16.
 HALF, FULL = 0.02, 0.005 if CUDA else 1e-4
-
-
-class Loop(NamedTuple):
-    """Something that samples pictures."""
-    sample: Callable[[], Tensor]            # -> B pictures
-    error: Callable[[], float]              # of one output of the network against float64: ||difference|| / ||output||
-    tolerance: float
-    parameters: int
-    start: Callable[[], Iterator] | None = None     # of ours: the chain, step by step
 
 
 class Chain(NamedTuple):
@@ -80,7 +66,7 @@ def shape_of(chain: Chain) -> tuple[int, int, int]:
 
 
 @torch.no_grad()
-def ours(stage: str, chain: Chain) -> Loop:
+def ours(stage: str, chain: Chain) -> Whole:
     """All that STAGES lists up to this stage; the weights are the same every time."""
     torch.manual_seed(0)
     has = list(STAGES)[:list(STAGES).index(stage) + 1].__contains__
@@ -109,7 +95,7 @@ def ours(stage: str, chain: Chain) -> Loop:
         step = sampling_step if has("kernels") else torch.compile(ddpm.step) if has("compile") else ddpm.step
         run = partial(ddpm.sample, denoise, rows, shape_of(chain), step=step)
     tolerance = HALF if dtype == torch.bfloat16 else FULL
-    return Loop(lambda: deque(run(seeds), maxlen=1)[0][1], error, tolerance, count(unet), lambda: run(seeds))
+    return Whole(lambda: deque(run(seeds), maxlen=1)[0][1], error, tolerance, count(unet))
 
 
 def denoiser(unet: UNet, times: Tensor, has: Callable[[str], bool]) -> Callable:
@@ -125,6 +111,20 @@ def denoiser(unet: UNet, times: Tensor, has: Callable[[str], bool]) -> Callable:
 
 def count(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
+
+
+def layout_of(name: str) -> torch.memory_format:
+    """That of a peer's network; what is compiled is in channels_last."""
+    last = name.endswith(("channels_last", "compiled", "max-autotune"))
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def lucidrains_unet(network: str) -> nn.Module:
+    """denoising-diffusion-pytorch's own network, of the same widths, without classes."""
+    from denoising_diffusion_pytorch import Unet
+    config = CONFIGS[network]
+    return awake(Unet(dim=config.widths[0], dim_mults=[w // config.widths[0] for w in config.widths],
+                      channels=config.in_channels))
 
 
 def diffusers_unet(network: str) -> nn.Module:
@@ -144,15 +144,16 @@ def diffusers_unet(network: str) -> nn.Module:
 
 
 @torch.no_grad()
-def diffusers(chain: Chain, channels_last: bool = False, mode: str = "", dtype: torch.dtype = torch.bfloat16) -> Loop:
+def diffusers(name: str, chain: Chain) -> Whole:
     """Its loop as its pipelines have it, but with the times on the device once; weights and pictures in dtype."""
     from diffusers import DDIMScheduler, DDPMScheduler
     scheduler = (DDPMScheduler if chain.eta else DDIMScheduler)(timestep_spacing="trailing")
     scheduler.set_timesteps(chain.steps)
     network = awake(diffusers_unet(chain.network))
     exact = copy.deepcopy(network).double()
-    network.to(dtype).to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-    if mode:
+    dtype = torch.float32 if name.endswith("float32") else torch.bfloat16
+    network.to(dtype).to(memory_format=layout_of(name))
+    if mode := MODES.get(name):
         options = torch._inductor.list_mode_options(mode) | (GUIDE if mode == "max-autotune" else {})
         network.compile(options=options, fullgraph=True)
     times = list(zip(scheduler.timesteps.tolist(), scheduler.timesteps.to(device()), strict=True))
@@ -176,17 +177,15 @@ def diffusers(chain: Chain, channels_last: bool = False, mode: str = "", dtype: 
         few = {k: v[:2] for k, v in labels.items()}
         return error_of([network(xt, t, **labels).sample[:2]], [exact(xt[:2].double(), t, **few).sample])
 
-    return Loop(sample, error, HALF if dtype == torch.bfloat16 else FULL, count(network))
+    return Whole(sample, error, HALF if dtype == torch.bfloat16 else FULL, count(network))
 
 
-def lucidrains(chain: Chain, channels_last: bool = False) -> Loop:
-    """Its own network, without classes, under autocast: it has no bf16 loop of its own."""
-    from denoising_diffusion_pytorch import GaussianDiffusion, Unet
-    config = CONFIGS[chain.network]
-    mults = tuple(w // config.widths[0] for w in config.widths)
-    network = awake(Unet(dim=config.widths[0], dim_mults=mults, channels=config.in_channels))
+def lucidrains(name: str, chain: Chain) -> Whole:
+    """Under autocast: it has no bf16 loop of its own."""
+    from denoising_diffusion_pytorch import GaussianDiffusion
+    network = lucidrains_unet(chain.network)
     exact = copy.deepcopy(network).double()
-    network.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    network.to(memory_format=layout_of(name))
     process = GaussianDiffusion(network, image_size=SIDES[chain.network], timesteps=1000, beta_schedule="linear",
                                 sampling_timesteps=chain.steps, ddim_sampling_eta=chain.eta,
                                 objective="pred_noise").to(device())
@@ -201,21 +200,19 @@ def lucidrains(chain: Chain, channels_last: bool = False) -> Loop:
         with torch.no_grad():
             return error_of([half(network, xt, t)], [exact(xt.double(), t.double())])
 
-    return Loop(lambda: half(process.sample, chain.B), error, HALF, count(network))
+    return Whole(lambda: half(process.sample, chain.B), error, HALF, count(network))
 
 
-def build(name: str, chain: Chain) -> Loop:
+def build(name: str, chain: Chain) -> Whole:
     """A candidate by its name."""
-    if name in STAGES:
-        return ours(name, chain)
-    return (lucidrains if name.startswith(LUCIDRAINS) else diffusers)(chain, **PEERS[name])
+    return (ours if name in STAGES else lucidrains if name.startswith(LUCIDRAINS) else diffusers)(name, chain)
 
 
 def cases() -> list[tuple[Chain, str]]:
     """Chains and candidates. On a CPU the stages that mean anything there, "sub-pixel" being all of --compile."""
     if not CUDA:
         stages = ["eager", "bf16", "channels_last", "compile", "sub-pixel"]
-        names = [*stages, *(name for name, options in PEERS.items() if "mode" not in options)]
+        names = [*stages, *(name for name in PEERS if name not in MODES)]
         return [(chain, name) for chain in (Chain("digits", 4, 5, 0.), Chain("cifar10", 8, 1, 0.)) for name in names]
     ends = ["graph", "compile", "eager"]
     names = {Chain("cifar10", 512, 50, 0.): [*reversed(STAGES), *PEERS],
@@ -227,22 +224,7 @@ def cases() -> list[tuple[Chain, str]]:
 
 @pytest.mark.parametrize("chain, name", cases(), ids=str)
 def test_loop(benchmark, chain, name):
-    if name in PEERS and missing(name):
-        pytest.skip(missing(name))
-    counters.clear()
-    began = time.perf_counter()
-    loop = build(name, chain)
-    error = check_error(loop.error(), loop.tolerance)
-    loop.sample()                                           # compiles what is left
+    skip_missing(name)
     benchmark.group = str(chain)
-    benchmark.extra_info |= {"error": error, "prepared s": time.perf_counter() - began, "B": chain.B,
-                             "steps": chain.steps, "network": chain.network, "parameters": loop.parameters}
-    loop = loop._replace(error=None)                        # frees the network in float64
-    forget_peak()
-    benchmark.pedantic(loop.sample, rounds=2 if chain.steps > 500 else 5)
-    benchmark.extra_info |= memory() | skipped_graphs()
-
-
-def skipped_graphs() -> dict[str, int]:
-    """How often Inductor was asked for a CUDA graph and left it out, which it says in a warning only."""
-    return {"cudagraph skips": counters["inductor"]["cudagraph_skips"]}
+    benchmark.extra_info |= {"B": chain.B, "steps": chain.steps, "network": chain.network}
+    measure_whole(benchmark, partial(build, name, chain), rounds=2 if chain.steps > 500 else 5)

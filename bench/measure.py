@@ -22,11 +22,14 @@ import pytest
 import torch
 import torch._functorch.config
 from torch import Tensor
+from torch._dynamo.utils import counters
 
 torch._functorch.config.donated_buffer = False             # a compiled backward is to run more than once
 CUDA = torch.cuda.is_available()
 ROUNDS = 20 if CUDA else 3                                 # of every kernel's timing
 RESULTS = Path("bench/results")
+LUCIDRAINS = "denoising-diffusion-pytorch"
+PACKAGES = ("diffusers", LUCIDRAINS)                        # names of peers begin so
 
 
 class Work(NamedTuple):
@@ -39,6 +42,14 @@ class Work(NamedTuple):
     error: Callable[[Callable], float]                      # against float64: ||difference|| / ||result||
     tolerance: float                                        # of the error
     size: int                                               # useful bytes of a call, read or written; 0: not counted
+
+
+class Whole(NamedTuple):
+    """A sampling loop or an update as one candidate does it."""
+    run: Callable[[], object]
+    error: Callable[[], float]                              # against float64, as Work's
+    tolerance: float
+    parameters: int
 
 
 def device() -> torch.device:
@@ -85,6 +96,31 @@ def missing(name: str) -> str:
     except Exception as error:                              # or what it needs cannot
         return f"{package} is not there: {error}"
     return ""
+
+
+def skip_missing(name: str) -> None:
+    """Skips the case of a peer whose package cannot be imported."""
+    if name.startswith(PACKAGES) and (reason := missing(name)):
+        pytest.skip(reason)
+
+
+def measure_whole(benchmark, build: Callable[[], Whole], warmups: int = 1, **options) -> None:
+    """Times what `build` makes, apart from its preparation; notes down both, and memory. options: of `pedantic`."""
+    counters.clear()
+    began = time.perf_counter()
+    whole = build()
+    error = check_error(whole.error(), whole.tolerance)
+    for _ in range(warmups):                                # compiles what is left
+        whole.run()
+    benchmark.extra_info |= {"error": error, "prepared s": time.perf_counter() - began, "parameters": whole.parameters}
+    whole = whole._replace(error=None)                      # frees the network in float64
+    forget_peak()
+    benchmark.pedantic(whole.run, **options)
+    # Inductor says in a warning only that it was asked for a CUDA graph and left it out. Reserved, not allocated: a
+    # captured graph holds its memory without allocating it.
+    benchmark.extra_info |= {"cudagraph skips": counters["inductor"]["cudagraph_skips"]}
+    if CUDA:
+        benchmark.extra_info |= {"peak GB": torch.cuda.max_memory_reserved() / 1e9}
 
 
 # Kernels
@@ -159,11 +195,6 @@ def forget_peak() -> None:
     if CUDA:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-
-
-def memory() -> dict[str, float]:
-    """Reserved, not allocated: a captured graph holds its memory without allocating it."""
-    return {"peak GB": torch.cuda.max_memory_reserved() / 1e9} if CUDA else {}
 
 
 # What it was measured on
