@@ -1,14 +1,12 @@
 """Trainings on the same pictures and labels, for bench.quality: ours, and two published packages' with their own
 networks, losses, optimizers and averages.
 
-Every package gets the labels, and the quickest of three forms on a CPU. Where its default network cannot take 28 x 28
-pixels, it is the nearest of its authors' that can; the docstrings say which.
+Every package gets the labels, and the form that was its quickest of three on a CPU: float32, bf16, or bf16 in
+channels_last. Where its default network cannot take 28 x 28 pixels, it is the nearest of its authors' that can; the
+docstrings say which.
 """
 
-import contextlib
-import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -21,10 +19,6 @@ import data
 import ddpm
 import train
 
-FORMS = {"float32": (contextlib.nullcontext, torch.contiguous_format),
-         "bf16": (lambda: torch.autocast("cpu", torch.bfloat16), torch.contiguous_format),
-         "bf16, channels_last": (lambda: torch.autocast("cpu", torch.bfloat16), torch.channels_last)}
-
 
 @dataclass
 class Contender:
@@ -36,7 +30,7 @@ class Contender:
     output: Callable[[Tensor, Tensor, Tensor], Tensor]  # of the averaged weights: x_t, t in 1..T, labels
     schedule: ddpm.Schedule
     target: str
-    form: AbstractContextManager = contextlib.nullcontext()
+    form: str
 
     @property
     def parameters(self) -> int:
@@ -71,7 +65,7 @@ def ours(dataset: data.Data, seed: int, rate: float, **changes) -> Contender:
         return functional_call(run.unet, run.ema, (xt, t, labels))
 
     return Contender(run.unet, {"network": run.unet, "average": Tensors(run.ema), "optimizer": run.optimizer},
-                     config.batch, update, output, run.schedule, config.target)
+                     config.batch, update, output, run.schedule, config.target, config.dtype)
 
 
 def lucidrains(dataset: data.Data, seed: int, rate: float, dim: int = 64, cond_drop_prob: float = 0.5,
@@ -87,14 +81,14 @@ def lucidrains(dataset: data.Data, seed: int, rate: float, dim: int = 64, cond_d
     torch.manual_seed(seed)
     C, H, _ = dataset.shape
     network = Unet(dim=dim, num_classes=len(dataset.classes), dim_mults=(1, 2, 4), channels=C,
-                   cond_drop_prob=cond_drop_prob)
+                   cond_drop_prob=cond_drop_prob).to(memory_format=torch.channels_last)
     process = GaussianDiffusion(network, image_size=H)
     optimizer = torch.optim.Adam(network.parameters(), lr=rate, betas=(0.9, 0.99), fused=True)
     average = EMA(process, beta=0.995, update_every=update_every)
 
     def update(step: int, pixels: Tensor, labels: Tensor) -> None:
         optimizer.zero_grad()
-        with contender.form:
+        with torch.autocast("cpu", torch.bfloat16):
             loss = process(pixels / 255, classes=labels)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.)
@@ -104,9 +98,8 @@ def lucidrains(dataset: data.Data, seed: int, rate: float, dim: int = 64, cond_d
     def output(xt: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         return average.ema_model.model(xt, t - 1, labels, cond_drop_prob=0.)
 
-    contender = Contender(network, {"network": network, "average": average, "optimizer": optimizer}, 16, update, output,
-                          ddpm.from_betas(process.betas.double()), "eps")
-    return contender
+    return Contender(network, {"network": network, "average": average, "optimizer": optimizer}, 16, update, output,
+                     ddpm.from_betas(process.betas.double()), "eps", "bf16, channels_last")
 
 
 def diffusers(dataset: data.Data, seed: int, rate: float, warmup: int = 500, epochs: int = 100) -> Contender:
@@ -132,9 +125,8 @@ def diffusers(dataset: data.Data, seed: int, rate: float, warmup: int = 500, epo
     def update(step: int, pixels: Tensor, labels: Tensor) -> None:
         x0 = data.to_unit(pixels)
         t, eps = torch.randint(1000, (len(x0),)), torch.randn_like(x0)
-        with contender.form:
-            output = network(scheduler.add_noise(x0, eps, t), t, class_labels=labels).sample
-        (output.float() - eps).square().mean().backward()
+        output = network(scheduler.add_noise(x0, eps, t), t, class_labels=labels).sample
+        (output - eps).square().mean().backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.)
         optimizer.step()
         rates.step()
@@ -148,9 +140,8 @@ def diffusers(dataset: data.Data, seed: int, rate: float, warmup: int = 500, epo
         average.restore(weights)
         return output
 
-    contender = Contender(network, {"network": network, "average": average, "optimizer": optimizer, "rates": rates}, 16,
-                          update, output, ddpm.from_betas(scheduler.betas.double()), "eps")
-    return contender
+    return Contender(network, {"network": network, "average": average, "optimizer": optimizer, "rates": rates}, 16,
+                     update, output, ddpm.from_betas(scheduler.betas.double()), "eps", "float32")
 
 
 class Training(NamedTuple):
@@ -182,25 +173,3 @@ CONTENDERS = {
     "diffusers": Entry(diffusers, (1e-4,)),
     "diffusers tuned": Entry(partial(diffusers, warmup=100, epochs=3), (3e-4, 1e-3, 3e-3)),       # 3: an hour or so
 }
-
-
-def quickest_form(make: Callable[[], Contender], batches: data.Batches, rounds: int = 3) -> str:
-    """The name of the form in which an update takes the least CPU time, of `rounds` after one that is not counted."""
-    seconds = {}
-    for name in FORMS:
-        contender = put(make(), name)
-        spent = []
-        for step in range(1, rounds + 2):
-            began = time.process_time()
-            contender.update(step, *batches[step])
-            spent.append(time.process_time() - began)
-        seconds[name] = min(spent[1:])
-    return min(seconds, key=seconds.get)
-
-
-def put(contender: Contender, form: str) -> Contender:
-    """The contender in this form."""
-    make, layout = FORMS[form]
-    contender.form = make()
-    contender.network.to(memory_format=layout)
-    return contender

@@ -19,21 +19,20 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 import data
 import ddpm
 import noise
 import train
 from bench import measure
-from bench.contenders import CONTENDERS, Contender, Training, put, quickest_form, training_of
+from bench.contenders import CONTENDERS, Contender, Training, training_of
 from bench.lines import append, read
 from bench.quality_page import write_page
 from run import tensors
@@ -63,48 +62,37 @@ def advance(training: Training, config: Config, minutes: float) -> dict:
     torch.set_num_threads(1)
     dataset, held_out = data.load(config.data), data.load(data.TEST + config.data)
     path = FOLDER / Path(config.out).stem / f"{training}.safetensors"
-    named, facts = tensors.load(path) if path.is_file() else ({}, {"parts": {"items": []}, "step": 0, "seconds": 0.})
-    step, spent = facts["step"], facts["seconds"]
+    contender = CONTENDERS[training.name].make(dataset, training.seed, training.rate)
+    step, spent = restore(path, contender) if path.is_file() else (0, 0.)
     if spent > 60 * minutes + 60:
         raise ValueError(f"{path} is beyond {minutes} minutes, but {config.out} has no line of that; move it away")
     core = yardstick(dataset)
-    make = partial(CONTENDERS[training.name].make, dataset, training.seed, training.rate)
-    contender = make()
     batches = data.Batches(dataset, contender.batch, training.seed, False)
-    form = facts.get("form") or ("bf16" if training.name == "ours" else quickest_form(make, batches))
-    if training.name != "ours":
-        put(contender, form)
-    for name, state in joined(facts["parts"], named).items():
-        contender.parts[name].load_state_dict(state)
     while spent < 60 * minutes:
         step, spent = train_until(min(spent + SAVED, 60 * minutes), contender, batches, training.seed, step, spent)
-        named = {}
-        parts = split({name: part.state_dict() for name, part in contender.parts.items()}, "", named)
-        tensors.save(path, named, {"parts": parts, "step": step, "seconds": spent, "form": form})
+        keep(path, contender, step, spent)
     return {**training._asdict(), "minutes": minutes, "steps": step, "images": step * contender.batch,
-            "parameters": contender.parameters, "form": form, "core": core,
+            "parameters": contender.parameters, "form": contender.form, "core": core,
             **score(contender, dataset, held_out, config), **how(config),
             "package": None if training.name == "ours" else version(training.name.split()[0]), "cpu": cpu(),
             **measure.stamp()}
 
 
-def split(state: Any, name: str, named: dict[str, Tensor]) -> Any:
-    """A state, of dicts and lists, as JSON can hold it: its tensors go to `named`, their names stay."""
-    if isinstance(state, Tensor):
-        named[name] = state.clone()                         # a package's average holds its network once more
-        return {"tensor": name}
-    if isinstance(state, dict):                             # in pairs, as an optimizer's keys are numbers
-        return {"items": [[key, split(value, f"{name}.{key}", named)] for key, value in state.items()]}
-    if isinstance(state, list | tuple):
-        return [split(value, f"{name}.{k}", named) for k, value in enumerate(state)]
-    return state
+def keep(path: Path, contender: Contender, step: int, seconds: float) -> None:
+    """Saves all that changes: tensors by their place among the leaves of the states, the rest as JSON."""
+    leaves, tree = pytree.tree_flatten({name: part.state_dict() for name, part in contender.parts.items()})
+    named = {str(k): leaf.clone() for k, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}   # some share memory
+    others = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    tensors.save(path, named, {"tree": pytree.treespec_dumps(tree), "others": others, "step": step, "seconds": seconds})
 
 
-def joined(state: Any, named: dict[str, Tensor]) -> Any:
-    """The state that `split` took apart."""
-    if isinstance(state, dict):
-        return named[state["tensor"]] if "tensor" in state else {k: joined(v, named) for k, v in state["items"]}
-    return [joined(value, named) for value in state] if isinstance(state, list | tuple) else state
+def restore(path: Path, contender: Contender) -> tuple[int, float]:
+    """The step and the CPU-seconds at which the state in this file was kept; the contender is as it was then."""
+    named, facts = tensors.load(path)
+    leaves = [named.get(str(k), other) for k, other in enumerate(facts["others"])]
+    for name, state in pytree.tree_unflatten(leaves, pytree.treespec_loads(facts["tree"])).items():
+        contender.parts[name].load_state_dict(state)
+    return facts["step"], facts["seconds"]
 
 
 def train_until(seconds: float, contender: Contender, batches: data.Batches, seed: int, step: int,
