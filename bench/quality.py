@@ -82,14 +82,18 @@ def keep(path: Path, contender: Contender, step: int, seconds: float) -> None:
     """Saves all that changes: tensors by their place among the leaves of the states, the rest as JSON."""
     leaves, tree = pytree.tree_flatten({name: part.state_dict() for name, part in contender.parts.items()})
     named = {str(k): leaf.clone() for k, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}   # some share memory
-    others = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-    tensors.save(path, named, {"tree": pytree.treespec_dumps(tree), "others": others, "step": step, "seconds": seconds})
+    values = [list(leaf.stride()) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    tensors.save(path, named, {"tree": pytree.treespec_dumps(tree), "values": values, "step": step, "seconds": seconds})
 
 
 def restore(path: Path, contender: Contender) -> tuple[int, float]:
-    """The step and the CPU-seconds at which the state in this file was kept; the contender is as it was then."""
+    """The step and the CPU-seconds at which a state was kept; the contender is as it was then.
+
+    Tensors lie as they lay, for fused Adam pairs a weight's elements with its moments' by their places in memory.
+    """
     named, facts = tensors.load(path)
-    leaves = [named.get(str(k), other) for k, other in enumerate(facts["others"])]
+    leaves = [torch.empty_strided(named[str(k)].shape, value).copy_(named[str(k)]) if str(k) in named else value
+              for k, value in enumerate(facts["values"])]
     for name, state in pytree.tree_unflatten(leaves, pytree.treespec_loads(facts["tree"])).items():
         contender.parts[name].load_state_dict(state)
     return facts["step"], facts["seconds"]
