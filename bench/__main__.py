@@ -13,14 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import tables
-from bench.conftest import GRACE, LOST
+from bench.conftest import GRACE
 from bench.measure import RESULTS, machine_name
 from run.cli import check_range, parse, script
 
 ROOT = Path(__file__).parents[1]
 TESTS = [*(f"tests/kernels/test_{name}.py" for name in ("group_norm_silu", "sampling_step", "compile")),
          "tests/bench/test_same.py", "-k", "not compiled_loop and not precision"]           # those compile for a CPU
-END = 15.                               # seconds that tables and plots take
+END = 15.                               # seconds that tables take
+LOST = 3                                # pytest's exit status after an error of its own, as where the GPU is lost
 
 
 @dataclass(frozen=True)
@@ -30,19 +31,13 @@ class Config:
     out: str = str(RESULTS)         # the machine's folder is made in this one
 
 
-def pytest(arguments: Sequence[str], seconds: float) -> int | None:
-    """pytest's exit status, negative where a signal ended it; None where it was ended after so many seconds."""
+def pytest(arguments: Sequence[str], seconds: float) -> bool:
+    """Whether pytest's process was taken down: by a signal, with the GPU, or after so many seconds."""
     try:
-        return subprocess.run([sys.executable, "-m", "pytest", *arguments], cwd=ROOT, timeout=seconds).returncode
+        status = subprocess.run([sys.executable, "-m", "pytest", *arguments], cwd=ROOT, timeout=seconds).returncode
     except subprocess.TimeoutExpired:
-        return None
-
-
-def measure_until(deadline: float, out: str) -> None:
-    """`pytest bench` in another process after every one that a case took down."""
-    status = LOST
-    while (status == LOST or status is None or status < 0) and (left := deadline - time.monotonic()) > 0:
-        status = pytest(["bench", "--minutes", str(left / 60), "--out", out], left + 2 * GRACE)
+        return True
+    return status < 0 or status == LOST
 
 
 @script
@@ -52,7 +47,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     out = str(Path(config.out).resolve())
     deadline = began + 60 * config.minutes - GRACE - END
     pytest([*TESTS, f"--junitxml={out}/{machine_name()}/tests.xml"], max(1., min(180., (deadline - began) / 2)))
-    measure_until(deadline, out)
+    while (left := deadline - time.monotonic()) > 0 and pytest(["bench", "--minutes", str(left / 60), "--out", out],
+                                                               left + 2 * GRACE):
+        pass
     tables.main(["--out", out])
 
 

@@ -8,7 +8,7 @@ import math
 import re
 import signal
 import time
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -27,7 +27,6 @@ VALUE = {
     "test_loop.*DDPM-1000": 150, "": 60}
 GRACE = 30.                             # seconds after the deadline at which a case is ended, with the process
 CRASHES = 2                             # of a process, after which its case is left out
-LOST = 4                                # pytest's exit status where the GPU no longer answers
 
 
 def pytest_addoption(parser) -> None:
@@ -51,28 +50,21 @@ class Recorder:
         append(self.path, line)
         self.lines.append(line)
 
-    def outcomes(self) -> dict[str, str]:
-        """begun, passed, skipped or failed, by the last line of every case."""
-        return {line["case"]: line["outcome"] for line in self.lines}
-
-    def crashes(self) -> Counter[str]:
-        """How often each case began and did not end."""
-        counts = Counter()
-        for line in self.lines:
-            counts[line["case"]] += 1 if line["outcome"] == "begun" else -1
-        return counts
-
     def expected(self, case: str) -> float:
         """Seconds that a case takes: the most that one of its kind did, or a guess."""
         seconds = [line["seconds"] for line in self.lines if "seconds" in line and rank(line["case"]) == rank(case)]
         return max(seconds, default=guess(case))
 
     def pytest_collection_modifyitems(self, config, items) -> None:
-        outcomes, crashes = self.outcomes(), self.crashes()
-        done = [item for item in items if outcomes.get(item.nodeid) == "passed" or crashes[item.nodeid] >= CRASHES]
+        known = defaultdict(list)                           # what became of each case, every time
+        for line in self.lines:
+            known[line["case"]].append(line["outcome"])
+        crashes = {case: 2 * outcomes.count("begun") - len(outcomes) for case, outcomes in known.items()}
+        done = [item for item in items
+                if known[item.nodeid][-1:] == ["passed"] or crashes.get(item.nodeid, 0) >= CRASHES]
         config.hook.pytest_deselected(items=done)
         items[:] = sorted((item for item in items if item not in done),
-                          key=lambda item: (outcomes.get(item.nodeid) in ("begun", "failed"), rank(item.nodeid)))
+                          key=lambda item: (known[item.nodeid][-1:] in (["begun"], ["failed"]), rank(item.nodeid)))
 
     def pytest_runtest_setup(self, item) -> None:
         if time.monotonic() + self.expected(item.nodeid) > self.deadline:
@@ -89,9 +81,6 @@ class Recorder:
         try:
             prepare()
             return (yield)
-        except KeyboardInterrupt:
-            self.add(case=item.nodeid, outcome="failed", why="interrupted")
-            raise
         finally:
             signal.alarm(0)
 
@@ -107,8 +96,8 @@ class Recorder:
                      name=item.callspec.params["name"], group=benchmark.group, **benchmark.extra_info,
                      **({"us": 1e6 * times.median / calls, "p25": 1e6 * times.q1 / calls, "p75": 1e6 * times.q3 / calls}
                         if times else {}), stamp=stamp())
-            if report.failed and not answers():
-                pytest.exit("the GPU no longer answers this process; repeat the command", LOST)
+            if CUDA and report.failed:
+                torch.cuda.synchronize()                    # raises where the GPU is lost to this process, which ends
         return report
 
 
@@ -120,13 +109,3 @@ def rank(case: str) -> int:
 def guess(case: str) -> float:
     """The seconds that VALUE says."""
     return [*VALUE.values()][rank(case)]
-
-
-def answers() -> bool:
-    """Whether the GPU still works for this process: a kernel that reads outside its memory leaves it useless."""
-    try:
-        if CUDA:
-            torch.cuda.synchronize()
-    except RuntimeError:
-        return False
-    return True

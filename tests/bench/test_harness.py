@@ -113,25 +113,16 @@ def test_the_most_valuable_comes_first(monkeypatch):
     assert ordered[-1].startswith("DDIM") or "1000" in ordered[-1]
 
 
-def test_a_lost_gpu_ends_the_process(monkeypatch):
-    def lost():
-        raise RuntimeError("an illegal memory access was encountered")
-    assert conftest.answers()
-    monkeypatch.setattr(conftest, "CUDA", True)
-    monkeypatch.setattr(conftest.torch.cuda, "synchronize", lost)
-    assert not conftest.answers()
-
-
 def test_the_first_session_goes_on_after_a_crash(tmp_path, monkeypatch):
     """Tests first, then pytest bench for as long as there is time and its process is taken down, then the tables."""
-    commands, ends = [], iter([0, -11, session.LOST, None, 1])
+    commands, ends = [], iter([False, True, True, False])
     monkeypatch.setattr(session, "pytest", lambda arguments, seconds: (commands.append((arguments, seconds)),
                                                                        next(ends))[1])
     monkeypatch.setattr(session.tables, "main", lambda argv: commands.append((argv, 0)))
     session.main(["--minutes", "9", "--out", str(tmp_path)])
     (tests, seconds), *measured, (tables, _) = commands
     assert tests[0].startswith("tests/kernels") and seconds == 180 and tables == ["--out", str(tmp_path)]
-    assert [arguments[:2] for arguments, _ in measured] == [["bench", "--minutes"]] * 4
+    assert [arguments[:2] for arguments, _ in measured] == [["bench", "--minutes"]] * 3
     assert all(seconds < 600 and float(arguments[2]) < 9 for arguments, seconds in measured)
 
 
