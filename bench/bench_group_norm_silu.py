@@ -8,29 +8,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.measure import CUDA, Work, device, error_of, measure, missing
+from bench.measure import CUDA, Work, both, device, error_of, measure, missing
 from kernels import group_norm_silu, group_norm_silu_plain
 from kernels.equivalence import LAYOUTS, ROUNDING, Norm, leaves, norms
-from kernels.group_norm_silu import INTERPRET
 
 NAMES = ("triton", "compiled", "eager", "copy", "triton compiled", "liger")
 
 
 def norm_candidates(groups: int, layout: str) -> dict[str, Callable]:
-    """(x, weight, bias) -> y in x's layout, in NHWC too where PyTorch's operator returns NCHW.
-
-    Both ways as they are and compiled; without Triton, where the fused op is the plain lines, eager alone.
-    """
+    """(x, weight, bias) -> y in x's layout, in NHWC too where PyTorch's operator returns NCHW."""
     def eager(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return F.silu(F.group_norm(x, groups, weight, bias)).contiguous(memory_format=LAYOUTS[layout])
 
     def triton(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return group_norm_silu(x, groups, weight, bias)
 
-    compiled = partial(torch.compile, fullgraph=True, dynamic=False)
-    functions = {"eager": eager, "compiled": compiled(eager)}
-    if CUDA or INTERPRET:
-        functions |= {"triton": triton, "triton compiled": compiled(triton)}
+    functions = both(eager, triton)
     if CUDA and layout == "nchw" and not missing("liger-kernel"):
         from liger_kernel.ops.group_norm import LigerGroupNormFunction
         functions["liger"] = lambda x, w, b: F.silu(LigerGroupNormFunction.apply(x, w, b, x.shape[1], groups, 1e-5))

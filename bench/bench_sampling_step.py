@@ -8,33 +8,20 @@ import torch
 from torch import Tensor
 
 import ddpm
-from bench.measure import CUDA, Work, device, error_of, measure
+from bench.measure import CUDA, Work, both, device, error_of, measure
 from kernels import sampling_step
 from kernels.equivalence import LAYOUTS, step_arguments
-from kernels.group_norm_silu import INTERPRET
-
-NAMES = ("triton", "compiled", "compiled, counter noise", "eager", "eager, counter noise", "copy",
-         "triton compiled")
 
 
 def candidates(noise: bool) -> dict[str, Callable]:
-    """(rows, i, xt, output, seeds) -> xs. Those without counter noise use PyTorch's generator."""
+    """(rows, i, xt, output, seeds) -> xs."""
     def eager(rows: Tensor, i: Tensor, xt: Tensor, output: Tensor, seeds: Tensor) -> Tensor:
-        return ddpm.step(rows, i, xt, output, z=torch.randn_like(xt) if noise else None)[0]
-
-    def counter(rows: Tensor, i: Tensor, xt: Tensor, output: Tensor, seeds: Tensor) -> Tensor:
-        return ddpm.step(rows, i, xt, output, None, seeds)[0]
+        return ddpm.step(rows, i, xt, output, None, seeds if noise else None)[0]
 
     def triton(rows: Tensor, i: Tensor, xt: Tensor, output: Tensor, seeds: Tensor) -> Tensor:
         return sampling_step(rows, i, xt, output, None, seeds if noise else None, keep_x0=False)[0]
 
-    compiled = partial(torch.compile, fullgraph=True, dynamic=False)
-    functions = {"eager": eager, "compiled": compiled(eager)}
-    if noise:
-        functions |= {"eager, counter noise": counter, "compiled, counter noise": compiled(counter)}
-    if CUDA or INTERPRET:
-        functions |= {"triton": triton, "triton compiled": compiled(triton)}
-    return functions
+    return both(eager, triton)
 
 
 def step_work(shape: tuple[int, ...], dtype: torch.dtype, layout: str, noise: bool) -> Work:
@@ -60,7 +47,7 @@ SHAPES = [(128, 3, 32, 32), (512, 3, 256, 256)] if CUDA else [(8, 3, 32, 32)]
 DTYPE = torch.bfloat16 if CUDA else torch.float32
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["triton", "compiled", "eager", "copy", "triton compiled"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("noise", [False, True], ids=["no noise", "noise"])

@@ -6,6 +6,7 @@ channels_last. Where its default network cannot take 28 x 28 pixels, it is the n
 docstrings say which.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,7 +14,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 import data
 import ddpm
@@ -37,35 +37,20 @@ class Contender:
         return sum(p.numel() for p in self.network.parameters())
 
 
-@dataclass
-class Tensors:
-    """Named tensors, with the methods of a module's state."""
-    tensors: dict[str, Tensor]
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return self.tensors
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        for name, tensor in self.tensors.items():
-            tensor.copy_(state[name])
-
-
-def ours(dataset: data.Data, seed: int, rate: float, **changes) -> Contender:
-    """`python train.py --preset fashion`, with changes if there are any."""
-    config = replace(train.PRESETS["fashion"], seed=seed, lr=rate, **changes)
+def ours(dataset: data.Data, seed: int, rate: float) -> Contender:
+    """`python train.py --preset fashion`."""
+    config = replace(train.PRESETS["fashion"], seed=seed, lr=rate)
     run = train.start(config, dataset)
     torch.set_num_threads(1)
-    model = train.trained_model(run)
+    model, average = train.trained_model(run), copy.deepcopy(run.unet).eval()
+    average.load_state_dict(run.ema, assign=True)           # shares the memory, so it follows
 
     def update(step: int, pixels: Tensor, labels: Tensor) -> None:
         train.update(run, model, step, pixels, labels)
         run.progress.records.clear()
 
-    def output(xt: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        return functional_call(run.unet, run.ema, (xt, t, labels))
-
-    return Contender(run.unet, {"network": run.unet, "average": Tensors(run.ema), "optimizer": run.optimizer},
-                     config.batch, update, output, run.schedule, config.target, config.dtype)
+    return Contender(run.unet, {"network": run.unet, "average": average, "optimizer": run.optimizer},
+                     config.batch, update, average, run.schedule, config.target, config.dtype)
 
 
 def lucidrains(dataset: data.Data, seed: int, rate: float, dim: int = 64, cond_drop_prob: float = 0.5,

@@ -24,6 +24,8 @@ import torch._functorch.config
 from torch import Tensor
 from torch._dynamo.utils import counters
 
+from kernels.group_norm_silu import INTERPRET
+
 torch._functorch.config.donated_buffer = False             # a compiled backward is to run more than once
 CUDA = torch.cuda.is_available()
 ROUNDS = 20 if CUDA else 3                                 # of every kernel's timing
@@ -145,6 +147,15 @@ def measure(benchmark, work: Work, name: str) -> None:
     run, facts["calls"] = captured(calls(1))
     benchmark.extra_info |= facts
     benchmark.pedantic(run, rounds=ROUNDS)
+
+
+def both(eager: Callable, triton: Callable) -> dict[str, Callable]:
+    """Candidates: both as they are and compiled; without Triton, where the fused op is the plain lines, eager alone."""
+    compiled = partial(torch.compile, fullgraph=True, dynamic=False)
+    candidates = {"eager": eager, "compiled": compiled(eager)}
+    if CUDA or INTERPRET:
+        candidates |= {"triton": triton, "triton compiled": compiled(triton)}
+    return candidates
 
 
 def check_error(error: float, tolerance: float) -> float:

@@ -1,6 +1,7 @@
-"""The tables of bench/results/<gpu>/, made from its bench.jsonl.
+"""The tables of bench/results/<gpu>/, made from its bench.jsonl, and of docs/peers.md, from what a CPU measured.
 
     python -m bench.tables
+    python -m bench.tables --peers docs/peers.md
 """
 
 import re
@@ -14,7 +15,7 @@ import pandas as pd
 import torch
 
 from bench.lines import read
-from bench.markdown import table
+from bench.markdown import fill, table
 from bench.measure import RESULTS
 from kernels.equivalence import SIDES
 from run.cli import parse, script
@@ -23,6 +24,7 @@ from unet import CONFIGS, UNet
 FACTS = ["outcome", "why", "stamp", "group", "name", "us", "p25", "p75", "error", "kind", "layout", "shape", "bytes",
          "cold us", "flop", "network", "B", "steps", "parameters", "prepared s", "peak GB", "cudagraph skips",
          "kernels"]
+PEERS = Path("docs/peers.md")
 KINDS = {                                                   # the first whose pattern occurs in a kernel's name
     "fused norm": r"^(forward|backward)_(part_|merge_|apply_)?kernel|group_norm",
     "sampling step": r"^step_kernel",
@@ -39,6 +41,7 @@ KINDS = {                                                   # the first whose pa
 class Config:
     """Makes the Markdown tables of every machine again."""
     out: str = str(RESULTS)         # where the machines' folders are
+    peers: str = ""                 # a page for how the plain lines compare on a CPU; empty: none
 
 
 def load(path: Path) -> pd.DataFrame:
@@ -89,6 +92,16 @@ def loop_table(rows: pd.DataFrame, rate: float) -> pd.DataFrame:
         "ms per step": rows.us / 1e3 / rows.steps, "p25": rows.p25 / 1e3, "p75": rows.p75 / 1e3,
         "peak GB": rows["peak GB"], "M parameters": rows.parameters / 1e6, "error": rows.error,
         "s to prepare": rows["prepared s"], "cudagraph skips": rows["cudagraph skips"]})
+
+
+def peers_table(done: pd.DataFrame) -> pd.DataFrame:
+    """A row per kind of work and candidate: milliseconds, and the ratio to diffusers in float32."""
+    work = done[done.group.str.contains("sampler|DDIM|training")]
+    work = pd.concat(rows for _, rows in work.groupby("group", sort=False))
+    ms = work.us / 1e3 / work.steps.fillna(1)
+    base = ms.where(work.name.isin(["diffusers float32", "diffusers"])).groupby(work.group).transform("max")
+    return pd.DataFrame({"candidate": work.name, "ms": ms.map("{:.3f}".format),
+                         "ratio to diffusers": (ms / base).map("{:.2f}".format)}).set_index(work.group.rename("work"))
 
 
 def kernel_times(done: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -152,6 +165,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             tables = [f"\n## {title}\n\n{markdown(frame)}" for title, frame in sections(lines, done).items()]
             path.with_suffix(".md").write_text(f"# {path.parent.name}\n\n{stamps(done)}" + "".join(tables))
             print(path.with_suffix(".md"))
+            if config.peers and path.parent.name == "cpu":
+                fill(PEERS, {"comparison": f"\n\n{markdown(peers_table(done))}\n", "stamp": stamps(done).strip()},
+                     Path(config.peers))
 
 
 if __name__ == "__main__":
