@@ -23,7 +23,7 @@ VALUE = {
     "test_machine": 10, "DDIM-50.*batch 512-(graph|compile)": 75, "batch 512-diffusers (nchw|channels_last|comp)": 60,
     "test_profile.*512": 60, "test_norm.*forward.*channels_last": 4, "test_update.*(kernels|diffusers compiled)": 120,
     "test_loop.*batch 1-(graph|diffusers)": 60, "test_norm.*backward.*channels_last": 5, "test_step": 6,
-    "test_loop.*max-autotune": 420, "test_loop.*batch 512": 60, "test_update": 60, "test_norm": 5, "test_chain": 10,
+    "test_loop.*max-autotune": 420, "test_loop.*batch 512": 60, "test_update": 60, "test_norm": 5,
     "test_loop.*DDPM-1000": 150, "": 60}
 GRACE = 30.                             # seconds after the deadline at which a case is ended, with the process
 CRASHES = 2                             # of a process, after which its case is left out
