@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.measure import CUDA, Work, both, device, error_of, measure, missing
+from bench.measure import CUDA, Work, both, device, error_of, installed, measure
 from kernels import group_norm_silu, group_norm_silu_plain
 from kernels.equivalence import LAYOUTS, ROUNDING, Norm, leaves, norms
 
@@ -24,7 +24,7 @@ def norm_candidates(groups: int, layout: str) -> dict[str, Callable]:
         return group_norm_silu(x, groups, weight, bias)
 
     functions = both(eager, triton)
-    if CUDA and layout == "nchw" and not missing("liger-kernel"):
+    if CUDA and layout == "nchw" and installed("liger-kernel"):
         from liger_kernel.ops.group_norm import LigerGroupNormFunction
         functions["liger"] = lambda x, w, b: F.silu(LigerGroupNormFunction.apply(x, w, b, x.shape[1], groups, 1e-5))
     return functions

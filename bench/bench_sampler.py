@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -12,8 +13,8 @@ import noise
 from bench.measure import LUCIDRAINS, check_error, device, error_of, skip_missing
 
 STEPS = 50
-NAMES = ("eager", "compiled", "eager, noise of 50 steps together", "diffusers", LUCIDRAINS)
-SHAPES = [(64, 3, 32, 32), (4, 1, 8, 8)]
+TOGETHER = "eager, noise of 50 steps together"
+NAMES = ("eager", "compiled", TOGETHER, "diffusers", LUCIDRAINS)
 
 
 def ours(output: Tensor, step: Callable = ddpm.step, ahead: int = 1) -> Callable[[], Tensor]:
@@ -67,20 +68,20 @@ class Constant(nn.Module):
 
 def build(name: str, output: Tensor) -> Callable[[], Tensor]:
     """A candidate by its name."""
-    if name in ("diffusers", LUCIDRAINS):
-        return {"diffusers": diffusers, LUCIDRAINS: lucidrains}[name](output)
-    step = torch.compile(ddpm.step) if name == "compiled" else ddpm.step
-    return ours(output, step, STEPS if "together" in name else 1)
+    if name == "compiled":
+        return ours(output, torch.compile(ddpm.step))
+    makers = {"eager": ours, TOGETHER: partial(ours, ahead=STEPS), "diffusers": diffusers, LUCIDRAINS: lucidrains}
+    return makers[name](output)
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", [(64, 3, 32, 32), (4, 1, 8, 8)], ids=str)
 def test_sampler(benchmark, name, shape):
     skip_missing(name)
     output = 0.1 * torch.randn(shape, device=device())
     run = build(name, output)
     run()
-    if name in ("compiled", "eager, noise of 50 steps together"):
+    if name in ("compiled", TOGETHER):
         benchmark.extra_info["error"] = check_error(error_of([run()], [ours(output)()]), 1e-4)
     benchmark.group = f"a sampler's own cost, {shape}"
     benchmark.pedantic(run, rounds=20)

@@ -5,7 +5,6 @@ timed before its error against float64 is known.
 """
 
 import gc
-import importlib
 import math
 import os
 import statistics
@@ -14,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import cache, partial
+from importlib.util import find_spec
 from itertools import cycle, islice
 from pathlib import Path
 from typing import NamedTuple
@@ -89,21 +89,15 @@ def seconds(run: Callable, rounds: int = 1) -> float:
     return statistics.median(times)
 
 
-@cache
-def missing(name: str) -> str:
-    """Why the package that a candidate's name begins with, "diffusers compiled" say, cannot be imported; or ""."""
-    package, *_ = name.split()
-    try:
-        importlib.import_module(package.replace("-", "_"))
-    except Exception as error:                              # or what it needs cannot
-        return f"{package} is not there: {error}"
-    return ""
+def installed(name: str) -> bool:
+    """Whether there is the package that a candidate's name begins with, "diffusers compiled" say."""
+    return find_spec(name.split()[0].replace("-", "_")) is not None
 
 
 def skip_missing(name: str) -> None:
-    """Skips the case of a peer whose package cannot be imported."""
-    if name.startswith(PACKAGES) and (reason := missing(name)):
-        pytest.skip(reason)
+    """Skips the case of a peer whose package, or what that needs, cannot be imported."""
+    if name.startswith(PACKAGES):
+        pytest.importorskip(name.split()[0].replace("-", "_"), exc_type=ImportError)
 
 
 def measure_whole(benchmark, build: Callable[[], Whole], warmups: int = 1, **options) -> None:

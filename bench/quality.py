@@ -217,8 +217,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(f"minutes is {config.minutes!r}; they must be at least 1")
     for name in names:
         ddpm.check_choice("only", name, CONTENDERS)
-        if stops and name != "ours" and (reason := measure.missing(name)):
-            raise ValueError(f"{reason}; pip install -r bench/requirements.txt, or leave it out of --only")
+        if stops and name != "ours" and not measure.installed(name):
+            raise ValueError(f"{name} is not there; pip install -r bench/requirements.txt, or leave it out of --only")
     done = read(Path(config.out))
     for line in done:
         if (settings := {name: line[name] for name in how(config)}) != how(config):

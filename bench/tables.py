@@ -4,7 +4,6 @@
     python -m bench.tables --peers docs/peers.md
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -25,16 +24,6 @@ FACTS = ["outcome", "why", "stamp", "group", "name", "us", "p25", "p75", "error"
          "cold us", "flop", "network", "B", "steps", "parameters", "prepared s", "peak GB", "cudagraph skips",
          "kernels"]
 PEERS = Path("docs/peers.md")
-KINDS = {                                                   # the first whose pattern occurs in a kernel's name
-    "fused norm": r"^(forward|backward)_(part_|merge_|apply_)?kernel|group_norm",
-    "sampling step": r"^step_kernel",
-    "compiled pointwise": r"^triton_(poi|red|per)",
-    "attention": r"(?i)flash|fmha|attention|sdpa|softmax",
-    "convolution": r"(?i)conv|fprop|dgrad|wgrad|nchwtonhwc|nhwctonchw|cudnn",
-    "matrix product": r"(?i)gemm|nvjet|cutlass|splitk|addmm|bmm|::mm",
-    "copy": r"(?i)memcpy|memset|copy|CatArray",
-    "pointwise": r"(?i)elementwise|index|gather|aten::",
-    "other": ""}
 
 
 @dataclass(frozen=True)
@@ -116,17 +105,14 @@ def triton_over(times: pd.DataFrame) -> pd.DataFrame:
     return np.exp(ratios.groupby(level=["kind", "layout"], sort=False).mean())
 
 
-def profile_tables(row: pd.Series) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """One step by the kind of its kernels, and its longest kernels."""
-    kernels = pd.DataFrame.from_dict(row.kernels, orient="index", columns=["launches", "us"]).rename_axis("longest")
-    kernels.insert(0, "kind", [next(kind for kind, pattern in KINDS.items() if re.search(pattern, name))
-                               for name in kernels.index])
-    kinds = kernels.groupby("kind").sum()
-    kinds.loc["between kernels"] = [np.nan, row.us - kinds.us.sum()]
-    kinds.loc["a step"] = [kinds.launches.sum(), row.us]
-    kinds["%"] = 100 * kinds.us / row.us
+def profile_table(row: pd.Series) -> pd.DataFrame:
+    """One step: all of it, what lies between kernels, and the longest kernels."""
+    kernels = pd.DataFrame.from_dict(row.kernels, orient="index", columns=["launches", "us"])
+    whole = pd.DataFrame({"launches": [kernels.launches.sum(), np.nan], "us": [row.us, row.us - kernels.us.sum()]},
+                         index=["a step", "between kernels"])
     kernels.index = "`" + kernels.index.str[:100] + "`"
-    return kinds, kernels[:15].rename_axis("longest")
+    table = pd.concat([whole, kernels[:20]]).rename_axis("kernel")
+    return table.assign(**{"%": 100 * table.us / row.us})
 
 
 def sections(lines: pd.DataFrame, done: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -147,7 +133,7 @@ def sections(lines: pd.DataFrame, done: pd.DataFrame) -> dict[str, pd.DataFrame]
     found["A sampler's own cost: microseconds of a step"] = sampler.pivot_table(index="group", columns="name",
                                                                                 values="us", sort=False)
     for _, row in done[done.kernels.notna()].iterrows():
-        found[row.group], found[f"{row.group}: the longest kernels"] = profile_tables(row)
+        found[row.group] = profile_table(row)
     found["Not measured"] = lines.loc[~lines.outcome.isin(["passed", "skipped"]), ["outcome", "why"]].fillna("")
     return {title: frame for title, frame in found.items() if len(frame)}
 

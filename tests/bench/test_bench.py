@@ -244,9 +244,9 @@ def test_triton_is_compared_by_a_geometric_mean(tmp_path):
 def test_the_profile_adds_up(tmp_path):
     kernels = {"fprop": [40., 3000.], "forward_kernel": [51., 500.], "dgrad": [3., 100.]}
     write(tmp_path, "graph", "profile", us=4000., kernels=kernels)
-    kinds = sections(tmp_path)["profile"].T
-    assert kinds["fused norm"].tolist() == [51, 500, 12.5] and kinds["convolution"].tolist() == [43, 3100, 77.5]
-    assert kinds["between kernels"]["us"] == 400 and kinds["a step"].tolist() == [94, 4000, 100]
+    profile = sections(tmp_path)["profile"].T
+    assert profile["a step"].tolist() == [94, 4000, 100] and profile["between kernels"]["us"] == 400
+    assert profile["`forward_kernel`"].tolist() == [51, 500, 12.5]
 
 
 def test_the_pages_say_what_was_measured_and_what_failed(tmp_path):

@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -98,19 +97,15 @@ def test_expectations_follow_what_was_measured(tmp_path):
 
 def test_the_most_valuable_comes_first(monkeypatch):
     monkeypatch.setattr(loops, "CUDA", True)
-    cases = [f"bench_sampling_loop.py::test_loop[{chain}-{name}]" for chain, name in loops.cases()]
-    cases += ["bench_group_norm_silu.py::test_norm[forward-channels_last-cifar10 256x4-triton]",
-              "bench_group_norm_silu.py::test_norm[backward-nchw-cifar10 256x4-triton]",
-              "bench_profile.py::test_profile[DDIM-100 cifar10 batch 512-graph]",
-              "bench_machine.py::test_machine[copy]",
-              "bench_training_step.py::test_update[cifar10-128-bf16 compiled kernels]"]
-    ordered = [case.split("[")[1] for case in sorted(cases, key=conftest.rank)]
-    batch = "DDIM-50 cifar10 batch 512-"
-    assert ordered[:9] == ["copy]", *(f"{batch}{name}]" for name in ("graph", "compile", "diffusers nchw",
-                           "diffusers channels_last", "diffusers compiled")), "DDIM-100 cifar10 batch 512-graph]",
-                           "forward-channels_last-cifar10 256x4-triton]", "cifar10-128-bf16 compiled kernels]"]
-    assert ordered.index("DDIM-50 cifar10 batch 1-graph]") < ordered.index(f"{batch}diffusers max-autotune]")
-    assert ordered[-1].startswith("DDIM") or "1000" in ordered[-1]
+    names = [f"test_loop[{chain}-{name}]" for chain, name in loops.cases()]
+    names += ["test_norm[forward-channels_last-cifar10 256x4-triton]", "test_update[cifar10-128-bf16 compiled kernels]",
+              "test_profile[DDIM-20 cifar10 batch 512-graph]", "test_machine[copy]"]
+    ordered = sorted(names, key=conftest.rank)
+    first = ("graph", "compile", "diffusers nchw", "diffusers channels_last", "diffusers compiled")
+    assert ordered[:9] == ["test_machine[copy]", *(f"test_loop[DDIM-50 cifar10 batch 512-{name}]" for name in first),
+                           "test_profile[DDIM-20 cifar10 batch 512-graph]",
+                           "test_norm[forward-channels_last-cifar10 256x4-triton]",
+                           "test_update[cifar10-128-bf16 compiled kernels]"]
 
 
 def test_the_first_session_goes_on_after_a_crash(tmp_path, monkeypatch):
@@ -134,21 +129,3 @@ def test_a_torn_line_is_no_line_and_costs_none(tmp_path):
     assert lines.read(path) == [{"case": "one"}]
     lines.append(path, {"case": "three"})
     assert [json.loads(line)["case"] for line in path.read_text().splitlines()] == ["one", "three"]
-
-
-def test_results_are_no_change_of_what_is_measured(monkeypatch, tmp_path):
-    def git(*command: str) -> None:
-        subprocess.run(["git", "-c", "user.name=n", "-c", "user.email=e", *command], cwd=tmp_path, check=True)
-
-    results = tmp_path / "bench/results/cpu/bench.jsonl"
-    lines.append(results, {"a": 1})
-    (tmp_path / "ddpm.py").write_text("a\n")
-    git("init", "-q")
-    git("add", "-A")
-    git("commit", "-qm", "a")
-    monkeypatch.chdir(results.parent)
-    monkeypatch.delenv("COMMIT", raising=False)
-    lines.append(results, {"a": 2})
-    assert re.fullmatch("[0-9a-f]{7,}", measure.commit.__wrapped__())
-    (tmp_path / "ddpm.py").write_text("b\n")
-    assert measure.commit.__wrapped__().endswith(" with changes")
