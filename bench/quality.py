@@ -82,7 +82,7 @@ def keep(path: Path, contender: Contender, step: int, seconds: float) -> None:
     """Saves all that changes: tensors by their place among the leaves of the states, the rest as JSON."""
     leaves, tree = pytree.tree_flatten({name: part.state_dict() for name, part in contender.parts.items()})
     named = {str(k): leaf.clone() for k, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}   # some share memory
-    values = [list(leaf.stride()) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    values = [list(named[str(k)].stride()) if str(k) in named else leaf for k, leaf in enumerate(leaves)]
     tensors.save(path, named, {"tree": pytree.treespec_dumps(tree), "values": values, "step": step, "seconds": seconds})
 
 
