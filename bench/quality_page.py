@@ -18,18 +18,18 @@ def table_of_curves(lines: pd.DataFrame) -> str:
     """A row for each training, FD at every stop; where there are three seeds, their mean and range."""
     first, ours = lines[lines.seed == 0], lines[(lines.name == "ours") & (lines.seed == 0)]
     last = first.sort_values("minutes").groupby(["name", "rate"]).last()
-    found = pd.DataFrame({"parameters": last.parameters.map(lambda n: f"{n / 1e6:.2f} M"), "form": last.form,
+    frame = pd.DataFrame({"parameters": last.parameters.map(lambda n: f"{n / 1e6:.2f} M"), "form": last.form,
                           "pictures/s": (last.images / last.minutes / 60).map("{:.0f}".format)})
     curves = lines.pivot_table(index=["name", "rate"], columns="minutes", values="FD", aggfunc=span)
-    found = found.join(curves.rename(columns="{:g} min".format).fillna(""))
-    found["ours was there"] = [
+    frame = frame.join(curves.rename(columns="{:g} min".format).fillna(""))
+    frame["ours was there"] = [
         "" if name == "ours" else f"{there.min():g} min" if len(there := ours.minutes[ours.FD <= FD]) else "not yet"
         for (name, _), FD in last.FD.items()]
-    found["agree"] = last.agree.map("{:.3f}".format)
-    found["core's speed"] = lines.groupby(["name", "rate"]).core.agg(
+    frame["agree"] = last.agree.map("{:.3f}".format)
+    frame["core's speed"] = lines.groupby(["name", "rate"]).core.agg(
         lambda core: f"{core.min():.0f}" + f" to {core.max():.0f}" * (round(core.min()) < round(core.max())))
-    rows = sorted(found.iterrows(), key=lambda row: ([*CONTENDERS].index(row[0][0]), row[0][1]))
-    return table(["training", *found.columns], [[f"{name}, rate {rate:g}", *row] for (name, rate), row in rows])
+    rows = sorted(frame.iterrows(), key=lambda row: ([*CONTENDERS].index(row[0][0]), row[0][1]))
+    return table(["training", *frame.columns], [[f"{name}, rate {rate:g}", *row] for (name, rate), row in rows])
 
 
 def span(FD: pd.Series) -> str:

@@ -111,31 +111,31 @@ def profile_table(row: pd.Series) -> pd.DataFrame:
     whole = pd.DataFrame({"launches": [kernels.launches.sum(), np.nan], "us": [row.us, row.us - kernels.us.sum()]},
                          index=["a step", "between kernels"])
     kernels.index = "`" + kernels.index.str[:100] + "`"
-    table = pd.concat([whole, kernels[:20]]).rename_axis("kernel")
-    return table.assign(**{"%": 100 * table.us / row.us})
+    rows = pd.concat([whole, kernels[:20]]).rename_axis("kernel")
+    return rows.assign(**{"%": 100 * rows.us / row.us})
 
 
 def sections(lines: pd.DataFrame, done: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """All tables by their titles, as far as there is anything to show."""
-    found = {}
+    tables = {}
     machine = done[done.group == "machine"]
     rate = (machine.flop / machine.us / 1e6).max()          # NaN where it was not measured
-    found["The machine: GB/s of a copy, TFLOP/s of bf16 matrices"] = pd.DataFrame({
+    tables["The machine: GB/s of a copy, TFLOP/s of bf16 matrices"] = pd.DataFrame({
         "GB/s": machine.bytes / machine.us / 1e3, "TFLOP/s": machine.flop / machine.us / 1e6})
     for name, rows in done[done.parameters.notna()].groupby("group", sort=False):
-        found[name] = loop_table(rows, rate)
+        tables[name] = loop_table(rows, rate)
     for column, state in (("cold us", "cold"), ("us", "warm")):
         times = kernel_times(done, column)
         if "triton" in times:
-            found[f"How many times as fast Triton is as the others, {state}"] = triton_over(times)
-        found[f"Microseconds of a call, {state}"] = times
+            tables[f"How many times as fast Triton is as the others, {state}"] = triton_over(times)
+        tables[f"Microseconds of a call, {state}"] = times
     sampler = done[done.group.str.startswith("a sampler's")]
-    found["A sampler's own cost: microseconds of a step"] = sampler.pivot_table(index="group", columns="name",
-                                                                                values="us", sort=False)
+    tables["A sampler's own cost: microseconds of a step"] = sampler.pivot_table(
+        index="group", columns="name", values="us", sort=False)
     for _, row in done[done.kernels.notna()].iterrows():
-        found[row.group] = profile_table(row)
-    found["Not measured"] = lines.loc[~lines.outcome.isin(["passed", "skipped"]), ["outcome", "why"]].fillna("")
-    return {title: frame for title, frame in found.items() if len(frame)}
+        tables[row.group] = profile_table(row)
+    tables["Not measured"] = lines.loc[~lines.outcome.isin(["passed", "skipped"]), ["outcome", "why"]].fillna("")
+    return {title: frame for title, frame in tables.items() if len(frame)}
 
 
 @script
