@@ -323,13 +323,13 @@ def train(run: Run) -> None:
 def prepare(config: Config, check_folder: Callable[[], None]) -> Run:
     """The run, resumed if its folder has a checkpoint. check_folder: raises ValueError if it is another job's now."""
     out = Path(config.out)
-    path, last = latest(out) or (None, None)
-    step = last.step if last else 0
+    path, checkpoint = latest(out) or (None, None)
+    step = checkpoint.step if checkpoint else 0
     if step != processes.broadcast_first(step):
         raise ValueError(f"{path} is at step {step} for one process and not for another; --out must be a folder that "
                          f"all of them share")
     if config.seed == -1:
-        seed = last.settings.get("seed", 0) if last else processes.broadcast_first(random.randrange(2**31))
+        seed = checkpoint.settings.get("seed", 0) if checkpoint else processes.broadcast_first(random.randrange(2**31))
         config = replace(config, seed=seed)
     dataset = data.load(config.data, config.size, config.fit)
     run = start(config, dataset)._replace(digest=data.digest(dataset), check_folder=check_folder)
@@ -337,8 +337,8 @@ def prepare(config: Config, check_folder: Callable[[], None]) -> Run:
         describe(run)
         if scores_are_cheap(config):
             run = run._replace(score=scorer(dataset, config.data, config.size, config.fit))
-    if last:
-        resume(run, path, last, FREE)
+    if checkpoint:
+        resume(run, path, checkpoint, FREE)
     if processes.rank() == 0:
         folder.truncate_log(out, step)
     return run
