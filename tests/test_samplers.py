@@ -135,17 +135,23 @@ def test_a_step_is_its_two_lines(learned):
 
 @pytest.mark.parametrize("choice", SAMPLERS.values(), ids=SAMPLERS)
 def test_sample_runs_the_rows(choice):
-    rows, seeds = sampler_rows(linear_schedule(), timesteps(1000, 7), **choice), seeds_of(2)
+    """The network is told whole times as integers, others as they are."""
+    rows, seeds, times_told = sampler_rows(linear_schedule(), timesteps(1000, 7), **choice), seeds_of(2), []
+
+    def denoise(xt, t):
+        times_told.append(t)
+        return elementwise(xt, t)
+
+    chain = list(sample(denoise, rows, (3, 5, 5), seeds))
     xt, past, times = normal(seeds, 1000, (3, 5, 5)), [None, None], [*rows[:, 0].tolist(), 0]
-    chain = list(sample(elementwise, rows, (3, 5, 5), seeds))
     assert [s for s, _, _ in chain] == times[1:]
     for i, (s, xs, x0) in enumerate(chain):
         t = torch.tensor([times[i]] * 2, dtype=torch.float64 if "churn" in choice else torch.int64)
         xt, x0_hat = step(rows, torch.tensor([i]), xt, elementwise(xt, t), past[-1], z=normal(seeds, s, (3, 5, 5)),
                           x0_prev2=past[-2])
         past.append(x0_hat)
-        same(xs, xt)
-        same(x0, x0_hat)
+        for got, expected in ((times_told[i], t), (xs, xt), (x0, x0_hat)):
+            same(got, expected)
 
 
 @pytest.mark.parametrize("ahead", [2, 3, 100])
