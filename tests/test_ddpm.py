@@ -57,6 +57,10 @@ def test_quadratic_schedule():
     assert_close(ddpm.quadratic_schedule().beta[[1, -1]], torch.tensor([1e-4, 0.02], dtype=torch.float64))
 
 
+def test_sigmoid_schedule_is_stretched_by_tau():
+    assert_close(ddpm.sigmoid_schedule(10, -3, 2, tau=0.5).beta, ddpm.sigmoid_schedule(10, -6, 4).beta)
+
+
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("T", [1000, 10, 1])
 def test_schedule_tables(name, T):

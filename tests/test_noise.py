@@ -109,6 +109,7 @@ def test_same_bits_for_many_steps_at_once(dtype):
 
 
 def test_a_smaller_shape_sees_the_same_leading_numbers():
+    assert noise.words(seeds_of(2), 5, 9, 0)[0].shape == (2, 3)         # and no more blocks than it needs
     z = normal(seeds_of(2), 5, (2, 3, 7)).flatten(1)
     for n in range(42):
         same(normal(seeds_of(2), 5, (n,)), z[:, :n])
