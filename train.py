@@ -86,7 +86,7 @@ FREE = {"steps", "recompute", "compile", "deterministic", "device", "workers",  
 
 
 def check(config: Config) -> None:
-    """Raises ValueError for settings that cannot work, naming the first."""
+    """Raises ValueError for settings that cannot work, or whose batch the processes cannot share, naming the first."""
     for name, allowed in {"network": CONFIGS, "target": ddpm.TARGETS, "loss": LOSSES, "sampling": SAMPLINGS,
                           "schedule": ddpm.SCHEDULES, "dtype": DTYPES}.items():
         ddpm.check_choice(name, getattr(config, name), allowed)
@@ -107,16 +107,12 @@ def check(config: Config) -> None:
     check_range(config, "warmup", 0)
     check_range(config, "workers", 0, 1000)
     check_range(config, "seed", -1)
-    if config.accumulate > config.batch:
-        raise ValueError(f"accumulate is {config.accumulate}; it must be at most the batch, {config.batch}")
-
-
-def check_share(config: Config) -> None:
-    """Raises ValueError unless the processes can share the batch equally."""
     n = processes.world_size()
-    if config.batch % n or config.accumulate > config.batch // n:
-        raise ValueError(f"batch is {config.batch} and accumulate {config.accumulate}; for {n} processes batch must be "
-                         f"a multiple of {n}, and accumulate at most {max(1, config.batch // n)}")
+    if config.batch % n:
+        raise ValueError(f"batch is {config.batch}; for {n} processes it must be a multiple of {n}")
+    if config.accumulate > config.batch // n:
+        raise ValueError(f"accumulate is {config.accumulate}; it must be at most {config.batch // n}, one "
+                         f"process's share of the batch")
 
 
 def network_for(config: Config, dataset: data.Data) -> UNetConfig:
@@ -347,12 +343,11 @@ def prepare(config: Config, check_folder: Callable[[], None]) -> Run:
 @script
 def main(argv: Sequence[str] | None = None) -> None:
     config = parse(Config, argv, PRESETS)
-    check(config)
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")               # or cuBLAS would refuse
         torch.use_deterministic_algorithms(True)
     with processes.group(config.device):
-        check_share(config)
+        check(config)
         with folder.lock(Path(config.out)) as check_folder:
             train(prepare(config, check_folder))
 
