@@ -321,7 +321,7 @@ def test_golden_p(name, family, clip):
     close(mean, g[expected + "mean"])
     close(log_var, g[expected + "log_var"])
     bits = ddpm.bound_terms(schedule, lambda xt, t: output, guided_diffusion()["x0"], t, guided_diffusion()["noise"],
-                       cdf=tanh_cdf, **choice)
+                            cdf=tanh_cdf, **choice)
     close(bits, g[expected + "vb_bpd"], rtol=1e-5, atol=2e-6)
     x0_hat, _ = predict(schedule, output[:, :3], g["xt"], t, "eps")
     close(x0_hat.clamp(-1, 1) if clip else x0_hat, g[expected + "x0"])
@@ -331,14 +331,14 @@ def test_golden_p(name, family, clip):
 def test_golden_p_when_the_output_is_x0(name):
     g, t = guided_diffusion(f"{name}/"), guided_diffusion(f"{name}/")["t"] + 1
     mean, _ = ddpm.p_mean_log_var(GOLDEN_SCHEDULES[name], g["x0hat"], g["xt"], t, target="x0", variance="beta_tilde",
-                             clip=True)
+                                  clip=True)
     close(mean, g["x0/fixed_small/clip1/mean"])
 
 
 def test_golden_bound():
     g, schedule, x0 = guided_diffusion("bpd/linear100/"), GOLDEN_SCHEDULES["linear100"], guided_diffusion()["x0"]
     terms = [ddpm.bound_terms(schedule, lambda xt, t: 0.9 * xt, x0, torch.full((4,), t), guided_diffusion()["noise"],
-                         target="eps", variance="beta_tilde", clip=True, cdf=tanh_cdf) for t in range(100, 0, -1)]
+                              target="eps", variance="beta_tilde", clip=True, cdf=tanh_cdf) for t in range(100, 0, -1)]
     terms, prior = torch.stack(terms, dim=1), ddpm.prior_bits(schedule, x0)
     close(terms, g["terms"], rtol=1e-5, atol=2e-6)
     assert_close(prior.float(), g["prior"], rtol=1e-5, atol=1e-8)
@@ -364,7 +364,7 @@ def test_learned_variance_spans_beta_tilde_to_beta():
     for v, var in [(-1, schedule.beta_tilde[t]), (1, schedule.beta[t]),
                    (0, (schedule.beta_tilde[t] * schedule.beta[t]).sqrt())]:
         _, log_var = ddpm.p_mean_log_var(schedule, torch.cat([x, x + v], dim=1), x, t, target="eps", variance="learned",
-                                    clip=True)
+                                         clip=True)
         close(log_var.exp(), var.view(-1, 1, 1, 1).expand_as(x), rtol=1e-9, atol=0)
 
 
@@ -415,6 +415,6 @@ def test_bound_of_a_gaussian_is_its_likelihood(mean, var, target):
     bits, denoise = ddpm.prior_bits(schedule, x0), gaussian_with_variance(schedule, mean, var, target)
     for t, (eps, weight) in itertools.product(range(1, 41), zip(nodes, weights, strict=True)):
         bits += weight * ddpm.bound_terms(schedule, denoise, x0, torch.full((4,), t), eps.expand_as(x0),
-                                     target=target, variance="learned", clip=False)
+                                          target=target, variance="learned", clip=False)
     log_density = torch.distributions.Normal(mean, var**0.5).log_prob(x0).flatten()
     assert_close(bits, -(log_density + math.log(2 / 255)) / math.log(2), rtol=0, atol=2e-4)
