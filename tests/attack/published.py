@@ -56,8 +56,8 @@ def settings(base: Path, rng: random.Random) -> Iterator[Case]:
                  "--channel_mult nan", "--num_head_channels 0", "--dropout inf", "nowhere.json", "model.pt", ".", "--",
                  "--num_channels 99999999999999999999", "--learn_sigma maybe", "--noise_schedule sqrt", "\0",
                  "x" * 5000):
-        yield Case("published flags", text[:60], {"model.pt": base / "openai.pt"}, [*CONVERT, "model.pt",
-                                                                                    f"--flags={text}"])
+        yield Case("published flags", text[:60], {"model.pt": base / "openai.pt"}, [*CONVERT, "model.pt", "--flags",
+                                                                                    text])
 
 
 PICKLES = {"empty": b"", "no end": b"\x80\x02}q\0", "no memo": b"\x80\x02h\x07.", "a number": b"\x80\x02K\x01.",
