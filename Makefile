@@ -11,7 +11,7 @@ run: .venv/requirements.txt
 	$(RUN) sample.py
 	@echo "The picture out/grid.png is there. Now training the same model from nothing, a few minutes:"
 	$(RUN) train.py
-	$(RUN) sample.py --checkpoint runs/digits/last.pt --out out/new
+	$(RUN) sample.py --checkpoint runs/digits/last.safetensors --out out/new
 	@echo "Pictures: out/grid.png (committed weights), out/new/grid.png (yours), runs/digits/samples/ (on the way)"
 
 test: .venv/requirements-test.txt

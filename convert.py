@@ -1,8 +1,9 @@
 """Converts diffusers, improved-diffusion and guided-diffusion weights to checkpoints, and checkpoints to diffusers.
 
-    python convert.py --source google/ddpm-cifar10-32 --to weights/cifar10.pt
-    python convert.py --source 64x64_diffusion.pt --to weights/adm64.pt --flags "--image_size 64 --class_cond True ..."
-    python convert.py --source weights/cifar10.pt --to cifar10            # a folder for diffusers' DDPMPipeline
+    python convert.py --source google/ddpm-cifar10-32 --to weights/cifar10.safetensors
+    python convert.py --source 64x64_diffusion.pt --to adm64.safetensors --flags "--image_size 64 --class_cond True ..."
+    python convert.py --source weights/cifar10.safetensors --to cifar10       # a folder for diffusers' DDPMPipeline
+    python convert.py --source runs/x/last.pt --to runs/x/last.safetensors    # of this project, before safetensors
 
 The conversion is in `published/`. Files are read as tensors and JSON; no code from them is executed.
 """
@@ -14,6 +15,7 @@ from pathlib import Path
 from published import from_diffusers, from_openai, read, to_diffusers, write_diffusers
 from run import checkpoint
 from run.cli import parse, script
+from run.tensors import SUFFIX
 
 __all__ = ["from_diffusers", "from_openai", "to_diffusers"]
 
@@ -22,15 +24,17 @@ __all__ = ["from_diffusers", "from_openai", "to_diffusers"]
 class Config:
     """Converts published weights to a checkpoint, or a checkpoint to a diffusers folder."""
     source: str = "google/ddpm-cifar10-32"      # diffusers folder, file or hub id; .pt of OpenAI or train.py
-    to: str = "weights/cifar10.pt"              # a .pt for a checkpoint; anything else is a folder for diffusers
+    to: str = "weights/cifar10.safetensors"              # a .safetensors for a checkpoint, else a folder for diffusers
     flags: str = ""                             # published flags of an OpenAI .pt, or a .json; empty is the .pt's .json
 
 
 @script
 def main(argv: Sequence[str] | None = None) -> None:
     config = parse(Config, argv)
-    last = read(config.source, config.flags)
     if Path(config.to).suffix == ".pt":
+        raise ValueError(f"to is {config.to}; a checkpoint ends in {SUFFIX}")
+    last = read(config.source, config.flags)
+    if Path(config.to).suffix == SUFFIX:
         checkpoint.save(config.to, last)
     else:
         write_diffusers(last, config.to)

@@ -1,7 +1,7 @@
 """Scores a trained model by its samples or by its likelihood; the metrics are in scores/.
 
     python evaluate.py classes                       # quality, class agreement and memorisation of the digits model
-    python evaluate.py classes --checkpoint runs/x/last.pt --n 10000        # of a model of any labelled set
+    python evaluate.py classes --checkpoint runs/x/last.safetensors --n 10000        # of a model of any labelled set
     python evaluate.py classifier --data mnist --out FILE                   # trains the classifier that it needs
     python evaluate.py nll                           # bits/dim of the held-out pictures, term by term
     python evaluate.py neighbours                    # samples and the training pictures nearest to them
@@ -15,6 +15,7 @@ pictures closer to a training picture than 99 % of the held-out ones are. prec, 
 manifold of the held-out ones, and of these within that of the pictures (Kynkaanniemi et al. 2019, 3 neighbours).
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +26,8 @@ import data
 import ddpm
 import sample
 from data.files import check_writable
-from run import checkpoint, pictures
+from run import pictures
+from run.checkpoint import load
 from run.cli import DTYPES, check_range, parse, script
 from scores import classes, classifier, fid, likelihood
 from scores.pictures import HELD_OUT, load_pictures, relabel
@@ -37,7 +39,7 @@ SAMPLING = ("checkpoint", "n", "steps", "eta", "guidance", "sampler", "spacing",
 @dataclass(frozen=True)
 class Classes:
     """Scores samples of a model of a labelled set."""
-    checkpoint: str = "weights/digits.pt"       # a checkpoint of train.py
+    checkpoint: str = "weights/digits.safetensors"  # a checkpoint of train.py
     data: str = ""                              # its training set, if that has moved, as for train.py
     held_out: str = HELD_OUT                    # pictures not trained on, as for train.py; held-out is the set's own
     classifier: str = ""                        # file of the classifier; empty is the one in weights/
@@ -56,7 +58,7 @@ class Classes:
 @dataclass(frozen=True)
 class Neighbours:
     """Shows each sample next to its nearest training pictures, to reveal copies."""
-    checkpoint: str = "weights/digits.pt"       # a checkpoint of train.py
+    checkpoint: str = "weights/digits.safetensors"  # a checkpoint of train.py
     data: str = ""                              # data set to search; empty is the training data
     fit: str = ""                               # how pictures reach the model's size, crop or pad; empty is its own
     among: int = 0                              # number of pictures to search, from the first; 0 is all
@@ -84,16 +86,17 @@ def score_classes(argv: Sequence[str]) -> None:
     config = parse(Classes, argv)
     check_range(config, "n", classes.K + 1)                                       # a sample needs K neighbours
     check_range(config, "among", 0)
-    last = checkpoint.load(config.checkpoint)
-    if not last.network.classes:
+    checkpoint = load(config.checkpoint)
+    if not checkpoint.network.classes:
         raise ValueError(f"{config.checkpoint} was trained without labels; use a model of a labelled set")
-    facts = classifier.trained_on(last)
+    facts = classifier.trained_on(checkpoint)
     weights = classifier.load_fitting(facts, config.classifier).weights
     settings = sample.Config(**{name: getattr(config, name) for name in SAMPLING})
-    train, test = (relabel(load_pictures(last, name, trained_on=config.data), facts) for name in ("", config.held_out))
+    train, test = (relabel(load_pictures(checkpoint, name, trained_on=config.data), facts)
+                   for name in ("", config.held_out))
     train = data.spread(train, config.among)
     samples = sample.generate(settings)
-    untrained = sample.generate(settings, weights=UNet(last.network).state_dict())
+    untrained = sample.generate(settings, weights=UNet(checkpoint.network).state_dict())
     reference = classes.refer(weights, train, test)
     rows = {"training set (floor)": (classes.units(train), train.labels, torch.zeros(len(train.labels))),
             "held-out set": (reference.unseen, test.labels, reference.distances),
@@ -106,7 +109,7 @@ def score_classes(argv: Sequence[str]) -> None:
 
 
 def print_scores(rows: dict[str, dict[str, float]]) -> None:
-    """Prints a row for each of these sets of scores."""
+    """Prints the scores, one row per name."""
     width = max(24, *map(len, rows))
     print(f"{'':{width}}" + "".join(f"{name:>8}" for name in next(iter(rows.values()))))
     for name, scores in rows.items():
@@ -118,20 +121,20 @@ def neighbours(argv: Sequence[str]) -> None:
     config = parse(Neighbours, argv)
     check_range(config, "among", 0)
     out = pictures.picture_path(config.out)                                       # fails before sampling, not after
-    last = checkpoint.load(config.checkpoint)
-    searched = data.first(load_pictures(last, config.data, config.fit), config.among)
+    searched = data.first(load_pictures(load(config.checkpoint), config.data, config.fit), config.among)
     if not 1 <= config.k <= len(searched.images) > 1:
         raise ValueError(f"k is {config.k}, of {len(searched.images)} pictures; it must be between 1 and the number of "
                          f"pictures, which must be at least 2")
     settings = sample.Config(checkpoint=config.checkpoint, n=config.n, steps=config.steps, seed=config.seed)
     samples = sample.generate(settings).x
-    distances, index = classes.nearest(samples, searched.images, config.k)
-    nearest = data.to_unit(searched.images[index.flatten()]).view(-1, config.k, *searched.shape)
-    x, heads = torch.cat([samples[:, None], nearest], 1), ("sample", "nearest", *map(str, range(2, config.k + 1)))
-    pictures.save(pictures.grid(x.flatten(0, 1), 1 + config.k, heads), out)
-    real = classes.nearest(nearest[:, 0], searched.images, 2)[0][:, 1]            # column 0 is the picture itself
-    print(f"median rms distance per pixel, in [-1, 1]: {config.n} samples to their nearest picture "
-          f"{distances[:, 0].median():.3f}, these to their nearest neighbour {real.median():.3f}; see {config.out}")
+    distances, indices = classes.nearest(samples, searched.images, config.k)
+    nearest = [data.to_unit(searched.images[index]) for index in indices.T]
+    heads = ("sample", "nearest", *map(str, range(2, config.k + 1)))
+    pictures.save(pictures.side_by_side([samples, *nearest], heads), out)
+    real = classes.nearest(nearest[0], searched.images, 2)[0][:, 1]               # column 0 is the picture itself
+    median, real_median = (d.median() / math.prod(searched.shape)**0.5 for d in (distances[:, 0], real))
+    print(f"median rms distance per pixel, in [-1, 1]: {config.n} samples to their nearest picture {median:.3f}, these "
+          f"to their nearest neighbour {real_median:.3f}; see {config.out}")
 
 
 def train_classifier(argv: Sequence[str]) -> None:
@@ -154,12 +157,15 @@ def train_classifier(argv: Sequence[str]) -> None:
 
 @script
 def main(argv: Sequence[str] | None = None) -> None:
-    command, *rest = (sys.argv[1:] if argv is None else argv) or [""]
+    command, *flags = (sys.argv[1:] if argv is None else argv) or [""]
     commands = {"classes": score_classes, "digits": score_classes, "nll": likelihood.nll, "neighbours": neighbours,
                 "fid": fid.fid, "classifier": train_classifier}
+    if command in ("-h", "--help"):
+        print(__doc__, "--help behind a command explains its flags.", sep="\n")
+        return
     if command not in commands:
         raise ValueError(f"no command {command!r}; it must be one of {', '.join(commands)}")
-    commands[command](rest)
+    commands[command](flags)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Samples pictures from a trained model.
 
-    python sample.py                                              # 100 digits from weights/digits.pt to out/grid.png
+    python sample.py                                             # 100 digits, of the committed weights, to out/grid.png
     python sample.py --labels 7 --steps 1000 --eta 1 --gif        # DDPM, and a film of the reverse chain
-    python sample.py --checkpoint runs/digits/last.pt --compile
+    python sample.py --checkpoint runs/digits/last.safetensors --compile
     python sample.py --from google/ddpm-cifar10-32 --n 16         # a published model
     torchrun --nproc-per-node=4 -- sample.py --n 50000 --npz      # by 4 processes; without -- torchrun would take --n
 
@@ -38,7 +38,7 @@ from unet import UNet, group_norm_silu_plain
 @dataclass(frozen=True)
 class Config:
     """Samples pictures from a trained model."""
-    checkpoint: str = "weights/digits.pt"       # what train.py saved
+    checkpoint: str = "weights/digits.safetensors"  # what train.py saved
     from_: str = ""                             # a published model instead: any --source of convert.py
     n: int = 100                                # number of pictures; grid.png and the film show the first 1000 or so
     batch: int = 100                            # largest batch of a process; changes pictures by rounding only

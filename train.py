@@ -5,10 +5,10 @@
     python train.py --preset cars64                     # a published recipe; other flags change it
     torchrun --nproc-per-node=4 train.py                # the same batch, shared by 4 processes (run/processes.py)
 
-A run is a folder: last.pt and the checkpoint before it, previous.pt, log.jsonl, loss.png, samples/*.png and their film,
-progress.gif. Repeat the command to resume it. Every random number is a function of (seed, step), so on the same kind of
-CPU, thread count and versions a resumed run is bitwise the unbroken one; another thread count changes the weights by
-about 2e-7.
+A run is a folder: last.safetensors and the checkpoint before it, previous.safetensors, log.jsonl, loss.png,
+samples/*.png and their film, progress.gif. Repeat the command to resume it. Every random number is a function of (seed,
+step), so on the same kind of CPU, thread count and versions a resumed run is bitwise the unbroken one; another thread
+count changes the weights by about 2e-7.
 """
 
 import contextlib
@@ -18,7 +18,6 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,7 +34,7 @@ from run.cli import DTYPES, check_range, choose_device, limit_threads, parse, sc
 from run.importance import empty_history, importance, update_history
 from run.memory import Cast, recompute
 from run.resume import latest, resume
-from run.state import Progress, Run, describe, due, grid_rows, log, saved_on_error, scores_are_cheap, write
+from run.state import Progress, Run, describe, due, log, saved_on_error, scores_are_cheap, write
 from scores.classes import scorer
 from unet import CONFIGS, UNet, UNetConfig, check_size
 
@@ -53,7 +52,7 @@ class Config:
     network: str = "digits"                     # a name in unet.CONFIGS; channels and classes follow the data
     target: str = "v"                           # what the network predicts: eps, x0, v or flow
     loss: str = "l2"                            # l2 or l1; hybrid or bound, which learn the variance too
-    space: str = ""                             # of l2, if not the target's: eps, x0, v, flow, or min-snr (gamma 5)
+    space: str = ""                             # what l2 is the error of, if not the target: eps, x0, v, flow, min-snr
     sampling: str = "stratified"                # of t: stratified, or importance by the latest losses of each t
     schedule: str = "cosine"                    # linear, cosine, quadratic, sigmoid or flow
     T: int = 1000                               # steps of the forward process
@@ -81,6 +80,7 @@ class Config:
 
 
 PRESETS = {name: replace(Config(), **changes, out=f"runs/{name}") for name, changes in presets.PRESETS.items()}
+CHECK_EVERY = 50                    # updates after which a GPU is asked whether they succeeded
 FREE = {"steps", "recompute", "compile", "deterministic", "device", "workers",  # may differ when a run is resumed
         "log_every", "sample_every", "save_every", "accept_changes", "out"}
 
@@ -142,6 +142,8 @@ def start(config: Config, dataset: data.Data) -> Run:
     ema = {name: w.detach().clone() for name, w in weights.items()}
     optimizer = torch.optim.Adam(weights.values(), betas=(0.9, 0.99), fused=True)
     schedule = ddpm.Schedule(*(table.to(device) for table in ddpm.SCHEDULES[config.schedule](config.T)))
+    if (schedule.alpha_bar.diff() >= 0).any():
+        raise ValueError(f"alpha_bar of schedule {config.schedule} and T = {config.T} is 0 before T; use a smaller T")
     history = empty_history(config.T) if config.sampling == "importance" else None
     return Run(config, dataset, schedule, unet, weights, ema, optimizer, history, Progress())
 
@@ -167,7 +169,7 @@ def hide_labels(config: Config, step: int, labels: Tensor, null: int, share: sli
 
 
 def dropout_seed(seed: int, step: int) -> int:
-    """What torch's generator begins a step with, 32 bits, for that is all a CPU's takes; every process has its own."""
+    """Seed of torch's generator for this step and process; 32 bits, the most a CPU generator uses."""
     key = noise.image_seeds(seed, torch.tensor(processes.rank()))
     return noise.words(key, step, 1, noise.DROPOUT)[0].item()
 
@@ -180,37 +182,30 @@ def learning_rate(config: Config, step: int) -> float:
 
 def update_average(ema: dict[str, Tensor], weights: dict[str, Tensor], decay: float, k: int,
                    finite: Tensor | bool = True) -> None:
-    """ema <- d ema + (1 - d) weights, in place; d rises with the step k, so the first weights are soon forgotten.
+    """ema <- ema + (1 - d) (weights - ema), in place; d rises with the step k, so the first weights are soon forgotten.
 
-    finite: if it is false, nothing is changed. On a GPU nobody waits to know: the change is multiplied by 0.
+    finite: if it is false, nothing is changed. A GPU is not waited for: the change is multiplied by 0.
     """
     d = min(decay, (1 + k) / (10 + k))
     ema, weights = list(ema.values()), [weights[name].detach() for name in ema]
-    if isinstance(finite, Tensor) and not finite.is_cpu:
-        move(ema, weights, (1 - d) * finite)
-    elif finite:
-        torch._foreach_lerp_(ema, weights, 1 - d)
-
-
-def move(ema: list[Tensor], weights: list[Tensor], share: Tensor) -> None:
-    """ema <- ema + share (weights - ema), in place, for a share that only the device knows."""
     change = torch._foreach_sub(weights, ema)
-    torch._foreach_mul_(change, share)
+    torch._foreach_mul_(change, (1 - d) * finite)
     torch._foreach_add_(ema, change)
 
 
-def objective(config: Config, schedule: ddpm.Schedule, denoise: Callable, x0, t, eps) -> Tensor:
-    """The loss of each picture, (1, B); for "hybrid" (3, B): the loss, then the two parts that it is the sum of.
+def objective(config: Config, schedule: ddpm.Schedule, denoise: Callable, x0, t, eps) -> dict[str, Tensor]:
+    """The loss of each picture (B,); for "hybrid" also the two parts that it is the sum of.
 
     "bound" is T times the bound's term, whose mean over t is the whole bound without its prior, in bits/dim.
     """
     if config.loss == "hybrid":
         simple, bound = ddpm.hybrid_parts(schedule, denoise, x0, t, eps, target=config.target)
-        return torch.stack([simple + bound, simple, bound])
+        return {"loss": simple + bound, "simple": simple, "bound": bound}
     if config.loss == "bound":
         terms = ddpm.bound_terms(schedule, denoise, x0, t, eps, target=config.target, variance="learned", clip=False)
-        return config.T * terms[None]
-    return ddpm.loss(schedule, denoise, x0, t, eps, target=config.target, kind=config.loss, space=config.space)[None]
+        return {"loss": config.T * terms}
+    return {"loss": ddpm.loss(schedule, denoise, x0, t, eps, target=config.target, kind=config.loss,
+                              space=config.space)}
 
 
 def trained_model(run: Run) -> Callable:
@@ -233,7 +228,7 @@ class Batch(NamedTuple):
 
 
 def make_batch(run: Run, step: int, t: Tensor, weight: Tensor, pixels: Tensor, labels: Tensor) -> Batch:
-    """The share of the step's batch whose pixels and labels these are; t and weight are of the whole batch."""
+    """This process's share of the step's batch. pixels and labels are the share's, t and weight the whole batch's."""
     config, device, share = run.config, run.schedule.beta.device, processes.local_slice(run.config.batch)
     y = hide_labels(config, step, labels, len(run.dataset.classes), share) if run.unet.classes else None
     pixels, t, y, weight = (to_device(part, device) for part in (pixels, t[share], y, weight[share]))
@@ -251,7 +246,7 @@ def to_device(part: Tensor | None, device: torch.device) -> Tensor | None:
 
 
 def backward(run: Run, model: Callable, batch: Batch) -> Tensor:
-    """Leaves the gradient of the batch's mean loss in the weights; returns the losses (1 or 3, B) of all processes."""
+    """Leaves the gradient of the batch's mean loss in the weights; returns all processes' losses, a row per name."""
     config, losses = run.config, []
     parts = torch.arange(len(batch.x0)).chunk(config.accumulate)
     for part in parts:
@@ -260,9 +255,9 @@ def backward(run: Run, model: Callable, batch: Batch) -> Tensor:
 
         waits = processes.world_size() > 1 and part is not parts[-1]              # gradients are averaged once
         with model.no_sync() if waits else contextlib.nullcontext():
-            loss = objective(config, run.schedule, denoise, batch.x0[part], batch.t[part], batch.eps[part])
-            ((batch.weight[part] * loss[0]).sum() * processes.world_size() / config.batch).backward()
-        losses.append(loss.detach())
+            by_name = objective(config, run.schedule, denoise, batch.x0[part], batch.t[part], batch.eps[part])
+            ((batch.weight[part] * by_name["loss"]).sum() * processes.world_size() / config.batch).backward()
+        losses.append(torch.stack([*by_name.values()]).detach())
     return processes.all_gather(torch.cat(losses, dim=1), dim=1)
 
 
@@ -283,7 +278,7 @@ def update(run: Run, model: Callable, step: int, pixels: Tensor, labels: Tensor)
     losses = backward(run, model, batch)
     norm = torch.nn.utils.clip_grad_norm_(run.weights.values(), config.clip)
     finite = norm.isfinite()
-    run.progress.step = None                                                      # what ends here cannot be saved
+    run.progress.step = None                                                      # what ends in here cannot be saved
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(config, step)
     run.optimizer.found_inf = (~finite).float()                                   # then it changes nothing
@@ -291,7 +286,8 @@ def update(run: Run, model: Callable, step: int, pixels: Tensor, labels: Tensor)
     update_average(run.ema, run.weights, config.ema, step, finite)
     if run.history is not None and finite:
         update_history(run.history, t, losses[0].cpu())
-    run.progress.complete(step, partial(folder.loss_record, config.T, t, weight), norm, losses)
+    record = folder.loss_record(config.T, *(to_device(part, losses.device) for part in (t, weight)), losses)
+    run.progress.count(step, finite, record)
     return norm
 
 
@@ -308,9 +304,9 @@ def train(run: Run) -> None:
         for step, (pixels, labels) in enumerate(loader, first + 1):
             norm = update(run, model, step, pixels, labels)
             stop = processes.any_process(interrupted.is_set())
-            if stop or any(due(run, every) for every in (config.log_every, config.sample_every, config.save_every)):
-                run.progress.read()
-            run.progress.check_failures()
+            if norm.is_cpu or stop or any(due(run, every) for every in (
+                    CHECK_EVERY, config.log_every, config.sample_every, config.save_every)):
+                run.progress.check_failures()
             bar.update()
             rate = (step - first) * config.batch / (time.perf_counter() - began)
             if line := log(run, norm=norm, lr=learning_rate(config, step), images_per_second=rate):
@@ -319,9 +315,9 @@ def train(run: Run) -> None:
             if stop:
                 break
     if writes:
-        print(f"stopped at step {step}; repeat the command to resume" if stop else f"{config.out}: last.pt, log.jsonl, "
-              f"loss.png, samples/, progress.gif; sample from it with: python sample.py --checkpoint "
-              f"{Path(config.out, 'last.pt')}")
+        print(f"stopped at step {step}; repeat the command to resume" if stop else f"{config.out}: log.jsonl, loss.png,"
+              f" samples/, progress.gif, last.safetensors; sample from it with: python sample.py --checkpoint "
+              f"{Path(config.out, 'last.safetensors')}")
 
 
 def prepare(config: Config, check_folder: Callable[[], None]) -> Run:
@@ -337,7 +333,6 @@ def prepare(config: Config, check_folder: Callable[[], None]) -> Run:
         config = replace(config, seed=seed)
     dataset = data.load(config.data, config.size, config.fit)
     run = start(config, dataset)._replace(digest=data.digest(dataset), check_folder=check_folder)
-    grid_rows(run)                                        # a schedule that cannot be sampled is refused before training
     if processes.rank() == 0:
         describe(run)
         if scores_are_cheap(config):

@@ -1,1 +1,1 @@
-"""Benchmarks, and the commands that run and tabulate them: report, peers, memory, tables; NOTES.md explains them."""
+"""What is measured: speed on a GPU (`pytest bench`), peers on a CPU, memory, and quality after equal CPU time."""

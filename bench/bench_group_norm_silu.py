@@ -8,68 +8,67 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.measure import CUDA, Work, device, error_of, time_with
-from bench.packages import installed
+from bench.measure import CUDA, Work, device, error_of, measure, missing
 from kernels import group_norm_silu, group_norm_silu_plain
 from kernels.equivalence import LAYOUTS, ROUNDING, Norm, leaves, norms
 from kernels.group_norm_silu import INTERPRET
 
-FUSED = CUDA or INTERPRET                                   # else the fused op is the plain lines
-NAMES = ("eager", "compiled", "triton", "triton compiled", "liger")
+NAMES = ("triton", "compiled", "eager", "copy", "triton compiled", "liger")
 
 
-def candidates(groups: int, layout: str) -> dict[str, Callable]:
-    """(x, weight, bias) -> y in x's own layout, for NHWC too where PyTorch's operator returns NCHW."""
+def candidates(eager: Callable, triton: Callable) -> dict[str, Callable]:
+    """Both as they are and compiled; without Triton, where the fused op is the plain lines, the first alone."""
+    functions = {"eager": eager} | ({"triton": triton} if CUDA or INTERPRET else {})
+    return functions | {"compiled" if name == "eager" else f"{name} compiled":
+                        torch.compile(function, fullgraph=True, dynamic=False) for name, function in functions.items()}
+
+
+def norm_candidates(groups: int, layout: str) -> dict[str, Callable]:
+    """(x, weight, bias) -> y in x's layout, in NHWC too where PyTorch's operator returns NCHW."""
     def eager(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return F.silu(F.group_norm(x, groups, weight, bias)).contiguous(memory_format=LAYOUTS[layout])
 
-    def triton(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return group_norm_silu(x, groups, weight, bias)
-
-    functions = {"eager": eager, "compiled": compiled(eager)}
-    if FUSED:
-        functions |= {"triton": triton, "triton compiled": compiled(triton)}
-    if CUDA and layout == "nchw" and installed("liger-kernel"):
+    functions = candidates(eager, lambda x, weight, bias: group_norm_silu(x, groups, weight, bias))
+    if CUDA and layout == "nchw" and not missing("liger-kernel"):
         from liger_kernel.ops.group_norm import LigerGroupNormFunction
         functions["liger"] = lambda x, w, b: F.silu(LigerGroupNormFunction.apply(x, w, b, x.shape[1], groups, 1e-5))
     return functions
 
 
-def compiled(function: Callable) -> Callable:
-    return torch.compile(function, fullgraph=True, dynamic=False)
+def clones(x: Tensor, n: int) -> list[Tensor]:
+    """n copies of x in different places, itself the first."""
+    return [x, *(x.detach().clone().requires_grad_(x.requires_grad) for _ in range(n - 1))]
 
 
-def clones(inputs: dict[str, Tensor], n: int) -> list[dict[str, Tensor]]:
-    """n sets of the same arguments in different places."""
-    return [inputs, *({k: v.detach().clone().requires_grad_(v.requires_grad) for k, v in inputs.items()}
-                     for _ in range(n - 1))]
-
-
-def norm_work(norm: Norm, B: int, dtype: torch.dtype, layout: str, back: bool) -> Work:
+def norm_work(network: str, norm: Norm, B: int, dtype: torch.dtype, layout: str, back: bool) -> Work:
     """y, or from dy the gradients of x, weight and bias. Useful: x read, y written; x and dy read, dx written."""
     inputs = leaves(norm, B, dtype, layout, device())
-    inputs |= {k: inputs[k].detach().to(dtype).requires_grad_() for k in ("weight", "bias")}
-    groups = norm.groups
+    x, dy = inputs["x"], inputs["dy"]
+    affine = [inputs[name].detach().to(dtype).requires_grad_() for name in ("weight", "bias")]
 
-    def result(function: Callable, inputs: dict[str, Tensor]) -> Callable:
-        wanted = [inputs[k] for k in ("x", "weight", "bias")]
-        if back:
-            y = function(*wanted)
-            grad = partial(torch.autograd.grad, y, wanted, inputs["dy"].to(y.dtype), retain_graph=True)
-            return lambda: [dx.contiguous(memory_format=LAYOUTS[layout]) if dx.ndim == 4 else dx for dx in grad()]
-        return partial(torch.no_grad()(lambda *arguments: (function(*arguments),)), *wanted)
+    def call(function: Callable, x: Tensor, dy: Tensor, *affine: Tensor) -> Callable:
+        if not back:
+            return partial(torch.no_grad()(lambda *arguments: (function(*arguments),)), x, *affine)
+        y = function(x, *affine)
+        gradients = partial(torch.autograd.grad, y, (x, *affine), dy.to(y.dtype), retain_graph=True)
+        return lambda: [dx.contiguous(memory_format=LAYOUTS[layout]) if dx.ndim == 4 else dx for dx in gradients()]
 
-    exact = {k: v.detach().double().requires_grad_() for k, v in inputs.items()}
-    true = result(lambda x, *affine: group_norm_silu_plain(x, groups, *affine), exact)()
-    case = f"({B}, {norm.C}, {norm.H}, {norm.W}) {str(dtype).removeprefix('torch.')} {layout}"
-    return Work(f"GroupNorm+SiLU {'backward' if back else 'forward'} {case}", candidates(groups, layout),
-                calls=lambda function, n: [result(function, each) for each in clones(inputs, n)],
-                error=lambda function: error_of(result(function, inputs)(), true), tolerance=2 * ROUNDING[dtype] + 1e-5,
-                size=(3 if back else 2) * inputs["x"].numel() * dtype.itemsize)
+    def calls(function: Callable, n: int) -> list[Callable]:
+        return [call(function, *tensors, *affine) for tensors in zip(clones(x, n), clones(dy, n), strict=True)]
+
+    exact = [each.detach().double().requires_grad_() for each in (x, dy, *affine)]
+    true = call(lambda x, *affine: group_norm_silu_plain(x, norm.groups, *affine), *exact)()
+    return Work(f"{network} {'backward' if back else 'forward'}", layout, f"{norm.C}x{norm.H}x{norm.W}",
+                norm_candidates(norm.groups, layout), calls,
+                error=lambda function: error_of(call(function, x, dy, *affine)(), true),
+                tolerance=2 * ROUNDING[dtype] + 1e-5, size=(3 if back else 2) * x.numel() * dtype.itemsize)
 
 
 def chain_work(norm: Norm, B: int, dtype: torch.dtype, layout: str) -> Work:
-    """conv -> norm -> SiLU -> conv, as in a U-Net: what the fused norm is worth among its neighbours."""
+    """conv -> norm -> SiLU -> conv, as in a U-Net: what the fused norm is worth among its neighbours.
+
+    Its bytes are not counted, as it is timed warm: it is its own neighbour.
+    """
     inputs, C, groups = leaves(norm, B, dtype, layout, device()), norm.C, norm.groups
     g = torch.Generator().manual_seed(1)
     w1, w2 = ((torch.randn(C, C, 3, 3, generator=g) / (9 * C) ** 0.5).to(device(), dtype, memory_format=LAYOUTS[layout])
@@ -84,15 +83,12 @@ def chain_work(norm: Norm, B: int, dtype: torch.dtype, layout: str) -> Work:
         h = group_norm_silu(F.conv2d(x, w1, padding=1), groups, weight, bias, add=b1.expand(len(x), -1))
         return F.conv2d(h, w2, padding=1)
 
-    functions = {"eager": eager, "compiled": compiled(eager)}
-    if FUSED:
-        functions |= {"triton": triton, "triton compiled": compiled(triton)}
     true = eager(x[:2].double(), *(w.double() for w in (w1, b1, w2, weight, bias)))
 
     def calls(function: Callable, n: int) -> list[Callable]:
-        return [partial(torch.no_grad()(function), each["x"]) for each in clones({"x": x}, n)]
+        return [partial(torch.no_grad()(function), x)] * n
 
-    return Work(f"conv, GroupNorm+SiLU, conv ({B}, {C}, {norm.H}, {norm.W}) {layout}", functions, calls,
+    return Work("conv, norm, SiLU, conv", layout, f"{C}x{norm.H}x{norm.W}", candidates(eager, triton), calls,
                 error=lambda function: error_of([torch.no_grad()(function)(x)[:2]], [true]),
                 tolerance=2 * ROUNDING[dtype] + 1e-4, size=0)
 
@@ -103,25 +99,26 @@ def shapes(network: str) -> list[Norm]:
 
 
 SMALL = (Norm(64, 16, 16, 32, (), True), 8, torch.float32)
-CASES = [(norm, 128, torch.bfloat16) for norm in shapes("cifar10")] if CUDA else [SMALL]
+CASES = [(network, norm, B, torch.bfloat16) for network, B in {"cifar10": 128, "lsun256": 16}.items()
+         for norm in shapes(network)] if CUDA else [("small", *SMALL)]
+CHAINS = list({(norm.C, norm.H): (norm, B, dtype) for network, norm, B, dtype in CASES
+               if network == "cifar10" and norm.C in (128, 256)}.values()) if CUDA else [SMALL]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0].C}x{case[0].H}")
-@pytest.mark.parametrize("back", [False, True], ids=["forward", "backward"])
+def name_of(case: tuple) -> str:
+    return " ".join(f"{part.C}x{part.H}" if isinstance(part, Norm) else str(part) for part in case[:-2])
+
+
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+@pytest.mark.parametrize("layout", [*reversed(LAYOUTS)])
+@pytest.mark.parametrize("back", [False, True], ids=["forward", "backward"])
 def test_norm(benchmark, name, back, case, layout):
-    work = norm_work(*case, layout, back)
-    if name not in work.candidates:
-        pytest.skip(f"{name} does not run here")
-    time_with(benchmark, work, name)
+    measure(benchmark, norm_work(*case, layout, back), name)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("case", CASES[:1], ids=lambda case: f"{case[0].C}x{case[0].H}")
-@pytest.mark.parametrize("name", NAMES[:4])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("copy", "liger")])
+@pytest.mark.parametrize("case", CHAINS, ids=name_of)
+@pytest.mark.parametrize("layout", [*reversed(LAYOUTS)])
 def test_chain(benchmark, name, case, layout):
-    work = chain_work(*case, layout)
-    if name not in work.candidates:
-        pytest.skip(f"{name} does not run here")
-    time_with(benchmark, work, name)
+    measure(benchmark, chain_work(*case, layout), name)

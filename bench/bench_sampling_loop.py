@@ -5,6 +5,7 @@ network evaluations, ours and diffusers' through the same network, denoising-dif
 """
 
 import copy
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -13,11 +14,10 @@ from typing import NamedTuple
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 import ddpm
-from bench.measure import CUDA, device, error_of, finished
-from bench.packages import installed
-from bench.stages import STAGES
+from bench.measure import CUDA, check_error, device, error_of, forget_peak, memory, missing
 from kernels import group_norm_silu, group_norm_silu_plain, sampling_step
 from kernels.compile import compile_denoiser, compile_loop, time_table
 from kernels.equivalence import SIDES
@@ -25,10 +25,17 @@ from noise import image_seeds, normal
 from run.memory import cast
 from unet import CONFIGS, UNet
 
+# Ours from plain to fast: each stage is the previous one with its change.
+STAGES = {"eager": "plain lines, float32 (TF32 in convolutions)", "bf16": "weights and activations in bf16",
+          "channels_last": "convolutions in their own layout", "compile": "torch.compile of network and step",
+          "kernels": "the fused norm and step", "time path": "the rows of all steps computed once",
+          "sub-pixel": "nearest-up and convolution as one transposed convolution",
+          "graph": "one step captured and replayed: all of --compile --dtype bf16"}
 LUCIDRAINS = "denoising-diffusion-pytorch"
 PEERS = {"diffusers nchw": {}, "diffusers channels_last": {"channels_last": True},
          "diffusers compiled": {"channels_last": True, "mode": "reduce-overhead"},
          "diffusers max-autotune": {"channels_last": True, "mode": "max-autotune"},
+         "diffusers float32": {"dtype": torch.float32},
          f"{LUCIDRAINS} nchw": {}, f"{LUCIDRAINS} channels_last": {"channels_last": True}}
 # What diffusers' guide to fast inference sets with max-autotune; a UNet2DModel has no fuse_qkv_projections
 GUIDE = {"conv_1x1_as_mm": True, "coordinate_descent_tuning": True, "epilogue_fusion": False,
@@ -56,6 +63,9 @@ class Chain(NamedTuple):
     steps: int
     eta: float
 
+    def __str__(self) -> str:
+        return f"{'DDPM' if self.eta else 'DDIM'}-{self.steps} {self.network} batch {self.B}"
+
 
 @torch.no_grad()
 def awake(network: nn.Module) -> nn.Module:
@@ -70,13 +80,13 @@ def shape_of(chain: Chain) -> tuple[int, int, int]:
 
 
 @torch.no_grad()
-def ours(stage: str, chain: Chain, dtype: torch.dtype | None = None) -> Loop:
-    """All that STAGES lists up to this stage, in its dtype or another one; the weights are the same every time."""
+def ours(stage: str, chain: Chain) -> Loop:
+    """All that STAGES lists up to this stage; the weights are the same every time."""
     torch.manual_seed(0)
     has = list(STAGES)[:list(STAGES).index(stage) + 1].__contains__
     rows = ddpm.sampler_rows(ddpm.linear_schedule(), ddpm.timesteps(1000, chain.steps), eta=chain.eta).to(device())
     seeds = image_seeds(0, torch.arange(chain.B)).to(device())
-    classes, dtype = CONFIGS[chain.network].classes, dtype or (torch.bfloat16 if has("bf16") else torch.float32)
+    classes, dtype = CONFIGS[chain.network].classes, torch.bfloat16 if has("bf16") else torch.float32
     labels = (seeds % classes,) if classes else ()
     unet = awake(UNet(CONFIGS[chain.network], group_norm_silu if has("kernels") else group_norm_silu_plain))
     exact = UNet(CONFIGS[chain.network]).to(device()).double().eval()
@@ -134,14 +144,14 @@ def diffusers_unet(network: str) -> nn.Module:
 
 
 @torch.no_grad()
-def diffusers(chain: Chain, channels_last: bool = False, mode: str = "") -> Loop:
-    """Its loop as its pipelines have it, but with the times on the device once; weights and pictures in bf16."""
+def diffusers(chain: Chain, channels_last: bool = False, mode: str = "", dtype: torch.dtype = torch.bfloat16) -> Loop:
+    """Its loop as its pipelines have it, but with the times on the device once; weights and pictures in dtype."""
     from diffusers import DDIMScheduler, DDPMScheduler
     scheduler = (DDPMScheduler if chain.eta else DDIMScheduler)(timestep_spacing="trailing")
     scheduler.set_timesteps(chain.steps)
     network = awake(diffusers_unet(chain.network))
     exact = copy.deepcopy(network).double()
-    network.bfloat16().to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    network.to(dtype).to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
     if mode:
         options = torch._inductor.list_mode_options(mode) | (GUIDE if mode == "max-autotune" else {})
         network.compile(options=options, fullgraph=True)
@@ -150,7 +160,7 @@ def diffusers(chain: Chain, channels_last: bool = False, mode: str = "") -> Loop
     labels = labels if CONFIGS[chain.network].classes else {}
 
     def start() -> Tensor:
-        return torch.randn(chain.B, *shape_of(chain), dtype=torch.bfloat16, device=device())
+        return torch.randn(chain.B, *shape_of(chain), dtype=dtype, device=device())
 
     @torch.no_grad()
     def sample() -> Tensor:
@@ -166,7 +176,7 @@ def diffusers(chain: Chain, channels_last: bool = False, mode: str = "") -> Loop
         few = {k: v[:2] for k, v in labels.items()}
         return error_of([network(xt, t, **labels).sample[:2]], [exact(xt[:2].double(), t, **few).sample])
 
-    return Loop(sample, error, HALF, count(network))
+    return Loop(sample, error, HALF if dtype == torch.bfloat16 else FULL, count(network))
 
 
 def lucidrains(chain: Chain, channels_last: bool = False) -> Loop:
@@ -194,11 +204,6 @@ def lucidrains(chain: Chain, channels_last: bool = False) -> Loop:
     return Loop(lambda: half(process.sample, chain.B), error, HALF, count(network))
 
 
-def stages() -> list[str]:
-    """Those that mean anything here: without a GPU there are no kernels and no graph, and the time path comes after."""
-    return list(STAGES) if CUDA else ["eager", "bf16", "channels_last", "compile"]
-
-
 def build(name: str, chain: Chain) -> Loop:
     """A candidate by its name."""
     if name in STAGES:
@@ -206,19 +211,38 @@ def build(name: str, chain: Chain) -> Loop:
     return (lucidrains if name.startswith(LUCIDRAINS) else diffusers)(chain, **PEERS[name])
 
 
-CHAIN = Chain("cifar10", 8, 50, 0.) if CUDA else Chain("digits", 4, 5, 0.)
+def cases() -> list[tuple[Chain, str]]:
+    """Chains and candidates. On a CPU the stages that mean anything there, "sub-pixel" being all of --compile."""
+    if not CUDA:
+        stages = ["eager", "bf16", "channels_last", "compile", "sub-pixel"]
+        names = [*stages, *(name for name, options in PEERS.items() if "mode" not in options)]
+        return [(chain, name) for chain in (Chain("digits", 4, 5, 0.), Chain("cifar10", 8, 1, 0.)) for name in names]
+    ends = ["graph", "compile", "eager"]
+    names = {Chain("cifar10", 512, 50, 0.): [*reversed(STAGES), *PEERS],
+             **{Chain("cifar10", B, 50, 0.): ends + [name for name in PEERS if "max" not in name] for B in (1, 128)},
+             Chain("cifar10", 8, 50, 0.): ends,
+             Chain("cifar10", 128, 1000, 1.): ["graph", "diffusers channels_last", "diffusers compiled"]}
+    return [(chain, name) for chain in names for name in names[chain]]
 
 
-@pytest.mark.parametrize("name", [*STAGES, *(name for name in PEERS if "max-autotune" not in name)])
-def test_loop(benchmark, name):
-    if name in STAGES and name not in stages():
-        pytest.skip(f"{name} needs a GPU")
-    if name not in STAGES and not installed(name):
-        pytest.skip(f"{name} is not installed")
-    loop = build(name, CHAIN)
-    error = loop.error()
-    assert error <= loop.tolerance
-    benchmark.group = f"{CHAIN}"
-    benchmark.extra_info |= {"error": error, "parameters": loop.parameters}
-    loop.sample()
-    benchmark(finished(loop.sample))
+@pytest.mark.parametrize("chain, name", cases(), ids=str)
+def test_loop(benchmark, chain, name):
+    if name in PEERS and missing(name):
+        pytest.skip(missing(name))
+    counters.clear()
+    began = time.perf_counter()
+    loop = build(name, chain)
+    error = check_error(loop.error(), loop.tolerance)
+    loop.sample()                                           # compiles what is left
+    benchmark.group = str(chain)
+    benchmark.extra_info |= {"error": error, "prepared s": time.perf_counter() - began, "B": chain.B,
+                             "steps": chain.steps, "network": chain.network, "parameters": loop.parameters}
+    loop = loop._replace(error=None)                        # frees the network in float64
+    forget_peak()
+    benchmark.pedantic(loop.sample, rounds=2 if chain.steps > 500 else 5)
+    benchmark.extra_info |= memory() | skipped_graphs()
+
+
+def skipped_graphs() -> dict[str, int]:
+    """How often Inductor was asked for a CUDA graph and left it out, which it says in a warning only."""
+    return {"cudagraph skips": counters["inductor"]["cudagraph_skips"]}

@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 
 import ddpm
-from bench.measure import CUDA, Work, device, error_of, time_with
-from bench.packages import installed
+from bench.measure import CUDA, Work, device, error_of, measure, missing
 from kernels import sampling_step
 from kernels.equivalence import LAYOUTS, step_arguments
 from kernels.group_norm_silu import INTERPRET
 
-NAMES = ("eager", "eager, counter noise", "compiled", "compiled, counter noise", "triton", "triton compiled",
-         "diffusers")
+NAMES = ("triton", "compiled", "compiled, counter noise", "eager", "eager, counter noise", "diffusers", "copy",
+         "triton compiled")
 
 
 def candidates(noise: bool) -> dict[str, Callable]:
@@ -35,7 +34,7 @@ def candidates(noise: bool) -> dict[str, Callable]:
         functions |= {"eager, counter noise": counter, "compiled, counter noise": compiled(counter)}
     if CUDA or INTERPRET:
         functions |= {"triton": triton, "triton compiled": compiled(triton)}
-    if installed("diffusers"):
+    if not missing("diffusers"):
         functions["diffusers"] = scheduler_step(noise)
     return functions
 
@@ -67,8 +66,8 @@ def step_work(shape: tuple[int, ...], dtype: torch.dtype, layout: str, noise: bo
     def calls(function: Callable, n: int) -> list[Callable]:
         return [partial(torch.no_grad()(function), rows, middle, xt.clone(), output.clone(), seeds) for _ in range(n)]
 
-    name = f"sampling step {'with' if noise else 'without'} noise {shape} {layout}"
-    return Work(name, candidates(noise), calls,
+    return Work(f"sampling step {'with' if noise else 'without'} noise", layout, "x".join(map(str, shape)),
+                candidates(noise), calls,
                 error=lambda function: error_of([torch.no_grad()(function)(rows, last, xt, output, seeds)], [true]),
                 tolerance=1e-3 if dtype == torch.bfloat16 else 1e-5, size=xt.numel() * (8 + dtype.itemsize))
 
@@ -77,12 +76,9 @@ SHAPES = [(128, 3, 32, 32), (512, 3, 256, 256)] if CUDA else [(8, 3, 32, 32)]
 DTYPE = torch.bfloat16 if CUDA else torch.float32
 
 
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("noise", [False, True], ids=["no noise", "noise"])
-@pytest.mark.parametrize("name", NAMES)
 def test_step(benchmark, name, noise, shape, layout):
-    work = step_work(shape, DTYPE, layout, noise)
-    if name not in work.candidates:
-        pytest.skip(f"{name} does not run here")
-    time_with(benchmark, work, name)
+    measure(benchmark, step_work(shape, DTYPE, layout, noise), name)

@@ -1,8 +1,8 @@
 """Trainings on the same pictures and labels, for bench.quality: ours, and two published packages' with their own
 networks, losses, optimizers and averages.
 
-What they need has been given to them: labels, and the quickest of three forms on a CPU. Where a package's default
-network cannot take 28 x 28 pixels, it is the nearest of its authors' that can; the docstrings say which.
+Every package gets the labels, and the quickest of three forms on a CPU. Where its default network cannot take 28 x 28
+pixels, it is the nearest of its authors' that can; the docstrings say which.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ FORMS = {"float32": (contextlib.nullcontext, torch.contiguous_format),
 class Contender:
     """A training that can be stopped and resumed."""
     network: torch.nn.Module
-    parts: dict[str, Any]                               # all that changes: each has state_dict and load_state_dict
+    parts: dict[str, Any]                               # all that changes; each has state_dict and load_state_dict
     batch: int
     update: Callable[[int, Tensor, Tensor], object]     # step, pixels uint8 (B, C, H, W), labels (B,)
     output: Callable[[Tensor, Tensor, Tensor], Tensor]  # of the averaged weights: x_t, t in 1..T, labels
@@ -154,7 +154,7 @@ def diffusers(dataset: data.Data, seed: int, rate: float, warmup: int = 500, epo
 
 
 class Training(NamedTuple):
-    """One of them: whose, its learning rate and its seed."""
+    """A training by its name in CONTENDERS, its learning rate and its seed."""
     name: str
     rate: float
     seed: int = 0
@@ -169,7 +169,7 @@ def training_of(line: dict) -> Training:
 
 
 class Entry(NamedTuple):
-    """How a training is made, from a data set, a seed and a learning rate, and which rates it is tried with."""
+    """The function that makes a training from a data set, a seed and a learning rate, and the rates to be tried."""
     make: Callable[[data.Data, int, float], Contender]
     rates: tuple[float, ...]
 

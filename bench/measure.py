@@ -1,9 +1,11 @@
-"""How work is timed: on a GPU by replays of a CUDA graph of many calls, between device events.
+"""How work is timed: on a GPU by replays of a CUDA graph of many calls, on a CPU by the CPU time of one thread.
 
-Cold: the calls go round buffers that together are four times the L2 cache. Warm: all calls share one buffer. The
-candidates take turns, replay by replay, and none is timed before its error against float64 is known.
+Cold: the calls go round buffers that together are four times the L2 cache. Warm: all calls share one buffer. Nothing is
+timed before its error against float64 is known.
 """
 
+import gc
+import importlib
 import math
 import os
 import statistics
@@ -13,25 +15,30 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from itertools import cycle, islice
+from pathlib import Path
 from typing import NamedTuple
 
+import pytest
 import torch
 import torch._functorch.config
 from torch import Tensor
 
 torch._functorch.config.donated_buffer = False             # a compiled backward is to run more than once
 CUDA = torch.cuda.is_available()
-ROUNDS = 20 if CUDA else 2                                 # replays of each graph
+ROUNDS = 20 if CUDA else 3                                 # of every kernel's timing
+RESULTS = Path("bench/results")
 
 
 class Work(NamedTuple):
     """The same work for all candidates."""
-    group: str                                              # what it is
+    kind: str                                               # what it is, but for the layout and the shape
+    layout: str
+    shape: str
     candidates: dict[str, Callable]                         # by name; those that can run here
     calls: Callable[[Callable, int], list[Callable]]        # a candidate's calls, one for each of so many buffer sets
     error: Callable[[Callable], float]                      # against float64: ||difference|| / ||result||
     tolerance: float                                        # of the error
-    size: int                                               # useful bytes of a call, read or written
+    size: int                                               # useful bytes of a call, read or written; 0: not counted
 
 
 def device() -> torch.device:
@@ -42,20 +49,72 @@ def device() -> torch.device:
 
 
 def prepare() -> None:
-    """What is the same for every candidate: the stream, and cuDNN's choice of the quickest convolutions."""
+    """What is the same for every case: nothing compiled before, as Dynamo gives up on a function after eight shapes;
+    no memory kept from before; cuDNN's choice of the quickest convolutions; one thread of a CPU."""
+    torch.compiler.reset()
+    forget_peak()
     torch.backends.cudnn.benchmark = device().type == "cuda"
+    if not CUDA:
+        torch.set_num_threads(1)
 
 
-def gpu_name() -> str:
-    """The GPU's name as a folder is called, as h100-80gb-hbm3, or cpu."""
-    return torch.cuda.get_device_name().lower().removeprefix("nvidia ").replace(" ", "-") if CUDA else "cpu"
+def clock() -> float:
+    """Seconds: on a GPU once it has done all its work, on a CPU of this process, so others' work does not count."""
+    if not CUDA:
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
-def buffers(size: int) -> int:
-    """How many buffer sets of `size` bytes make four times the L2 cache; one where the bytes are not counted."""
-    if not CUDA or not size:
-        return 1
-    return max(2, min(256, -(-4 * torch.cuda.get_device_properties(0).L2_cache_size // size)))
+def seconds(run: Callable, rounds: int = 1) -> float:
+    """The median time of so many runs."""
+    times = []
+    for _ in range(rounds):
+        began = clock()
+        run()
+        times.append(clock() - began)
+    return statistics.median(times)
+
+
+@cache
+def missing(name: str) -> str:
+    """Why the package that a candidate's name begins with, "diffusers compiled" say, cannot be imported; or ""."""
+    package, *_ = name.split()
+    try:
+        importlib.import_module(package.replace("-", "_"))
+    except Exception as error:                              # or what it needs cannot
+        return f"{package} is not there: {error}"
+    return ""
+
+
+# Kernels
+
+def measure(benchmark, work: Work, name: str) -> None:
+    """Times a candidate, or "copy", a copy of as many bytes; skips the case if there is no such candidate here.
+
+    The benchmark's own time is that of a warm replay; the cold time of a call, where bytes are counted, stands beside.
+    """
+    benchmark.group = f"{work.kind} {work.layout} {work.shape}"
+    facts = {"kind": work.kind, "layout": work.layout, "shape": work.shape, "bytes": work.size}
+    if name == "copy" and work.size:
+        calls = partial(copies, work.size)
+    elif name in work.candidates:
+        facts["error"] = check_error(work.error(work.candidates[name]), work.tolerance)
+        calls = partial(work.calls, work.candidates[name])
+    else:
+        pytest.skip(f"{name} does not run here")
+    if work.size:
+        run, launches = captured(calls(buffers(work.size // 2)))
+        facts["cold us"] = 1e6 * seconds(run, ROUNDS) / launches
+    run, facts["calls"] = captured(calls(1))
+    benchmark.extra_info |= facts
+    benchmark.pedantic(run, rounds=ROUNDS)
+
+
+def check_error(error: float, tolerance: float) -> float:
+    """The error. Raises AssertionError if it is too large."""
+    assert error <= tolerance, f"wrong by {error:.2%}"
+    return error
 
 
 def error_of(got: Sequence[Tensor], true: Sequence[Tensor]) -> float:
@@ -64,74 +123,9 @@ def error_of(got: Sequence[Tensor], true: Sequence[Tensor]) -> float:
                for a, b in zip(got, true, strict=True))
 
 
-def captured(calls: Sequence[Callable], launches: int = 50) -> tuple[Callable[[], None], int]:
-    """A function that runs so many calls, or as many as take 50 ms, but each once; and how many: a graph's replay."""
-    for call in islice(cycle(calls), 3 if CUDA else 1):
-        call()
-    if not CUDA:
-        return lambda: [call() for call in calls] and None, len(calls)
-    launches = max(len(calls), min(launches, math.ceil(0.05 / once(calls[0]))))
-    graph, kept = torch.cuda.CUDAGraph(), deque(maxlen=len(calls))      # results, too, lie in different places
-    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
-        for call in islice(cycle(calls), launches):
-            kept.append(call())
-    return partial(replay, graph, calls), launches
-
-
-def replay(graph: torch.cuda.CUDAGraph, calls: Sequence[Callable]) -> None:
-    """Runs the graph, which owns its results, but not what it reads: that lives as long as the calls."""
-    graph.replay()
-
-
-def once(run: Callable[[], None]) -> float:
-    """Seconds that one run takes, by device events if there is a device."""
-    if not CUDA:
-        began = time.perf_counter()
-        run()
-        return time.perf_counter() - began
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    run()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / 1e3
-
-
-def in_turn(runs: dict[str, tuple[Callable[[], None], int]], rounds: int = ROUNDS) -> dict[str, dict]:
-    """Microseconds per call of each run: the median, and where a fifth of the rounds lie below and above."""
-    seconds = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, (run, launches) in runs.items():
-            seconds[name].append(once(run) / launches)
-    times = {}
-    for name, own in seconds.items():
-        low, *_, high = statistics.quantiles(own, n=5, method="inclusive") if len(own) > 1 else own * 2
-        times[name] = {"us": 1e6 * statistics.median(own), "p20": 1e6 * low, "p80": 1e6 * high, "n": len(own)}
-    return times
-
-
-def refused(work: Work, name: str) -> tuple[float, str]:
-    """A candidate's error, and why it is not timed, if it is not."""
-    error = work.error(work.candidates[name])
-    return error, "" if error <= work.tolerance else f"wrong by {error:.2%}"
-
-
-def measure(work: Work, cold: bool) -> dict[str, dict]:
-    """Times, useful GB/s and error of every candidate, and of a copy of as many bytes; or what failed."""
-    runs, results = {}, {}
-    sets = buffers(work.size // 2) if cold else 1
-    for name, candidate in [*work.candidates.items(), *([("copy", None)] if work.size else [])]:
-        try:
-            error, reason = refused(work, name) if candidate else (0., "")
-            results[name] = {"error": error} | ({"failed": reason} if reason else {})
-            if not reason:
-                runs[name] = captured(work.calls(candidate, sets) if candidate else copies(work.size, sets))
-        except Exception as problem:                        # a peer that cannot do this is a line of the table
-            first, *_ = [*str(problem).splitlines(), ""]
-            results[name] = {"failed": f"{type(problem).__name__}: {first[:200]}"}
-    for name, times in in_turn(runs).items():
-        results[name] |= times | ({"GB/s": work.size / times["us"] / 1e3} if work.size else {})
-    return results
+def buffers(size: int) -> int:
+    """How many buffer sets of `size` bytes make four times the L2 cache."""
+    return max(2, min(256, -(-4 * torch.cuda.get_device_properties(0).L2_cache_size // size))) if CUDA else 1
 
 
 def copies(size: int, sets: int) -> list[Callable]:
@@ -140,33 +134,46 @@ def copies(size: int, sets: int) -> list[Callable]:
     return [partial(b.copy_, a) for a, b in pairs]
 
 
-def time_with(benchmark, work: Work, name: str) -> None:
-    """Times one candidate with pytest-benchmark; on a GPU the cold and warm times of a call stand beside it."""
-    benchmark.group = work.group
-    error, reason = refused(work, name)
-    assert not reason, reason
-    run, launches = captured(work.calls(work.candidates[name], buffers(work.size // 2)))
-    benchmark.extra_info |= {"error": error, "calls a round": launches}
+def captured(calls: Sequence[Callable], launches: int = 500) -> tuple[Callable[[], None], int]:
+    """A function that runs so many calls, or as many as take 50 ms, but each once; and how many: a graph's replay."""
+    for call in islice(cycle(calls), 3 if CUDA else 1):
+        call()
+    if not CUDA:
+        return lambda: [call() for call in calls] and None, len(calls)
+    launches = max(len(calls), min(launches, math.ceil(0.05 / seconds(calls[0]))))
+    graph, results = torch.cuda.CUDAGraph(), deque(maxlen=len(calls))   # results, too, lie in different places
+    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+        for call in islice(cycle(calls), launches):
+            results.append(call())
+    return partial(replay, graph, calls), launches
+
+
+def replay(graph: torch.cuda.CUDAGraph, calls: Sequence[Callable]) -> None:
+    """Runs the graph, which owns its results, but not what it reads: that lives as long as the calls."""
+    graph.replay()
+
+
+def forget_peak() -> None:
+    """Memory used only before, for preparation and for the error check, is not part of what is reported."""
+    gc.collect()
     if CUDA:
-        if work.size:
-            cold = in_turn({name: (run, launches)})[name]["us"]
-            benchmark.extra_info |= {"cold us": cold, "cold GB/s": work.size / cold / 1e3}
-        benchmark.extra_info["warm us"] = in_turn({name: captured(work.calls(work.candidates[name], 1))})[name]["us"]
-    benchmark(finished(run))
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
-def finished(run: Callable) -> Callable[[], None]:
-    """run, and then waiting until the device has done it."""
-    def wait() -> None:
-        run()
-        if CUDA:
-            torch.cuda.synchronize()
-    return wait
+def memory() -> dict[str, float]:
+    """Reserved, not allocated: a captured graph holds its memory without allocating it."""
+    return {"peak GB": torch.cuda.max_memory_reserved() / 1e9} if CUDA else {}
 
 
 # What it was measured on
 
-def said(*command: str) -> str:
+def machine_name() -> str:
+    """The GPU's name as a folder is called, as h100-80gb-hbm3, or cpu."""
+    return torch.cuda.get_device_name().lower().removeprefix("nvidia ").replace(" ", "-") if CUDA else "cpu"
+
+
+def output_of(*command: str) -> str:
     """What a command prints, or that it is unknown."""
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
@@ -177,9 +184,10 @@ def said(*command: str) -> str:
 @cache
 def commit() -> str:
     """What is measured, and whether more than results has changed; without git, what the variable COMMIT says."""
-    changed = said("git", "status", "--porcelain", "--untracked-files=no", "--", ":/",
-                   ":(top,exclude)bench/results") not in ("", "unknown")
-    return (os.environ.get("COMMIT") or said("git", "rev-parse", "--short", "HEAD")) + " with changes" * changed
+    changed = output_of("git", "status", "--porcelain", "--untracked-files=no", "--", ":/",
+                        ":(top,exclude)bench/results") not in ("", "unknown")
+    name = os.environ.get("COMMIT") or output_of("git", "rev-parse", "--short", "HEAD")
+    return name + " with changes" * changed
 
 
 def stamp() -> dict[str, str]:
@@ -189,7 +197,7 @@ def stamp() -> dict[str, str]:
     if not CUDA:
         return {"gpu": "cpu", **stamp}
     query = "driver_version,clocks.sm,clocks.mem,temperature.gpu,power.draw"
-    state = said("nvidia-smi", "-i", "0", f"--query-gpu={query}", "--format=csv,noheader").split(", ")
+    state = output_of("nvidia-smi", "-i", "0", f"--query-gpu={query}", "--format=csv,noheader").split(", ")
     names = ("driver", "SM clock", "memory clock", "degrees C", "power")
     return {"gpu": torch.cuda.get_device_name(), **stamp, "cuda": torch.version.cuda,
             **dict(zip(names, state, strict=False)), "time": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())}

@@ -1,4 +1,4 @@
-"""Measures the memory that training and sampling take, for every named network, and writes docs/memory.md.
+"""Measures the memory that training and sampling take, for every named network: the numbers of docs/memory.md.
 
     python -m bench.memory                                  # all networks: ten minutes on a CPU
     python -m bench.memory --networks cifar10 --out cifar10.md
@@ -18,12 +18,13 @@ import data
 import ddpm
 import noise
 import train
-from bench.markdown import table
+from bench.markdown import fill, table
 from kernels.equivalence import SIDES
-from run.cli import choose_device, make_parent, parse, script
+from run.cli import choose_device, parse, script
 from run.memory import cast
 from unet import CONFIGS, UNet
 
+PAGE = Path("docs/memory.md")
 TRAINING = {"float32": {}, "bf16": {"dtype": "bf16"}, "float32 `--recompute`": {"recompute": True},
             "bf16 `--recompute`": {"dtype": "bf16", "recompute": True}}
 SAMPLING = {"float32": torch.float32, "bf16": torch.bfloat16}
@@ -34,7 +35,7 @@ class Config:
     """Measures the memory that training and sampling take."""
     networks: str = ",".join(CONFIGS)           # names in unet.CONFIGS
     device: str = "auto"                        # cuda, cpu, or auto: cuda if there is one
-    out: str = "docs/memory.md"                 # the table
+    out: str = str(PAGE)                        # the page
 
 
 def peak(run: Callable[[], object], device: torch.device) -> int:
@@ -92,7 +93,7 @@ def sampling(network: str, device: torch.device, dtype: torch.dtype) -> Callable
 
 
 def measured(networks: Sequence[str], device: torch.device, function: Callable, ways: dict) -> str:
-    """A table: a network a row, a way a column, in GB."""
+    """A table with a row per network and a column per way, in GB."""
     rows = []
     for name in networks:
         with torch.device("meta"):
@@ -109,29 +110,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     networks, device = config.networks.split(","), choose_device(config.device)
     for name in networks:
         ddpm.check_choice("networks", name, CONFIGS)
-    path = make_parent(Path(config.out))
-    where = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-    path.write_text(f"""# Memory
-
-    python -m bench.memory
-
-GB that tensors take at once, at most, for 64 digits, 32 pictures of 32 x 32, or as many pixels; libraries and the
-scratch of their convolutions come on top. Eager mode, {where}, torch {torch.__version__}.
-
-## A training step
-
-Weights, their average, the gradient and Adam's two moments are five float32 numbers a parameter, in bf16 too. The rest
-grows with the pictures: `--recompute` keeps only the input of every block for the gradient, `--accumulate 4` counts a
-quarter of the pictures. bf16 alone saves little here, for the plain norm keeps float32.
-
-{measured(networks, device, update, TRAINING)}
-## Sampling
-
-Neither the steps nor the pictures in all count, only those sampled together (`--batch`). The weights read from the file
-stay beside those that sample, where bf16 or a GPU makes them two.
-
-{measured(networks, device, sampling, SAMPLING)}""")
-    print(f"see {path}")
+    gpu = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    fill(PAGE, {"machine": f"{gpu}, torch {torch.__version__}",
+                "training": f"\n\n{measured(networks, device, update, TRAINING)}\n",
+                "sampling": f"\n\n{measured(networks, device, sampling, SAMPLING)}\n"}, Path(config.out))
+    print(f"see {config.out}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ until the first stop, the best of which goes on. Results are lines of a file; tr
 runs/quality, saved every five minutes.
 """
 
-import json
 import platform
 import re
 import time
@@ -21,10 +20,13 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 import data
 import ddpm
@@ -32,10 +34,10 @@ import noise
 import train
 from bench import measure
 from bench.contenders import CONTENDERS, Contender, Training, put, quickest_form, training_of
-from bench.packages import installed, version
+from bench.lines import append, read
 from bench.quality_page import write_page
-from data.files import writing
-from run.cli import check_range, make_parent, parse, parse_integers, script
+from run import tensors
+from run.cli import check_range, parse, parse_integers, script
 from scores import classes, classifier
 
 SEEDS, REPEATED = (0, 1, 2), 15                         # seeds 1 and 2 stop after so many minutes
@@ -60,29 +62,49 @@ def advance(training: Training, config: Config, minutes: float) -> dict:
     """Trains until so many CPU-minutes have been spent, saves, and scores."""
     torch.set_num_threads(1)
     dataset, held_out = data.load(config.data), data.load(data.TEST + config.data)
-    path = FOLDER / Path(config.out).stem / f"{training}.pt"
-    saved = torch.load(path, weights_only=True) if path.is_file() else {}
-    if saved.get("seconds", 0.) > 60 * minutes + 60:
+    path = FOLDER / Path(config.out).stem / f"{training}.safetensors"
+    named, facts = tensors.load(path) if path.is_file() else ({}, {"parts": {"items": []}, "step": 0, "seconds": 0.})
+    step, spent = facts["step"], facts["seconds"]
+    if spent > 60 * minutes + 60:
         raise ValueError(f"{path} is beyond {minutes} minutes, but {config.out} has no line of that; move it away")
     core = yardstick(dataset)
     make = partial(CONTENDERS[training.name].make, dataset, training.seed, training.rate)
     contender = make()
     batches = data.Batches(dataset, contender.batch, training.seed, False)
-    form = saved.get("form") or ("bf16" if training.name == "ours" else quickest_form(make, batches))
+    form = facts.get("form") or ("bf16" if training.name == "ours" else quickest_form(make, batches))
     if training.name != "ours":
         put(contender, form)
-    for name, state in saved.get("parts", {}).items():
+    for name, state in joined(facts["parts"], named).items():
         contender.parts[name].load_state_dict(state)
-    step, spent = saved.get("step", 0), saved.get("seconds", 0.)
     while spent < 60 * minutes:
         step, spent = train_until(min(spent + SAVED, 60 * minutes), contender, batches, training.seed, step, spent)
-        parts = {name: part.state_dict() for name, part in contender.parts.items()}
-        with writing(make_parent(path)) as file:
-            torch.save({"parts": parts, "step": step, "seconds": spent, "form": form}, file)
+        named = {}
+        parts = split({name: part.state_dict() for name, part in contender.parts.items()}, "", named)
+        tensors.save(path, named, {"parts": parts, "step": step, "seconds": spent, "form": form})
     return {**training._asdict(), "minutes": minutes, "steps": step, "images": step * contender.batch,
             "parameters": contender.parameters, "form": form, "core": core,
             **score(contender, dataset, held_out, config), **how(config),
-            "package": version(training.name.split()[0]), "cpu": cpu(), **measure.stamp()}
+            "package": None if training.name == "ours" else version(training.name.split()[0]), "cpu": cpu(),
+            **measure.stamp()}
+
+
+def split(state: Any, name: str, named: dict[str, Tensor]) -> Any:
+    """A state, of dicts and lists, as JSON can hold it: its tensors go to `named`, their names stay."""
+    if isinstance(state, Tensor):
+        named[name] = state.clone()                         # a package's average holds its network once more
+        return {"tensor": name}
+    if isinstance(state, dict):                             # in pairs, as an optimizer's keys are numbers
+        return {"items": [[key, split(value, f"{name}.{key}", named)] for key, value in state.items()]}
+    if isinstance(state, list | tuple):
+        return [split(value, f"{name}.{k}", named) for k, value in enumerate(state)]
+    return state
+
+
+def joined(state: Any, named: dict[str, Tensor]) -> Any:
+    """The state that `split` took apart."""
+    if isinstance(state, dict):
+        return named[state["tensor"]] if "tensor" in state else {k: joined(v, named) for k, v in state["items"]}
+    return [joined(value, named) for value in state] if isinstance(state, list) else state
 
 
 def train_until(seconds: float, contender: Contender, batches: data.Batches, seed: int, step: int,
@@ -113,8 +135,8 @@ def how(config: Config) -> dict:
 def cpu() -> str:
     """What kind of processor this is."""
     facts = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.*)", facts.read_text()) if facts.is_file() else None
-    return found[1] if found else platform.processor()
+    model = re.search(r"model name\s*: (.*)", facts.read_text()) if facts.is_file() else None
+    return model[1] if model else platform.processor()
 
 
 def score(contender: Contender, dataset: data.Data, held_out: data.Data, config: Config) -> dict[str, float]:
@@ -189,15 +211,9 @@ def measure_all(config: Config, stops: Sequence[float], names: Sequence[str], do
                 for future in as_completed(futures):
                     line = future.result()
                     done.append(line)
-                    with make_parent(Path(config.out)).open("a") as file:
-                        file.write(json.dumps(line) + "\n")
+                    append(Path(config.out), line)
                     print(f"{training_of(line)}: FD {line['FD']:.2f} after {minutes} CPU-minutes, "
                           f"{line['images']} pictures", flush=True)
-
-
-def read(path: str) -> list[dict]:
-    """The lines of the file of results; none if there is none."""
-    return [json.loads(line) for line in Path(path).read_text().splitlines()] if Path(path).is_file() else []
 
 
 @script
@@ -209,13 +225,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(f"minutes is {config.minutes!r}; they must be at least 1")
     for name in names:
         ddpm.check_choice("only", name, CONTENDERS)
-        if stops and name != "ours" and not installed(name):
-            raise ValueError(f"{name} is not installed; pip install -r bench/requirements.txt, or leave it out of "
-                             f"--only")
-    done = read(config.out)
+        if stops and name != "ours" and (reason := measure.missing(name)):
+            raise ValueError(f"{reason}; pip install -r bench/requirements.txt, or leave it out of --only")
+    done = read(Path(config.out))
     for line in done:
-        if (of := {name: line[name] for name in how(config)}) != how(config):
-            raise ValueError(f"{config.out} has scores of {of}; use the same flags, or another --out")
+        if (settings := {name: line[name] for name in how(config)}) != how(config):
+            raise ValueError(f"{config.out} has scores of {settings}; use the same flags, or another --out")
     measure_all(config, stops, names, done)
     if done:
         write_page(config, floor(config), done)

@@ -8,68 +8,24 @@ from typing import Any
 from matplotlib.ticker import LogLocator
 
 from bench.contenders import CONTENDERS, training_of
-from bench.markdown import table
-from bench.packages import ROOT
+from bench.markdown import fill, table
 from bench.plots import plot
 from data import parse_name
 
-PAGE = """# Quality after equal CPU time
-
-`python -m bench.quality` measured this and wrote this page (--help says how to measure a part of it).
-
-The record, the least FD on {data} after so many CPU-minutes:
-
-{record}
-
-## Rule
-
-Train on the training pictures and their labels alone, on one thread of a CPU. What counts is the process's CPU time
-(`time.process_time`): reading the pictures, updates and averages, not setting up, sampling or scoring. Then the
-averaged weights draw {n} samples in float32, of all classes in turn, by {steps} trailing steps of DPM-Solver++ and one
-more at t = 980, without guidance, and `scores/classes.py` scores them against the held-out pictures, with the committed
-classifier. {n} pictures of the training set itself have FD {floor:.2f}. To take part, add a training to
-`bench/contenders.py`. Compare within one machine: cores of the same name differed by up to {spread:.1f} times.
-
-## Curves
-
-![FD over CPU-minutes](../docs/quality.png)
-
-Rings are other learning rates, crosses other seeds.{missing}
-
-{curves}
-
-Where there are several seeds, FD is their mean, with the least and the most. `form`, pictures/s, `agree` and "ours was
-there" are those of seed 0 at its last stop. `form` is the quickest of float32, bf16 and bf16 in channels_last. `agree`
-is the share of samples that the classifier assigns to the requested class. "Ours was there" is the first stop at which
-seed 0 of ours had that FD or less. The core's speed was measured before nearly every stop, in pictures that ours learns
-from in a CPU-second: a training or seed on a slower core had less in the same time, so part of the range between seeds
-is the core's.
-
-Every training knows the labels and has fused Adam. A package's row without `tuned` has the training settings of its own
-scripts; its network is the nearest of its authors' that takes 28 x 28 pixels (`bench/contenders.py`).
-denoising-diffusion-pytorch (dim 64) hides half of the labels, for a guidance that is not used here; diffusers reaches
-its rate after 500 updates. Tuned rows change this: denoising-diffusion-pytorch has dim 16, hides a tenth of the labels
-and averages at every update; diffusers reaches its rate after 100 updates, and it falls to 0 within three epochs.
-Batches of 16, optimizers and losses stay the packages'. Several rates were tried for {first:g} minutes, and the best
-goes on. Ours was found by the short runs of docs/fashion.md, which are scored by the same held-out pictures. pFD,
-steps, pictures and versions of every stop are in {out}.
-
-Machine: {machine}.
-"""
-
+ROOT = Path(__file__).parents[1]
 
 def table_of_curves(stops: Sequence[float], done: list[dict]) -> str:
     """A row for each training, FD at every stop; where there are three seeds, their mean and range."""
     rows = []
     for name, rate in sorted({(line["name"], line["rate"]) for line in done}, key=lambda row: (
             [*CONTENDERS].index(row[0]), row[1])):
-        own = [line for line in done if (line["name"], line["rate"]) == (name, rate)]
-        last = max((line for line in own if line["seed"] == 0), key=lambda line: line["minutes"])
-        cells = [fd_cell([line["FD"] for line in own if line["minutes"] == minutes]) for minutes in stops]
-        there = "" if name == "ours" else reached(last["FD"], done)
-        rows.append([f"{name}, rate {rate:g}", f"{last['parameters'] / 1e6:.2f} M", last["form"],
-                     f"{last['images'] / last['minutes'] / 60:.0f}", *cells, there, f"{last['agree']:.3f}",
-                     span([line["core"] for line in own if "core" in line])])
+        lines = [line for line in done if (line["name"], line["rate"]) == (name, rate)]
+        longest = max((line for line in lines if line["seed"] == 0), key=lambda line: line["minutes"])
+        cells = [fd_cell([line["FD"] for line in lines if line["minutes"] == minutes]) for minutes in stops]
+        ours_there = "" if name == "ours" else reached(longest["FD"], done)
+        rows.append([f"{name}, rate {rate:g}", f"{longest['parameters'] / 1e6:.2f} M", longest["form"],
+                     f"{longest['images'] / longest['minutes'] / 60:.0f}", *cells, ours_there,
+                     f"{longest['agree']:.3f}", span([line["core"] for line in lines if "core" in line])])
     return table(["training", "parameters", "form", "pictures/s", *(f"{minutes:g} min" for minutes in stops),
                   "ours was there", "agree", "core's speed"], rows)
 
@@ -97,10 +53,10 @@ def draw_curves(path: Path, done: list[dict]) -> None:
     def fill(axes) -> None:
         colours = {name: f"C{k}" for k, name in enumerate(CONTENDERS)}
         for name, rate, seed in sorted({training_of(line) for line in done}):
-            own = sorted((line["minutes"], line["FD"]) for line in done if training_of(line) == (name, rate, seed))
+            points = sorted((line["minutes"], line["FD"]) for line in done if training_of(line) == (name, rate, seed))
             longest = max((line for line in done if line["name"] == name), key=lambda line: line["minutes"])
             kept = rate == longest["rate"]
-            axes.plot(*zip(*own, strict=True), "o-" if seed == 0 else "x", color=colours[name], markersize=5,
+            axes.plot(*zip(*points, strict=True), "o-" if seed == 0 else "x", color=colours[name], markersize=5,
                       fillstyle="full" if kept else "none",
                       label=f"{name}, rate {rate:g}" if kept and seed == 0 else None)
         axes.set(xscale="log", yscale="log", xlabel="CPU-minutes", ylabel="FD, per cent of the variance")
@@ -115,7 +71,7 @@ def draw_curves(path: Path, done: list[dict]) -> None:
 
 
 def write_page(config: Any, floor: float, done: list[dict]) -> None:
-    """bench/quality.md and docs/quality.png. floor: FD of pictures of the training set."""
+    """The numbers of bench/quality.md, and docs/quality.png. floor: FD of pictures of the training set."""
     stops = sorted({line["minutes"] for line in done})
     draw_curves(ROOT / "docs/quality.png", done)
     best = {minutes: min((line for line in done if line["minutes"] == minutes), key=lambda line: line["FD"])
@@ -123,11 +79,15 @@ def write_page(config: Any, floor: float, done: list[dict]) -> None:
     record = table(["CPU-minutes", "FD", "by", "commit"],
                    [[f"{minutes:g}", f"{line['FD']:.2f}", f"{line['name']}, rate {line['rate']:g}, seed {line['seed']}",
                      line["commit"]] for minutes, line in best.items()])
-    machine = ", ".join(sorted({f"{line['cpu']}, torch {line['torch']}" for line in done}))
     cores = [line["core"] for line in done if "core" in line]
     missing = [name for name in CONTENDERS if name not in {line["name"] for line in done}]
-    (ROOT / "bench/quality.md").write_text(PAGE.format(
-        record=record.strip(), n=config.n, steps=config.steps, floor=floor,
-        curves=table_of_curves(stops, done).strip(), machine=machine, first=stops[0], out=config.out,
-        spread=max(cores) / min(cores),
-        missing=f" Not measured yet: {', '.join(missing)}." if missing else "", data=parse_name(config.data)[1]))
+    machines = ", ".join(sorted({f"{line['cpu']}, torch {line['torch']}" for line in done}))
+    facts = f"""
+- {parse_name(config.data)[1]}; {config.n} samples of each training at each stop, by {config.steps} steps
+- as many pictures of the training set itself have FD {floor:.2f}
+- pFD, steps, pictures and versions of every stop: {config.out}
+- {machines}; cores of the same name differed by up to {max(cores) / min(cores):.1f} times
+"""
+    facts += f"- not measured yet: {', '.join(missing)}\n" if missing else ""
+    fill(ROOT / "bench/quality.md", {"record": f"\n\n{record}\n", "curves": f"\n\n{table_of_curves(stops, done)}\n",
+                                     "facts": f"\n{facts}\n"})

@@ -1,15 +1,14 @@
 """Data sets as uint8 pixels, found by name, and their batches as a function of (seed, step)."""
 
+import importlib
 import re
 from pathlib import Path
 
-from data.published import NAMES, TEST, load_named, parse_name
+from data.loader import Batches, batch_indices, batches
+from data.published import SETS, TEST, load_named, parse_name
 from data.sets import (
     ENDLESS,
-    Batches,
     Data,
-    batch_indices,
-    batches,
     digest,
     digits,
     even_indices,
@@ -27,9 +26,11 @@ __all__ = ["ENDLESS", "TEST", "Batches", "Data", "batch_indices", "batches", "di
            "evenly_spaced", "first", "load", "parse_size", "read_folder", "read_npz", "resize", "spread",
            "to_pixels", "to_unit"]
 
+EXAMPLES = dict.fromkeys(["dead-leaves", "dead-leaves-grey"], "examples.dead_leaves")         # imported when asked for
+
 
 def load(name: str, size: str = "", fit: str = "crop") -> Data:
-    """The data set `name`: "digits", a name of published.py's, a folder of images, or an .npz file.
+    """The data set `name`: "digits", a name of published.py's, dead leaves, a folder of images, or an .npz file.
 
     "test:" before digits or a name of published.py's: the pictures held out of it.
     size: "", the pictures' own; or "64", or "48x64" (H x W), reached by fit: "crop" resizes and crops at the
@@ -37,20 +38,24 @@ def load(name: str, size: str = "", fit: str = "crop") -> Data:
     """
     if fit not in ("crop", "pad"):
         raise ValueError(f"fit is {fit!r}; it must be crop or pad")
+    pixels = parse_size(size)
     held_out, name = name.startswith(TEST), name.removeprefix(TEST)
     if name == "digits":
-        return resize(digits(held_out), parse_size(size), fit)
-    if parse_name(name)[1] in NAMES:
-        return load_named(name, parse_size(size), fit, held_out)
+        return resize(digits(held_out), pixels, fit)
+    if parse_name(name)[1] in SETS:
+        return load_named(name, pixels, fit, held_out)
     if held_out:
         raise ValueError(f"no held-out pictures of {name!r} are known; name the folder or the .npz file that has them")
+    if name in EXAMPLES:
+        return importlib.import_module(EXAMPLES[name]).load(name, pixels)
     path = Path(name)
     if path.is_dir():
-        return read_folder(path, parse_size(size), fit)
+        return read_folder(path, pixels, fit)
     if path.suffix == ".npz" and path.is_file():
-        return resize(read_npz(path), parse_size(size), fit)
+        return resize(read_npz(path), pixels, fit)
     raise ValueError(f"no data set {name!r}; it must be an existing folder of images, an .npz file, digits, "
-                     f"{', '.join(NAMES)}, or one of these with files of your own, as mnist:FOLDER")
+                     f"{', '.join([*SETS, *EXAMPLES])}, or one of the published sets with files of your own, as "
+                     f"mnist:FOLDER")
 
 
 def parse_size(size: str) -> tuple[int, int] | None:

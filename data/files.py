@@ -5,7 +5,6 @@ import errno
 import os
 import re
 import shutil
-import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -14,11 +13,11 @@ NO_DESCRIPTORS = errno.EMFILE, errno.ENFILE             # no fault of the file t
 
 
 @contextlib.contextmanager
-def reading(path: str | Path, mend: str = "use another file") -> Iterator[None]:
-    """Turns whatever is raised inside, by any reader of a damaged or hostile file, into a ValueError that names it.
+def reading(path: str | Path, remedy: str = "use another file") -> Iterator[None]:
+    """Turns whatever a reader of a damaged file raises inside into a ValueError that names the file.
 
-    mend: what to do about it, the end of the sentence. A ValueError that names the file already passes unchanged, as
-    does the lack of file descriptors.
+    remedy: the end of the sentence. A ValueError that names the file already passes unchanged, as does the lack of
+    file descriptors.
     """
     try:
         yield
@@ -27,24 +26,7 @@ def reading(path: str | Path, mend: str = "use another file") -> Iterator[None]:
         if named or getattr(error, "errno", 0) in NO_DESCRIPTORS:
             raise
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ValueError(f"cannot read {path}: {reason}; {mend}") from error
-
-
-class Watched:
-    """A binary file that remembers why a write failed: torch's zip writer replaces the reason with a RuntimeError."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.error = file, None
-
-    def write(self, data: bytes) -> int:
-        try:
-            return self.file.write(data)
-        except OSError as error:
-            self.error = error
-            raise
-
-    def __getattr__(self, name: str):
-        return getattr(self.file, name)
+        raise ValueError(f"cannot read {path}: {reason}; {remedy}") from error
 
 
 @contextlib.contextmanager
@@ -52,35 +34,33 @@ def writing(path: str | Path, previous: Path | None = None, check: Callable[[], 
             sync: bool = True) -> Iterator[BinaryIO]:
     """A new binary file that takes the place of `path` when the block ends: whole, or not at all.
 
-    It is written as NAME.tmp in the same folder, which is made if need be; a symbolic link of that name is removed,
-    not followed. With `sync`, file and folder reach the disk before the block returns. If anything is raised, NAME.tmp
-    is removed and `path` stays as it was; a full disk is an OSError that says so, and so is a folder, a device or a
-    pipe under the name. previous: the name that what `path` was gets, in the same folder; at every moment there is a
-    whole file of the name `path`. check: called when all is written; what it raises leaves `path` as it was.
+    It is written as NAME.tmp in the same folder, which is made if need be. With `sync`, file and folder reach the disk
+    before the block returns. If anything is raised, NAME.tmp is removed and `path` stays as it was. A full disk is an
+    OSError that says so, and so is a folder, a device or a pipe under the name.
+    previous: the file that `path` was gets this name, in the same folder; `path` itself is a whole file all the time.
+    check: called when all is written; what it raises leaves `path` as it was.
     """
-    path, watched = Path(path), None
+    path = Path(path)
     temporary = path.parent / f"{path.name}.tmp"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        check_replaceable(path)
+        if path.exists() and not path.is_file():
+            raise OSError(f"there is {'a folder' if path.is_dir() else 'no file but a device or a pipe'}")
         temporary.unlink(missing_ok=True)
-        with open(temporary, "w+b", opener=new_file) as file:
-            watched = Watched(file)
-            yield watched
-            file.flush()
-            if sync:
-                os.fsync(file.fileno())
-        check()
-        if previous and path.exists():
-            add_name(path, previous)
-        os.replace(temporary, path)
-    except BaseException as error:
-        if watched:
-            temporary.unlink(missing_ok=True)
-        reason = getattr(watched, "error", None) or error
-        if not isinstance(reason, OSError):
-            raise
-        raise OSError(f"cannot write {path}: {reason.strerror or reason}; what was there is unchanged") from error
+        try:
+            with open(temporary, "xb+") as file:
+                yield file
+                file.flush()
+                if sync:
+                    os.fsync(file.fileno())
+            check()
+            if previous and path.exists():
+                add_name(path, previous)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)           # there is none any more if all went well
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror or error}; what was there is unchanged") from error
     if sync:
         sync_folder(path.parent)
 
@@ -95,33 +75,13 @@ def check_writable(path: str | Path) -> Path:
     return Path(path)
 
 
-def check_replaceable(path: Path) -> None:
-    """Raises OSError for a folder, a device or a pipe: a file must not take its place."""
-    with contextlib.suppress(FileNotFoundError):
-        mode = path.lstat().st_mode
-        if not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):
-            raise OSError("there is a folder" if stat.S_ISDIR(mode) else "there is no file but a device or a pipe")
-
-
 def add_name(path: Path, second: Path) -> None:
     """Gives the file a second name, taken from whatever had it; a copy where the file system knows no hard links."""
-    temporary = second.with_name(f"{second.name}.tmp")
-    temporary.unlink(missing_ok=True)
+    second.unlink(missing_ok=True)
     try:
-        os.link(path, temporary)
+        os.link(path, second)
     except OSError:
-        with path.open("rb") as file, writing(second) as copy:
-            shutil.copyfileobj(file, copy)
-        return
-    try:
-        os.replace(temporary, second)
-    finally:                                            # still there if both names were this file's already, or
-        temporary.unlink(missing_ok=True)               # if a folder has the second
-
-
-def new_file(path: str, flags: int) -> int:
-    """An `opener` for `open` that refuses existing files and symbolic links."""
-    return os.open(path, flags | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        shutil.copyfile(path, second)
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,10 +1,9 @@
-"""Data sets by name: published sets, from the hub or from files, and dead leaves, the natural images of 2015.
+"""Published data sets by name, from the hub or from files.
 
     --data cifar10                  comes through the `datasets` library (pip install datasets), which keeps it
     --data cifar10:PATH             files of one's own: CIFAR's binary version, MNIST's IDX, parquet, or images
     --data test:cifar10:PATH        the pictures that its authors held out of the training set (test:cifar10, too)
     --data stream:imagenet64        never kept, shuffled a little (stream:imagenet64:PATH, too)
-    --data dead-leaves --size 64    endless, rendered on demand; dead-leaves-grey is grey
 
 Sets up to sets.IN_MEMORY bytes of pixels are decoded at once, larger ones as needed. Nothing is ever unpickled: a
 pickle can run code, so CIFAR and mini-ImageNet in that form are refused.
@@ -21,10 +20,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from data import image_files, sets
-from data.dead_leaves import DeadLeaves
+from data import loader, sets
 from data.files import reading
-from data.formats import FORMATS, HELD_OUT, Format
+from data.formats import FORMATS
+from data.image_files import read_image
 from data.sets import Data
 
 
@@ -50,8 +49,6 @@ SETS = {
                          "validation"),
     "celeba-hq": Source("korexyz/celeba-hq-256x256", "train", "image", "label", 3, (256, 256), "validation"),
 }
-LEAVES = {"dead-leaves": 3, "dead-leaves-grey": 1}      # channels
-NAMES = (*LEAVES, *SETS)
 TEST = "test:"                                          # before the name of a set: what is held out of it
 WINDOW = 10_000                                         # rows of a stream among which it is shuffled
 
@@ -64,61 +61,36 @@ def parse_name(name: str) -> tuple[bool, str, str]:
 
 
 def load_named(name: str, size: tuple[int, int] | None, fit: str, held_out: bool = False) -> Data:
-    """The named set, or what is held out of it. Raises ValueError for what cannot be had, with the mend."""
+    """The named set, or what is held out of it. Raises ValueError for what cannot be had, with the remedy."""
     streamed, key, path = parse_name(name)
-    if held_out and (streamed or key in LEAVES or not SETS[key].held_out):
+    source = SETS[key]
+    if held_out and (streamed or not source.held_out):
         raise ValueError(f"{name} has no held-out pictures; instead of {TEST}{name}, name a folder, an .npz file or "
                          f"another set")
-    if key in LEAVES:
-        if path or streamed:
-            raise ValueError(f"no data set {name!r}; {key} is rendered, not read: it takes no path and no stream")
-        shape = (LEAVES[key], *(size or (32, 32)))
-        return Data(name, DeadLeaves(shape), None, (), shape)
-    source = SETS[key]._replace(split=SETS[key].held_out) if held_out else SETS[key]
-    rows = (as_stream if streamed else as_rows, source, size, fit)
+    source = source._replace(split=source.held_out) if held_out else source
     if not path:
-        return load_table(name, *rows)
-    return load_local(name, key, Path(path).expanduser(), rows, HELD_OUT if held_out else FORMATS)
-
-
-def load_local(name: str, key: str, path: Path, rows: tuple, formats: dict[str, Format] = FORMATS) -> Data:
-    """The set from the files under path, its own format first, then parquet, then images by class."""
-    how, source, size, fit = rows
-    if not path.is_dir():
-        raise ValueError(f"no folder {path} for {key}; leave it out to download {source.hub}")
-    if key in formats and formats[key].files(path) and how is as_rows:
-        return sets.resize(formats[key].read(path)._replace(name=key), size, fit)
-    with reading(path, "remove it"):
-        parquet = [image_files.require_file(p) for p in image_files.visible(path, "*.parquet")]
-    if parquet:
-        splits = tuple(source.split.split("+"))
-        own_split = [str(p) for p in parquet if p.name.startswith(splits)]
-        if own_split or formats is FORMATS:
-            return load_table(name, *rows, own_split or [str(p) for p in parquet])
-    if pickled := next(filter(is_pickle, image_files.visible(path, "*")), None):
-        raise ValueError(f"{pickled} is a pickle, which could run code and is not read; for {key} use "
-                         f"{formats[key].says if key in formats else 'parquet or image files'}")
-    inner = path / ("train" if formats is FORMATS else source.split)
-    if formats is HELD_OUT and not inner.is_dir():
-        own = f"{formats[key].says}, " if key in formats else ""
-        raise ValueError(f"{path} has no held-out pictures of {key}; they are {own}{source.split}*.parquet, or images "
-                         f"in a folder {source.split}")
-    return sets.read_folder(inner if inner.is_dir() else path, size or source.size, fit)._replace(name=key)
-
-
-def is_pickle(path: Path) -> bool:
-    """Whether a file begins as pickles have since protocol 2 (images, arrays and tables do not)."""
-    if not path.is_file() or path.suffix not in ("", ".pkl", ".pickle"):
-        return False
-    with open(path, "rb") as file:
-        first = file.read(2)
-    return first[:1] == b"\x80" and first[1:] <= b"\x05"
+        return load_table(name, source, size, fit, streamed)
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise ValueError(f"no folder {folder} for {key}; leave it out to download {source.hub}")
+    if key in FORMATS and not streamed and (arrays := FORMATS[key](folder, held_out)):
+        return sets.resize(sets.from_arrays(name, *arrays)._replace(name=key), size, fit)
+    parquet = sets.visible(folder, "*.parquet")
+    of_split = [p for p in parquet if p.name.startswith(tuple(source.split.split("+")))]
+    if of_split or parquet and not held_out:
+        return load_table(name, source, size, fit, streamed, of_split or parquet)
+    images = folder / (source.split if held_out else "train")
+    if held_out and not images.is_dir():
+        raise ValueError(f"{folder} has no held-out pictures of {key}: neither its authors' own test files, nor "
+                         f"{source.split}*.parquet, nor images in a folder {source.split}")
+    return sets.read_folder(images if images.is_dir() else folder, size or source.size, fit)._replace(name=key)
 
 
 # Tables, through the `datasets` library
 
-def load_table(name: str, how: Callable, source: Source, size, fit: str, files: Sequence[str] = ()) -> Data:
-    """The set as `how`, as_rows or as_stream, makes it of a table: of these parquet files, or else the hub's."""
+def load_table(name: str, source: Source, size: tuple[int, int] | None, fit: str, streamed: bool,
+               files: Sequence[Path] = ()) -> Data:
+    """The set from a table, of these parquet files or else the hub's, to be read in any order or streamed."""
     try:
         import datasets
     except ImportError:
@@ -127,42 +99,33 @@ def load_table(name: str, how: Callable, source: Source, size, fit: str, files: 
     shape = (source.channels, *(size or source.size or ()))
     if len(shape) == 1:
         raise ValueError(f"the pictures of {name} have many sizes; choose one with --size")
-    where = {"path": "parquet", "data_files": files} if files else {"path": source.hub}
+    where = {"path": "parquet", "data_files": [str(p) for p in files]} if files else {"path": source.hub}
     split = "train" if files else source.split                                  # what the library calls plain files
-    mend = (f"see that the files are whole, and {source.hub}'s" if files else
-            f"fetch it elsewhere and name its folder, as {name}:FOLDER")
-    with reading(f"{name} from {files[0] if files else source.hub}", mend):
-        rows = datasets.load_dataset(**where, split=split, streaming=how is as_stream)
-        features = rows.features or {}
-        if missing := [c for c in (source.image, source.label) if c not in features]:
-            raise ValueError(f"it has no column {missing[0]!r} but {', '.join(features)}")
-        if "int" not in getattr(features[source.label], "dtype", ""):             # a picture would be decoded
-            raise ValueError(f"its column {source.label!r} is {features[source.label]}, not whole numbers")
+    remedy = (f"see that the files are whole, and {source.hub}'s" if files else
+              f"fetch it elsewhere and name its folder, as {name}:FOLDER")
+    with reading(f"{name} from {files[0] if files else source.hub}", remedy):
+        rows = datasets.load_dataset(**where, split=split, streaming=streamed)
         rows = rows.select_columns([source.image, source.label])
         rows = rows.cast_column(source.image, datasets.Image(decode=False))       # decoded by image_files alone
-    return how(name, source, rows, shape, fit)
+    return (as_stream if streamed else as_rows)(name, source, rows, shape, fit)
 
 
 def as_rows(name: str, source: Source, rows, shape: tuple[int, int, int], fit: str) -> Data:
     """A table whose pictures can be asked for in any order, read at once if they are small enough."""
     with reading(name, "see that its files are whole"):
         labels = torch.as_tensor(rows.with_format("numpy")[source.label][:]).long()
-    names = getattr(rows.features[source.label], "names", None)
-    if len(labels) == 0 or labels.min() < 0:
-        raise ValueError(f"{name} has {len(labels)} rows, or rows without a label (-1); choose another split")
-    names = names if names and labels.max() < len(names) else sets.number_classes(labels)
+    classes = sets.name_classes(name, labels, getattr(rows.features[source.label], "names", None) or ())
     images = Rows(name, rows.select_columns([source.image]), source.image, shape, fit)
     if len(images) * math.prod(shape) <= sets.IN_MEMORY:
-        with image_files.damage_counted(name):
-            images = images[range(len(images))]
-    return Data(name, images, labels, tuple(names), shape)
+        images = images[range(len(images))]
+    return Data(name, images, labels, classes, shape)
 
 
 def decode(cell: dict | None, shape: tuple[int, int, int], fit: str, name: str) -> Tensor:
     """uint8 (C, H, W) of a table's cell: the bytes of an image file, or its path."""
     cell = cell or {"bytes": b""}
     file = cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"])
-    return image_files.read_image(file, shape, fit, name)
+    return read_image(file, shape, fit, name)
 
 
 @dataclass(frozen=True)
@@ -181,6 +144,8 @@ class Rows:
         return torch.stack([decode(self.table[int(i)][self.column], self.shape, self.fit, f"in row {i} of {self.name}")
                             for i in indices])
 
+
+# Streams
 
 def as_stream(name: str, source: Source, rows, shape: tuple[int, int, int], fit: str) -> Data:
     """A table that is only passed through, over and over."""
@@ -203,8 +168,8 @@ class Stream:
 
     def __init__(self, table, name: str):
         self.table, self.name = table, name
-        self.rows, self.at = iter(()), math.inf                                   # at: the row that comes next
-        self.first, self.last = 0, []                                             # rows first, first + 1, ...
+        self.rows, self.position = iter(()), math.inf                             # position: of the row that comes next
+        self.first, self.latest = 0, []                                           # rows first, first + 1, ...
 
     def passes(self):
         for epoch in itertools.count():
@@ -213,22 +178,22 @@ class Stream:
             if not window:
                 raise ValueError(f"{self.name} has no rows; fetch it anew")
             while window:
-                yield from (window[k] for k in sets.permutation(len(window), 0, epoch))
+                yield from (window[k] for k in loader.permutation(len(window), 0, epoch))
                 window = list(itertools.islice(rows, WINDOW))
 
     def __call__(self, first: int, n: int) -> list[dict]:
-        if (first, n) != (self.first, len(self.last)):
-            if first < self.at:
-                self.rows, self.at = self.passes(), 0
+        if (first, n) != (self.first, len(self.latest)):
+            if first < self.position:
+                self.rows, self.position = self.passes(), 0
             with reading(self.name, "see that its files are whole"):
-                self.last = list(itertools.islice(self.rows, first - self.at, first - self.at + n))
-            self.first, self.at = first, first + n
-        return self.last
+                self.latest = list(itertools.islice(self.rows, first - self.position, first - self.position + n))
+            self.first, self.position = first, first + n
+        return self.latest
 
 
 @dataclass(frozen=True)
 class Column:
-    """What `of` makes of a stream's rows; takes indices that follow one another, as `sets.batch_indices` gives them."""
+    """What `of` makes of a stream's rows; takes indices in order, as `loader.batch_indices` gives them."""
     stream: Stream
     of: Callable                        # (index, row) -> tensor
 

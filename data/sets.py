@@ -1,41 +1,22 @@
-"""Data sets as uint8 pixels, batches as a function of (seed, step), and pictures out.
+"""Data sets as uint8 pixels: the digits, .npz files, folders of images, and parts of a set."""
 
-A batch depends on (seed, step) alone, not on earlier batches or on the number of processes.
-"""
-
-import functools
 import hashlib
 import math
 import os
-import zipfile
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-import noise
 from data.files import reading
-from data.image_files import (
-    MODES,
-    SUFFIXES,
-    damage_counted,
-    fit_to_size,
-    read_header,
-    read_image,
-    to_image,
-    to_tensor,
-    visible,
-)
-from data.workers import from_workers
+from data.image_files import MODES, SUFFIXES, fit_to_size, read_header, read_image, to_image, to_tensor
 
 IN_MEMORY = 2**30                                       # bytes of pixels up to which a set is read at once
 ENDLESS = 2**32                                         # pictures of a set without end: as many as noise has keys
-PACKED = 100                                            # times that an array of more than IN_MEMORY may be packed
 CLASSES = 10**6                                         # labels are below
 
 
@@ -62,49 +43,54 @@ def to_pixels(x: Tensor) -> Tensor:
 
 # Data sets
 
+def from_arrays(name: str, images: np.ndarray, labels: np.ndarray | None, names: Sequence[str] = ()) -> Data:
+    """The data set of uint8 images (N, C, H, W) and labels (N,), if it has any."""
+    images = torch.from_numpy(np.require(images, requirements=["C", "W"]))
+    if labels is None:
+        return Data(name, images, None, (), tuple(images.shape[1:]))
+    labels = torch.from_numpy(labels.astype(np.int64))
+    return Data(name, images, labels, name_classes(name, labels, names), tuple(images.shape[1:]))
+
+
+def name_classes(name: str, labels: Tensor, names: Sequence[str] = ()) -> tuple[str, ...]:
+    """The classes' names, numbers if the set has more classes. Raises ValueError for labels that cannot be meant."""
+    if not len(labels) or labels.min() < 0 or labels.max() >= CLASSES:
+        raise ValueError(f"{name} has no labels, or some that are not from 0 to {CLASSES - 1}; choose another set")
+    top = int(labels.max())
+    return tuple(names) if top < len(names) else tuple(str(k) for k in range(top + 1))
+
+
 def digits(held_out: bool = False) -> Data:
     """scikit-learn's handwritten digits, (1, 8, 8), 10 classes: 1200 to train on, or the 597 held out."""
     from sklearn.datasets import load_digits
     pixels, labels = load_digits(return_X_y=True)
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).numpy()
     order = order[1200:] if held_out else order[:1200]
-    images = torch.from_numpy(pixels * 255 / 16).round().to(torch.uint8).view(-1, 1, 8, 8)
-    labels = torch.from_numpy(labels).long()
-    return Data("digits", images[order], labels[order], tuple("0123456789"), (1, 8, 8))
+    images = (pixels * 255 / 16).round().astype(np.uint8).reshape(-1, 1, 8, 8)
+    return from_arrays("digits", images[order], labels[order])
 
 
 def read_npz(path: Path) -> Data:
     """Pictures arr_0, uint8 (N, H, W) or (N, H, W, C), and labels arr_1 (N,) if there; never unpickles."""
-    with reading(path, "it must hold uint8 pictures under arr_0"), load_arrays(path) as arrays:
+    with reading(path, "it must hold uint8 pictures under arr_0"), np.load(path, allow_pickle=False) as arrays:
         images, labels = arrays["arr_0"], arrays.get("arr_1")
     images = images[..., None] if images.ndim == 3 else images
     if images.dtype != np.uint8 or images.ndim != 4 or not images.size or images.shape[-1] not in MODES:
         raise ValueError(f"arr_0 of {path} is {images.dtype} {images.shape}; it must be uint8 (N, H, W) "
                          f"or (N, H, W, C) with 1, 3 or 4 channels")
-    if labels is not None:
-        if (labels.shape != images.shape[:1] or labels.dtype.kind not in "iu" or labels.min() < 0
-                or labels.max() >= CLASSES):
-            raise ValueError(f"arr_1 of {path} is {labels.dtype} {labels.shape}; "
-                             f"it must be {len(images)} whole numbers from 0 to {CLASSES - 1}")
-        labels = torch.from_numpy(labels.astype(np.int64))
-    images = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-    return Data(path.name, images, labels, () if labels is None else number_classes(labels), tuple(images.shape[1:]))
+    if labels is not None and (labels.shape != images.shape[:1] or labels.dtype.kind not in "iu"):
+        raise ValueError(f"arr_1 of {path} is {labels.dtype} {labels.shape}; it must be {len(images)} whole "
+                         f"numbers from 0 to {CLASSES - 1}")
+    return from_arrays(path.name, images.transpose(0, 3, 1, 2), labels)
 
 
-def load_arrays(path: Path) -> np.lib.npyio.NpzFile:
-    """The arrays of an .npz file, each read when it is asked for. Raises many kinds of error for damaged files."""
-    with zipfile.ZipFile(path) as file:
-        if bombs := [e for e in file.infolist() if e.file_size > max(IN_MEMORY, PACKED * e.compress_size)]:
-            raise ValueError(f"{bombs[0].filename} would unpack to {bombs[0].file_size} bytes, more than {PACKED} "
-                             f"times what is there")
-    return np.load(path, allow_pickle=False)
+def visible(folder: Path, pattern: str) -> list[Path]:
+    """The files that match the pattern at any depth, sorted: nothing hidden, and nothing of macOS's __MACOSX folders.
 
-
-def number_classes(labels: Tensor) -> tuple[str, ...]:
-    """Names for classes that have none: 0, 1, and so on. Raises ValueError for labels that cannot be meant."""
-    if int(labels.max()) >= CLASSES:
-        raise ValueError(f"the labels go up to {int(labels.max())}; they must be below {CLASSES}")
-    return tuple(str(k) for k in range(int(labels.max()) + 1))
+    Links that lead nowhere are among them, so that whoever opens them says so.
+    """
+    paths = sorted(p for p in folder.rglob(pattern) if p.is_file() or not p.exists())
+    return [p for p in paths if not any(part[0] == "." or part == "__MACOSX" for part in p.relative_to(folder).parts)]
 
 
 @dataclass(frozen=True)
@@ -124,33 +110,33 @@ class Folder:
 def read_folder(path: Path, size: tuple[int, int] | None, fit: str) -> Data:
     """A folder of images, their labels the names of its subfolders, if it has any.
 
-    Channels are those of the richest picture (grey, colour, colour with alpha), so nothing is dropped; what is hidden,
-    and macOS's __MACOSX folders, are left out. Up to 1 GiB is read at once, which finds damaged files before training;
-    more is read as needed.
+    Channels are those of the richest picture (grey, colour, colour with alpha), so nothing is dropped. Up to 1 GiB is
+    read at once, which finds damaged files before training; more is read as needed.
     """
-    paths = [p for p in visible(path, "*") if p.suffix.lower() in SUFFIXES and not p.is_dir()]
+    paths = [p for p in visible(path, "*") if p.suffix.lower() in SUFFIXES]
     if not paths:
-        raise ValueError(f"no images under {path}; it takes {' '.join(sorted(SUFFIXES))}, or, with a name before it, "
-                         f"other files: cifar10:{path}")
+        raise ValueError(f"no images under {path}; it takes {' '.join(sorted(SUFFIXES))}, and after the name of a set, "
+                         f"as cifar10:{path}, also parquet and its authors' binary files, but no pickles")
     names = [p.relative_to(path).parts[0] if p.parent != path else "" for p in paths]
-    classes = tuple(sorted(set(names)))
+    classes = {name: k for k, name in enumerate(sorted(set(names)))}
     if "" in classes and len(classes) > 1:
-        raise ValueError(f"{path} has images beside subfolders such as {classes[1]!r}; put every image into a "
+        raise ValueError(f"{path} has images beside subfolders such as {max(classes)!r}; put every image into a "
                          f"subfolder to label them, or none")
-    with damage_counted(str(path)):
-        facts = [read_header(p) for p in paths]
-        sizes = sorted({size for _, size in facts})
-        if size is None and len(sizes) > 1:
-            raise ValueError(f"the images under {path} have {len(sizes)} sizes, {sizes[0][0]}x{sizes[0][1]} to "
-                             f"{sizes[-1][0]}x{sizes[-1][1]}; choose one with --size")
-        shape = (max(channels for channels, _ in facts), *(size or sizes[0]))
-        images = Folder(paths, shape, fit)
-        if len(paths) * math.prod(shape) <= IN_MEMORY:
-            images = images[range(len(paths))]
-    if classes == ("",):
+    channels, sizes = zip(*map(read_header, paths), strict=True)
+    if size is None and len(set(sizes)) > 1:
+        (H, W), *_, (most_H, most_W) = sorted(set(sizes))
+        raise ValueError(f"the images under {path} have {len(set(sizes))} sizes, {H}x{W} to {most_H}x{most_W}; choose "
+                         f"one with --size")
+    shape = (max(channels), *(size or sizes[0]))
+    images = Folder(paths, shape, fit)
+    if len(paths) * math.prod(shape) <= IN_MEMORY:
+        images = images[range(len(paths))]
+    if "" in classes:
         return Data(path.name, images, None, (), shape)
-    return Data(path.name, images, torch.tensor([classes.index(name) for name in names]), classes, shape)
+    return Data(path.name, images, torch.tensor([classes[name] for name in names]), tuple(classes), shape)
 
+
+# Parts of a set, and other sizes
 
 def resize(data: Data, size: tuple[int, int] | None, fit: str) -> Data:
     """The data set with all its pictures at this size."""
@@ -211,56 +197,3 @@ def digest(data: Data) -> str:
     if isinstance(data.labels, Tensor):
         hashed.update(data.labels.numpy())
     return hashed.hexdigest()
-
-
-# Batches
-
-def batch_indices(n: int, batch: int, seed: int, step: int) -> Tensor:
-    """Which of n pictures make up the batch of this step, 1 the first: epoch after epoch, each shuffled anew.
-
-    Those of a set without end come one after the other, each once.
-    """
-    start = (step - 1) * batch
-    if n == ENDLESS:
-        return torch.arange(start, start + batch) % n
-    epochs = range(start // n, (start + batch - 1) // n + 1)
-    return torch.cat([permutation(n, seed, epoch) for epoch in epochs])[start % n:][:batch]
-
-
-@functools.lru_cache(maxsize=2)
-def permutation(n: int, seed: int, epoch: int) -> Tensor:
-    """The shuffle of an epoch."""
-    return noise.uniform(seed, epoch, n, noise.SHUFFLE).argsort(stable=True)
-
-
-@dataclass(frozen=True)
-class Batches:
-    """The batch of every step: steps[k] is (pixels uint8 (B, C, H, W), labels int64 (B,) or empty), or a share."""
-    data: Data
-    batch: int
-    seed: int
-    flip: bool
-    share: slice = field(default_factory=lambda: slice(None))      # what this process takes of a batch
-
-    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
-        chosen = batch_indices(len(self.data.images), self.batch, self.seed, step)[self.share]
-        pixels = self.data.images[chosen]
-        if self.flip:
-            coin = noise.uniform(self.seed, step, self.batch, noise.FLIPS)[self.share] < 0.5
-            pixels = torch.where(coin[:, None, None, None], pixels.flip(-1), pixels)
-        return pixels, chosen[:0] if self.data.labels is None else self.data.labels[chosen]
-
-
-def batches(data: Data, batch: int, seed: int, steps: range, flip: bool = False, workers: int = 0,
-            share: slice = slice(None)) -> Iterable[tuple[Tensor, Tensor]]:
-    """The batches of these steps, or a share of each, in order, prepared by `workers` processes (0: this one).
-
-    Raises ValueError for what cannot be read, and for workers that die.
-    """
-    if workers and hasattr(data.images, "first"):
-        raise ValueError(f"workers is {workers}; a stream is read by one process, leave it at 0")
-    wanted, cuda = Batches(data, batch, seed, flip, share), torch.cuda.is_available()
-    settings = {"sampler": steps, "batch_size": None, "generator": torch.Generator()}
-    if workers:
-        return from_workers(wanted, workers, cuda, **settings)
-    return DataLoader(wanted, pin_memory=cuda, **settings)

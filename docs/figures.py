@@ -1,5 +1,6 @@
-"""Makes every figure of the README and of docs/, from the committed weights and the papers' equations, and the last
-also from the pictures of Debian's package dataset-fashion-mnist.
+"""Makes every figure of the README and of docs/, from the committed weights and the papers' equations.
+
+The last one also needs the pictures of Debian's package dataset-fashion-mnist.
 
     python -m docs.figures                          # all of them: about 3 minutes on one CPU core
     python -m docs.figures --only forward,schedules
@@ -11,11 +12,13 @@ import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
+from torch import Tensor
 
 import data
 import ddpm
@@ -27,8 +30,8 @@ from run import folder, pictures
 from run.cli import parse, script
 
 DOCS = Path(__file__).parent
-DIGITS = str(DOCS.parent / "weights" / "digits.pt")
-FASHION = str(DOCS.parent / "weights" / "fashion.pt")
+DIGITS = str(DOCS.parent / "weights" / "digits.safetensors")
+FASHION = str(DOCS.parent / "weights" / "fashion.safetensors")
 SNAPSHOTS = [999, 700, 550, 400, 300, 200, 100, 50, 15, 0]
 
 
@@ -75,14 +78,6 @@ def reverse(path: Path) -> None:
     pictures.strip(samples, SNAPSHOTS).save(path)
 
 
-def neighbours(path: Path) -> None:
-    evaluate.main(["neighbours", "--checkpoint", DIGITS, "--out", str(path)])
-
-
-def likelihood(path: Path) -> None:
-    evaluate.main(["nll", "--checkpoint", DIGITS, "--out", str(path)])
-
-
 def forward(path: Path) -> None:
     """The forward process: one picture on its way to noise, and where one of its pixels may be meanwhile."""
     schedule, known = ddpm.linear_schedule(), data.to_unit(data.digits().images)
@@ -100,7 +95,7 @@ def forward(path: Path) -> None:
     top, bottom = figure.subfigures(2, 1, height_ratios=(1, 2.4))
     times = [0, 20, 50, 100, 150, 200, 300, 400, 600, 1000]
     for axes, t in zip(top.subplots(1, len(times)), times, strict=True):
-        axes.imshow(data.to_pixels(chain[t])[0, 0].numpy(), cmap="gray", vmin=0, vmax=255)
+        show(axes, chain[t])
         axes.set_title(f"t = {t}", fontsize=9)
         axes.axis("off")
     axes = bottom.subplots()
@@ -109,17 +104,22 @@ def forward(path: Path) -> None:
         axes.plot(torch.stack(paths)[:, k, 0], lw=0.8, color=f"C{k + 1}")
     axes.set(xlabel="t", ylabel="value of one pixel", xlim=(0, 1000), ylim=(-3, 3),
              title="q(x_t) of one pixel over all training digits, and four pictures' own way through it")
-    figure.savefig(path, dpi=120)
+    pictures.save_figure(figure, path, dpi=120)
 
 
-def one_digit():
+def one_digit() -> Tensor:
     """A clear 2, (1, 1, 8, 8): the one nearest to the mean of its kind."""
-    found = data.digits()
-    twos = data.to_unit(found.images[found.labels == 2])
+    digits = data.digits()
+    twos = data.to_unit(digits.images[digits.labels == 2])
     return twos[(twos - twos.mean(0)).square().flatten(1).sum(1).argmin()][None]
 
 
-def mixture(x, points, alpha_bar):
+def show(axes, x: Tensor) -> None:
+    """Draws a grey picture (1, 1, H, W)."""
+    axes.imshow(data.to_pixels(x)[0, 0].numpy(), cmap="gray", vmin=0, vmax=255)
+
+
+def mixture(x: Tensor, points: Tensor, alpha_bar: Tensor) -> Tensor:
     """The density of q(x_t) at x (n, 1), of data at these points (N,): (n,)."""
     normal = torch.distributions.Normal(alpha_bar.sqrt() * points, (1 - alpha_bar).sqrt())
     return normal.log_prob(x).exp().mean(1)
@@ -143,17 +143,16 @@ def schedules(path: Path) -> None:
     for axes in (signal, ratio, added):
         axes.grid(alpha=0.3)
     x0, times = one_digit(), torch.linspace(0, 1000, 11).long()
+    eps = noise.normal(noise.image_seeds(1, torch.zeros(1).long()), 0, (1, 8, 8))
     rows = bottom.subplots(2, len(times))
     for row, name in zip(rows, ("linear", "cosine"), strict=True):
         schedule = ddpm.SCHEDULES[name]()
         for axes, t in zip(row, times, strict=True):
-            eps = noise.normal(noise.image_seeds(1, torch.zeros(1).long()), 0, (1, 8, 8))
-            axes.imshow(data.to_pixels(ddpm.q_sample(schedule, x0, t.view(1), eps))[0, 0].numpy(), cmap="gray",
-                        vmin=0, vmax=255)
+            show(axes, ddpm.q_sample(schedule, x0, t.view(1), eps))
             axes.set(xticks=[], yticks=[])
             axes.set_title(f"t = {t}" if name == "linear" else "", fontsize=8)
         row[0].set_ylabel(name, fontsize=9)
-    figure.savefig(path, dpi=120)
+    pictures.save_figure(figure, path, dpi=120)
 
 
 def loss(path: Path) -> None:
@@ -163,8 +162,14 @@ def loss(path: Path) -> None:
         folder.plot_log(Path(out), path)
 
 
+def evaluation(command: str, path: Path) -> None:
+    """The picture of a command of evaluate.py."""
+    evaluate.main([command, "--checkpoint", DIGITS, "--out", str(path)])
+
+
 FIGURES = {"fashion": fashion, "digits": digits, "reverse": reverse, "forward": forward, "schedules": schedules,
-           "loss": loss, "likelihood": likelihood, "neighbours": neighbours, "real_and_sampled": real_and_sampled}
+           "loss": loss, "likelihood": partial(evaluation, "nll"), "neighbours": partial(evaluation, "neighbours"),
+           "real_and_sampled": real_and_sampled}
 
 
 @script

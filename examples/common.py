@@ -1,28 +1,45 @@
-"""What the examples share: a trained model without its labels, and the reverse chain from any x_t on."""
+"""What the examples share: a trained model without its labels, the chain from any x_t on, held-out digits, training."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import CosineAnnealingLR
+from tqdm import trange
 
+import data
 import ddpm
 from run import checkpoint
 
+HELD_OUT = 597                      # digits that the model has not seen
 
-def trained(path: str) -> tuple[ddpm.Schedule, Callable, str]:
-    """The checkpoint's schedule, its denoiser (xt, t) -> output for the null class, and its target."""
-    last = checkpoint.load(path)
-    unet = checkpoint.load_unet(last)
-    null, device = len(last.data["classes"]), next(unet.parameters()).device
-    if last.network.classes == null > 0:
+
+class Model(NamedTuple):
+    """A trained model without labels."""
+    schedule: ddpm.Schedule
+    denoise: Callable               # (xt, t) -> output
+    target: str                     # what the output predicts
+
+
+def trained(path: str) -> Model:
+    """The model of a checkpoint, with the null class if it takes labels. Raises ValueError if it has no null class."""
+    saved = checkpoint.load(path)
+    unet = checkpoint.load_unet(saved)
+    null, device = len(saved.data["classes"]), next(unet.parameters()).device
+    if saved.network.classes == null > 0:
         raise ValueError(f"{path} has no null class, so it cannot sample without a label; train one with --null 0.1")
-    schedule = ddpm.Schedule(*(table.to(device) for table in ddpm.from_betas(last.beta)))
 
     @torch.no_grad()
     def denoise(xt: Tensor, t: Tensor) -> Tensor:
-        return unet(xt, t, torch.full_like(t, null) if last.network.classes else None)[:, :xt.shape[1]]
+        return unet(xt, t, torch.full_like(t, null) if saved.network.classes else None)[:, :xt.shape[1]]
 
-    return schedule, denoise, last.settings["target"]
+    return Model(ddpm.from_betas(saved.beta.to(device)), denoise, saved.settings["target"])
+
+
+def held_out_digits(model: Model, n: int) -> Tensor:
+    """The first n digits that the model has not seen, in [-1, 1], on its device."""
+    return data.to_unit(data.digits(held_out=True).images[:n]).to(model.schedule.beta.device)
 
 
 @torch.no_grad()
@@ -32,3 +49,21 @@ def run(denoise: Callable, rows: Tensor, xt: Tensor, seeds: Tensor | None = None
         i = torch.tensor([k], device=rows.device)
         xt, _ = ddpm.step(rows, i, xt, denoise(xt, t.expand(len(xt))), seeds=seeds)
     return xt
+
+
+def minimise(loss: Callable[[int], Tensor], optimizers: Sequence[torch.optim.Optimizer], steps: int) -> None:
+    """Lowers loss(k), k = 1..steps, at rates that fall along a cosine to zero; the bar shows it."""
+    rates, bar = [CosineAnnealingLR(each, steps) for each in optimizers], trange(1, steps + 1, leave=False)
+    for k in bar:
+        for each in optimizers:
+            each.zero_grad()
+        value = loss(k)
+        value.backward()
+        for each in [*optimizers, *rates]:
+            each.step()
+        bar.set_postfix_str(f"loss {value.item():.4f}", refresh=False)
+
+
+def rms(x: Tensor) -> float:
+    """Root of the mean square."""
+    return x.square().mean().sqrt().item()

@@ -11,16 +11,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool1d
-from tqdm import trange
 
 import ddpm
 import noise
-from examples.inpaint import denoised, rms
+from examples.common import Model, minimise, rms
+from examples.inpaint import denoised
 from run.cli import check_range, parse, script
-from run.pictures import save_figure
+from run.pictures import panels, save_figure
 
 L, JUMPS, SCHEDULE = 64, 0.06, ddpm.cosine_schedule(200)
 
@@ -42,33 +41,31 @@ def signals(seed: int, k: int, n: int) -> Tensor:
     return 1. - 2 * (jump.cumsum(-1) % 2)
 
 
-def network() -> tuple[nn.Module, Callable]:
-    """The convolutions, and what they make of (xt, t): an estimate of x0."""
-    layers = [nn.Conv1d(2, 32, 5, padding=2), nn.SiLU(), nn.Conv1d(32, 32, 5, padding=4, dilation=2), nn.SiLU(),
-              nn.Conv1d(32, 32, 5, padding=8, dilation=4), nn.SiLU(), nn.Conv1d(32, 1, 5, padding=2)]
-    net = nn.Sequential(*layers)
+class Denoiser(nn.Sequential):
+    """(xt, t) -> an estimate of x0: four convolutions."""
 
-    def denoise(xt: Tensor, t: Tensor) -> Tensor:
+    def __init__(self):
+        super().__init__(nn.Conv1d(2, 32, 5, padding=2), nn.SiLU(), nn.Conv1d(32, 32, 5, padding=4, dilation=2),
+                         nn.SiLU(), nn.Conv1d(32, 32, 5, padding=8, dilation=4), nn.SiLU(),
+                         nn.Conv1d(32, 1, 5, padding=2))
+
+    def forward(self, xt: Tensor, t: Tensor) -> Tensor:
         level = SCHEDULE.alpha_bar[t].sqrt().float().view(-1, 1, 1)
-        return net(torch.cat([xt, level.expand_as(xt)], dim=1))
-
-    return net, denoise
+        return super().forward(torch.cat([xt, level.expand_as(xt)], dim=1))
 
 
 def train(config: Config) -> Callable:
-    """The denoiser after `steps` updates (Ho et al. 2020, algorithm 1), which says what x0 is."""
+    """The denoiser after `steps` updates (Ho et al. 2020, algorithm 1)."""
     torch.manual_seed(config.seed)
-    net, denoise = network()
-    optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
-    for k in trange(1, config.steps + 1, leave=False):
-        x0 = signals(config.seed, k, config.batch)
+    denoise = Denoiser()
+    seeds = noise.image_seeds(config.seed, torch.arange(config.batch))
+
+    def loss(k: int) -> Tensor:
         t = (noise.uniform(config.seed, k, config.batch, noise.LABELS) * 200).long() + 1
-        eps = noise.normal(noise.image_seeds(config.seed, torch.arange(config.batch)), k, (1, L), noise.TRAIN)
-        optimizer.zero_grad()
-        ddpm.loss(SCHEDULE, denoise, x0, t, eps, target="x0").mean().backward()
-        optimizer.step()
-        decay.step()
+        eps = noise.normal(seeds, k, (1, L), noise.TRAIN)
+        return ddpm.loss(SCHEDULE, denoise, signals(config.seed, k, config.batch), t, eps, target="x0").mean()
+
+    minimise(loss, [torch.optim.Adam(denoise.parameters(), lr=3e-3)], config.steps)
     return torch.no_grad()(denoise)
 
 
@@ -84,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Tensor]:
 
     x0 = signals(config.seed, 0, 64)
     noisy = x0 + config.sigma * noise.normal(seeds, 0, (1, L), noise.INPAINT)
-    clean = denoised(SCHEDULE, denoise, noisy, config.sigma, seeds, "x0")
+    clean = denoised(Model(SCHEDULE, denoise, "x0"), noisy, config.sigma, seeds)
     smooth = min((avg_pool1d(noisy, w, 1, w // 2, count_include_pad=False) for w in (1, 3, 5, 7, 9, 11)),
                  key=lambda y: rms(y - x0))
     print(f"error: noisy {rms(noisy - x0):.3f}, the best moving average {rms(smooth - x0):.3f}, samples of the "
@@ -101,12 +98,11 @@ def jumps(x: Tensor) -> float:
 
 def plot(out: str, columns: dict[str, Tensor]) -> None:
     """The first four signals, one per row."""
-    figure = Figure(figsize=(2.6 * len(columns), 5), layout="constrained")
-    axes = figure.subplots(4, len(columns), sharex=True, sharey=True)
-    for k, (name, x) in enumerate(columns.items()):
-        axes[0, k].set_title(name)
-        for row in range(4):
-            axes[row, k].plot(x[row, 0], lw=1)
+    figure, axes = panels(4, len(columns), (2.6 * len(columns), 5), sharex=True, sharey=True)
+    for column, (name, x) in zip(axes.T, columns.items(), strict=True):
+        column[0].set_title(name)
+        for axis, signal in zip(column, x[:4, 0], strict=True):
+            axis.plot(signal, lw=1)
     save_figure(figure, out, dpi=100)
     print(f"see {out}")
 

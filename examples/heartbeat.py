@@ -11,14 +11,13 @@ import math
 from dataclasses import dataclass
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
-from tqdm import trange
 
+from examples.common import minimise
 from noise import image_seeds
 from run.cli import check_range, parse, script
-from run.pictures import figure_path, save_figure
+from run.pictures import figure_path, panels, save_figure
 
 T, PI, BINS = 2000, 0.2, 20
 BEATS = torch.eye(5).repeat(1, BINS // 5)                   # (5, 20): all the data there are, one for each phase
@@ -161,18 +160,14 @@ def train(guess: Guess, steps: int, n: int = 2048) -> None:
     """Cross entropy on x0, every batch spread evenly over t: the best guess of x0 is the best reverse step."""
     matrices = [guess.layers[2].weight, guess.layers[4].weight]
     others = [w for w in guess.parameters() if all(w is not matrix for matrix in matrices)]
-    optimisers = [torch.optim.Muon(matrices, lr=0.03, weight_decay=0), torch.optim.Adam(others, lr=5e-3, fused=True)]
-    rates = [torch.optim.lr_scheduler.CosineAnnealingLR(each, steps) for each in optimisers]
-    bar = trange(steps, mininterval=0.5)
-    for _ in bar:
+
+    def loss(k: int) -> Tensor:
         t = ((torch.arange(n) + torch.rand(n)) * T / n).long().clamp(max=T - 1) + 1
         x0 = BEATS[torch.randint(5, (n,))]
-        loss = cross_entropy(guess.logits(flip(q_rate(x0, t)), t), x0)
-        guess.zero_grad()
-        loss.backward()
-        for each in [*optimisers, *rates]:
-            each.step()
-        bar.set_postfix_str(f"cross entropy {loss.item():.4f}", refresh=False)
+        return cross_entropy(guess.logits(flip(q_rate(x0, t)), t), x0)
+
+    muon, adam = torch.optim.Muon(matrices, lr=0.03, weight_decay=0), torch.optim.Adam(others, lr=5e-3, fused=True)
+    minimise(loss, [muon, adam], steps)
 
 
 @torch.no_grad()
@@ -191,11 +186,11 @@ def valid(x: Tensor) -> float:
 
 
 def picture(chain: list[Tensor], out: str) -> None:
-    """Sixty sequences at six times of the reverse chain: a row each, black for one, in the order of their last."""
+    """Sixty sequences at six times of the reverse chain, one per row, black for a one, sorted by x_0."""
     order = chain[0][:60].argmax(1).argsort(stable=True)
     times = (T, T // 2, T // 4, T // 10, T // 40, 0)
-    figure = Figure(figsize=(9, 5), layout="constrained")
-    for axis, t in zip(figure.subplots(1, len(times)), times, strict=True):
+    figure, axes = panels(1, len(times), (9, 5))
+    for axis, t in zip(axes, times, strict=True):
         axis.imshow(chain[t][order].numpy(), cmap="binary", aspect="auto", interpolation="nearest")
         axis.set(title=f"$t = {t}$", xticks=[], yticks=[])
     save_figure(figure, out, dpi=150)
@@ -207,7 +202,7 @@ def main(argv=None) -> None:
     config = parse(Config, argv)
     check_range(config, "steps n", 1)
     image_seeds(config.seed, torch.arange(1))               # raises for a seed out of range
-    figure_path(config.out)                                            # an impossible name fails now, not at the end
+    figure_path(config.out)                                 # an impossible name fails now, not at the end
     torch.set_num_threads(1)                                # the matrices are small
     torch.manual_seed(config.seed)
     guess = Guess()

@@ -8,16 +8,15 @@ times lets the rest agree with them (Lugmayr et al. 2022, RePaint, algorithm 1).
 noisy picture, scaled, *is* an x_t, so the chain begins there.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-import data
 import ddpm
 import noise
-from examples.common import run, trained
+from examples.common import HELD_OUT, Model, held_out_digits, rms, run, trained
 from run import pictures
 from run.cli import check_range, parse, script
 
@@ -25,7 +24,7 @@ from run.cli import check_range, parse, script
 @dataclass(frozen=True)
 class Config:
     """Fills holes in digits that the model has not seen, and removes noise from them."""
-    checkpoint: str = "weights/digits.pt"       # what train.py saved
+    checkpoint: str = "weights/digits.safetensors"  # what train.py saved
     n: int = 8                                  # pictures
     samples: int = 4                            # samples of each posterior
     steps: int = 50                             # of the chain
@@ -36,10 +35,10 @@ class Config:
 
 
 @torch.no_grad()
-def inpaint(schedule: ddpm.Schedule, denoise: Callable, rows: Tensor, x0: Tensor, seen: Tensor, seeds: Tensor,
-            rounds: int) -> Tensor:
+def inpaint(model: Model, rows: Tensor, x0: Tensor, seen: Tensor, seeds: Tensor, rounds: int) -> Tensor:
     """x0 (B, ...) with the pixels that are not seen, a mask (B, ...), sampled; the others stay as they are."""
-    T, shape = ddpm.schedule_length(schedule), x0.shape[1:]
+    (schedule, denoise, _), shape = model, x0.shape[1:]
+    T = ddpm.schedule_length(schedule)
     xt = noise.normal(seeds, T, shape)
     for k, (t, s) in enumerate(rows[:, :2].long()):
         i = torch.tensor([k], device=rows.device)
@@ -56,48 +55,42 @@ def inpaint(schedule: ddpm.Schedule, denoise: Callable, rows: Tensor, x0: Tensor
     return xt
 
 
-def denoised(schedule: ddpm.Schedule, denoise: Callable, y: Tensor, sigma: float, seeds: Tensor, target: str) -> Tensor:
+def denoised(model: Model, y: Tensor, sigma: float, seeds: Tensor) -> Tensor:
     """Samples of p(x0 | y) for y = x0 + sigma * noise: y sqrt(alpha_bar_t) is x_t where (1 - bar)/bar = sigma^2."""
-    bar = schedule.alpha_bar
+    bar = model.schedule.alpha_bar
     t = max(1, int(((1 - bar) / bar - sigma**2).abs().argmin()))
-    rows = ddpm.sampler_rows(schedule, list(range(t, 0, -1)), target=target, eta=1)
-    return run(denoise, rows, bar[t].sqrt().float() * y, seeds)
+    rows = ddpm.sampler_rows(model.schedule, list(range(t, 0, -1)), target=model.target, eta=1)
+    return run(model.denoise, rows, bar[t].sqrt().float() * y, seeds)
 
 
 @script
 def main(argv: Sequence[str] | None = None) -> dict[str, Tensor]:
     config = parse(Config, argv)
-    check_range(config, "n", 1, 597)                                    # so many digits are held out
+    check_range(config, "n", 1, HELD_OUT)
     check_range(config, "samples rounds", 1)
     check_range(config, "sigma", 0, 100)
-    schedule, denoise, target = trained(config.checkpoint)
-    device = schedule.beta.device
-    original = data.to_unit(data.digits(held_out=True).images[:config.n]).to(device)
+    model = trained(config.checkpoint)
+    original = held_out_digits(model, config.n)
     x0 = original.repeat_interleave(config.samples, dim=0)
-    seeds = noise.image_seeds(config.seed, torch.arange(len(x0), device=device))
+    seeds = noise.image_seeds(config.seed, torch.arange(len(x0), device=x0.device))
     seen = torch.ones_like(x0, dtype=torch.bool)
     seen[:, :, x0.shape[2] // 2:] = False                               # the lower half is the hole
 
-    times = ddpm.timesteps(ddpm.schedule_length(schedule), config.steps)
-    rows = ddpm.sampler_rows(schedule, times, target=target, eta=1)
-    filled = inpaint(schedule, denoise, rows, x0, seen, seeds, config.rounds)
+    times = ddpm.timesteps(ddpm.schedule_length(model.schedule), config.steps)
+    rows = ddpm.sampler_rows(model.schedule, times, target=model.target, eta=1)
+    filled = inpaint(model, rows, x0, seen, seeds, config.rounds)
     noisy = original + config.sigma * noise.normal(seeds[::config.samples], 0, x0.shape[1:], noise.INPAINT)
-    clean = denoised(schedule, denoise, noisy.repeat_interleave(config.samples, dim=0), config.sigma, seeds, target)
+    clean = denoised(model, noisy.repeat_interleave(config.samples, dim=0), config.sigma, seeds)
 
     heads = ["original", "hole", *["filled"] * config.samples, "noisy", *["denoised"] * config.samples]
     hole = torch.where(seen, x0, 0)[::config.samples]
-    columns = [original, hole, *filled.view(config.n, config.samples, *x0.shape[1:]).unbind(1),
-               noisy, *clean.view(config.n, config.samples, *x0.shape[1:]).unbind(1)]
-    pictures.save(pictures.grid(torch.stack(columns, dim=1).flatten(0, 1), len(columns), heads), config.out)
-    mean = clean.view(config.n, config.samples, -1).mean(1)
-    print(f"noise of {config.sigma} leaves an error of {rms(clean - x0):.3f} per sample, "
-          f"{rms(mean - original.flatten(1)):.3f} for their mean; see {config.out}")
+    columns = [original, hole, *filled.unflatten(0, (config.n, -1)).unbind(1),
+               noisy, *clean.unflatten(0, (config.n, -1)).unbind(1)]
+    pictures.save(pictures.side_by_side(columns, heads), config.out)
+    mean = clean.unflatten(0, (config.n, -1)).mean(1)
+    print(f"noise of {config.sigma} leaves an error of {rms(clean - x0):.3f} per sample, {rms(mean - original):.3f} "
+          f"for their mean; see {config.out}")
     return {"x0": x0, "seen": seen, "filled": filled, "noisy": noisy, "clean": clean}
-
-
-def rms(x: Tensor) -> float:
-    """Root of the mean square."""
-    return x.square().mean().sqrt().item()
 
 
 if __name__ == "__main__":

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-import data
 import ddpm
-from examples.common import trained
+from examples.common import HELD_OUT, held_out_digits, trained
 from examples.invert import noise_of, picture_of
 from run import pictures
 from run.cli import check_range, parse, script
@@ -24,7 +23,7 @@ from run.cli import check_range, parse, script
 @dataclass(frozen=True)
 class Config:
     """Samples the path from digits to other digits through the model's noise; below, plain mixtures of pixels."""
-    checkpoint: str = "weights/digits.pt"       # what train.py saved
+    checkpoint: str = "weights/digits.safetensors"  # what train.py saved
     pairs: int = 5                              # how many paths
     stops: int = 9                              # pictures on each, both ends among them
     steps: int = 250                            # of DDIM, up and down
@@ -42,21 +41,19 @@ def slerp(x: Tensor, y: Tensor, w: Tensor) -> Tensor:
 @script
 def main(argv: Sequence[str] | None = None) -> tuple[Tensor, Tensor]:
     config = parse(Config, argv)
-    check_range(config, "pairs", 1, 298)                                # so many digits are held out, and one
+    check_range(config, "pairs", 1, HELD_OUT // 2)
     check_range(config, "stops", 1)
-    schedule, denoise, target = trained(config.checkpoint)
-    times = ddpm.timesteps(ddpm.schedule_length(schedule), config.steps, "linspace")
-    ends = data.to_unit(data.digits(held_out=True).images[:2 * config.pairs]).to(schedule.beta.device)
+    model = trained(config.checkpoint)
+    times = ddpm.timesteps(ddpm.schedule_length(model.schedule), config.steps, "linspace")
+    ends = held_out_digits(model, 2 * config.pairs)
     w = torch.linspace(0, 1, config.stops, device=ends.device)
 
-    first, last = noise_of(schedule, denoise, ends, times, target).chunk(2)
-    path = slerp(first, last, w)                                        # S B C H W
-    sampled = picture_of(schedule, denoise, path.flatten(0, 1), times, target).view(path.shape)
+    path = slerp(*noise_of(model, ends, times).chunk(2), w)             # S B C H W
+    sampled = picture_of(model, path.flatten(0, 1), times).view(path.shape)
     mixed = torch.lerp(*ends.chunk(2), w.view(-1, 1, 1, 1, 1))
 
-    rows = torch.stack([sampled, mixed], dim=2).permute(1, 2, 0, 3, 4, 5)                 # B, sampled or mixed, S
-    heads = [f"{v:.2g}" for v in w.tolist()]
-    pictures.save(pictures.grid(rows.flatten(0, 2), config.stops, heads), config.out)
+    rows = torch.stack([sampled, mixed], dim=2).flatten(1, 2)           # sampled and mixed in turn
+    pictures.save(pictures.side_by_side(rows, [f"{v:.2g}" for v in w.tolist()]), config.out)
     print(f"pixels near black or white: {decided(sampled):.0%} of the samples, {decided(mixed):.0%} of the mixtures, "
           f"{decided(ends):.0%} of the original digits; see {config.out}")
     return sampled, ends

@@ -16,15 +16,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
-from tqdm import trange
 
 import ddpm
 import noise
 import samplers
+from examples.common import minimise
 from run.cli import check_range, parse, parse_integers, script
-from run.pictures import figure_path, save_figure
+from run.pictures import figure_path, panels, save_figure
 from unet import sinusoid
 
 SCHEDULE, START, TIME, RADIUS = ddpm.cosine_schedule(), 980, 64, 2
@@ -73,17 +72,15 @@ def train(config: Config, D: int, target: str) -> Callable:
     torch.manual_seed(config.seed)
     denoise = Network(D, config.width)
     directions, seeds = plane(D, config.seed), noise.image_seeds(config.seed, torch.arange(config.batch))
-    optimizer = torch.optim.Adam(denoise.parameters(), lr=2e-3, betas=(0.9, 0.99))
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
-    for k in trange(1, config.steps + 1, leave=False, desc=f"D = {D}, {target}"):
+
+    def loss(k: int) -> Tensor:
         x0 = spiral(noise.uniform(config.seed, k, config.batch, noise.FLIPS)) @ directions
         u = torch.arange(config.batch) + noise.uniform(config.seed, k, config.batch, noise.TIMES)
         t = (u * 1000 / config.batch).long().clamp(max=999) + 1                   # one of each part, as in train.py
         eps = noise.normal(seeds, k, (D,), noise.TRAIN)
-        optimizer.zero_grad()
-        ddpm.loss(SCHEDULE, denoise, x0, t, eps, target=target, space=PREDICTIONS[target]).mean().backward()
-        optimizer.step()
-        decay.step()
+        return ddpm.loss(SCHEDULE, denoise, x0, t, eps, target=target, space=PREDICTIONS[target]).mean()
+
+    minimise(loss, [torch.optim.Adam(denoise.parameters(), lr=2e-3, betas=(0.9, 0.99))], config.steps)
     return torch.no_grad()(denoise)
 
 
@@ -99,43 +96,39 @@ def sampled(config: Config, D: int, target: str) -> Tensor:
 def distances(x0: Tensor, directions: Tensor) -> tuple[Tensor, float, float]:
     """The samples in the plane (n, 2), their median distance to the spiral in it, and to the plane."""
     flat = x0 @ directions.T
-    curve = spiral(torch.linspace(0, 1, 1000))
-    away = (x0 - flat @ directions).norm(dim=1)
-    return flat, torch.cdist(flat, curve).amin(1).median().item(), away.median().item()
+    to_curve = torch.cdist(flat, spiral(torch.linspace(0, 1, 1000))).amin(1)
+    return flat, to_curve.median().item(), (x0 - flat @ directions).norm(dim=1).median().item()
 
 
-def plot(out: str, found: dict[str, dict[int, tuple[Tensor, float, float]]]) -> None:
-    """The samples seen in the plane: a row per prediction, a column per D."""
-    columns = len(next(iter(found.values())))
-    figure = Figure(figsize=(2.2 * columns, 2.4 * len(found)), layout="constrained")
-    axes = figure.subplots(len(found), columns, squeeze=False)
-    curve, edge = spiral(torch.linspace(0, 1, 400)), 1.3 * RADIUS
-    for row, (target, each) in zip(axes, found.items(), strict=True):
-        for axis, (D, (flat, near, away)) in zip(row, each.items(), strict=True):
-            axis.plot(*curve.T, color="0.8", lw=4, zorder=0)
-            axis.scatter(*flat.T, s=3)
-            axis.set(xlim=(-edge, edge), ylim=(-edge, edge), xticks=[], yticks=[], aspect="equal")
-            axis.set_title(f"D = {D}: {near:.2f} from the curve,\n{away:.2f} out of the plane", fontsize=7)
-        row[0].set_ylabel(f"predicts {target}")
-    save_figure(figure, out, dpi=110)
-    print(f"see {out}")
+def draw(axis, flat: Tensor, title: str) -> None:
+    """The samples in the plane (n, 2), and the spiral behind them."""
+    edge = 1.3 * RADIUS
+    axis.plot(*spiral(torch.linspace(0, 1, 400)).T, color="0.8", lw=4, zorder=0)
+    axis.scatter(*flat.T, s=3)
+    axis.set(xlim=(-edge, edge), ylim=(-edge, edge), xticks=[], yticks=[], aspect="equal")
+    axis.set_title(title, fontsize=7)
 
 
 @script
-def main(argv: Sequence[str] | None = None) -> dict[str, dict[int, tuple[Tensor, float, float]]]:
+def main(argv: Sequence[str] | None = None) -> dict[tuple[str, int], float]:
     config = parse(Config, argv)
     check_range(config, "width steps batch n", 1, 2**16)
     dimensions = parse_integers("dimensions", config.dimensions)
     if not dimensions or min(dimensions) < 2 or max(dimensions) > 10**4:
         raise ValueError(f"dimensions is {config.dimensions!r}; it must list numbers from 2 to 10000")
     figure_path(config.out)                                                       # fails now, not at the end
-    found = {target: {D: distances(sampled(config, D, target), plane(D, config.seed)) for D in dimensions}
-             for target in PREDICTIONS}
-    for target, each in found.items():
-        for D, (_, near, away) in each.items():
+    rows, columns, out_of_plane = len(PREDICTIONS), len(dimensions), {}
+    figure, axes = panels(rows, columns, (2.2 * columns, 2.4 * rows), squeeze=False)
+    for row, target in zip(axes, PREDICTIONS, strict=True):
+        row[0].set_ylabel(f"predicts {target}")
+        for axis, D in zip(row, dimensions, strict=True):
+            flat, near, away = distances(sampled(config, D, target), plane(D, config.seed))
             print(f"predicts {target:3}, D = {D:4}: median distance to the curve {near:.3f}, to its plane {away:.3f}")
-    plot(config.out, found)
-    return found
+            draw(axis, flat, f"D = {D}: {near:.2f} from the curve,\n{away:.2f} out of the plane")
+            out_of_plane[target, D] = away
+    save_figure(figure, config.out, dpi=110)
+    print(f"see {config.out}")
+    return out_of_plane
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ how likely it became x_t. Its samples are copies. A trained network samples *new
 that minimum; whether it does is seen by each sample's nearest neighbour among the training pictures.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,57 +16,53 @@ from torch import Tensor
 import data
 import ddpm
 import noise
-from examples.common import trained
+from examples.common import Model, held_out_digits, trained
 from run import pictures
 from run.cli import check_range, parse, script
+from scores import classes
 
 
 @dataclass(frozen=True)
 class Config:
     """Samples digits with the exact denoiser and with the trained one, each beside its nearest training picture."""
-    checkpoint: str = "weights/digits.pt"       # what train.py saved
+    checkpoint: str = "weights/digits.safetensors"  # what train.py saved
     n: int = 60                                 # samples of each
     steps: int = 50                             # of DDIM
     seed: int = 0                               # sample i of both begins at the same noise
     out: str = "out/memorise.png"               # the picture
 
 
-def nearest(x: Tensor, training: Tensor) -> tuple[Tensor, Tensor]:
-    """Each picture's distance to its nearest training picture, root mean square per pixel, (N,), and that picture."""
-    distance, index = torch.cdist(x.flatten(1), training.flatten(1)).min(dim=1)
-    return distance / x[0].numel()**0.5, training[index]
-
-
-def samples(schedule: ddpm.Schedule, denoise: Callable, target: str, config: Config, shape) -> Tensor:
+def samples(model: Model, shape: tuple[int, ...], config: Config) -> Tensor:
     """Samples of DDIM, (n, C, H, W)."""
-    times = ddpm.timesteps(ddpm.schedule_length(schedule), config.steps)
-    rows = ddpm.sampler_rows(schedule, times, target=target)
+    times = ddpm.timesteps(ddpm.schedule_length(model.schedule), config.steps)
+    rows = ddpm.sampler_rows(model.schedule, times, target=model.target)
     seeds = noise.image_seeds(config.seed, torch.arange(config.n, device=rows.device))
-    *_, (_, x0, _) = ddpm.sample(denoise, rows, shape, seeds)
+    *_, (_, x0, _) = ddpm.sample(model.denoise, rows, shape, seeds)
     return x0
 
 
 @script
-def main(argv: Sequence[str] | None = None) -> dict[str, Tensor]:
+def main(argv: Sequence[str] | None = None) -> list[Tensor]:
     config = parse(Config, argv)
     check_range(config, "n", 1)
-    schedule, denoise, target = trained(config.checkpoint)
-    device, shape = schedule.beta.device, data.digits().shape
-    training, held_out = (data.to_unit(data.digits(held_out=h).images).to(device) for h in (False, True))
-    x = {"exact": samples(schedule, ddpm.exact_denoiser(schedule, training), "eps", config, shape),
-         "trained": samples(schedule, denoise, target, config, shape), "new": held_out[:config.n]}
-    neighbours = {name: nearest(each, training) for name, each in x.items()}
+    model, digits = trained(config.checkpoint), data.digits()
+    training = data.to_unit(digits.images).to(model.schedule.beta.device)
+    exact = Model(model.schedule, ddpm.exact_denoiser(model.schedule, training), "eps")
+    x = {"the exact denoiser's samples": samples(exact, digits.shape, config),
+         "the trained model's samples": samples(model, digits.shape, config),
+         "digits held out": held_out_digits(model, config.n)}
 
     print("distance to the nearest training picture, median and smallest (root mean square per pixel):")
-    for name, what in (("exact", "the exact denoiser's samples"), ("trained", "the trained model's samples"),
-                       ("new", "digits held out")):
-        print(f"  {what:29} {neighbours[name][0].median():.4f}  {neighbours[name][0].min():.4f}")
-    k = min(8, config.n)
-    columns = [each[:k] for name in x for each in (x[name], neighbours[name][1])]
+    columns, distances = [], []
+    for name, each in x.items():
+        distance, index = classes.nearest(each.cpu(), digits.images)
+        distances.append(distance[:, 0] / training[0].numel()**0.5)
+        columns += [each[:8], training[index[:8, 0]]]
+        print(f"  {name:29} {distances[-1].median():.4f}  {distances[-1].min():.4f}")
     heads = ["exact", "nearest", "trained", "nearest", "new digit", "nearest"]
-    pictures.save(pictures.grid(torch.stack(columns, dim=1).flatten(0, 1), len(heads), heads), config.out)
+    pictures.save(pictures.side_by_side(columns, heads), config.out)
     print(f"see {config.out}")
-    return {name: distance for name, (distance, _) in neighbours.items()}
+    return distances
 
 
 if __name__ == "__main__":

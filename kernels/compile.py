@@ -1,9 +1,9 @@
 """Speed applied from outside: the plain U-Net and the plain loop, compiled, and on a GPU captured.
 
 Five exact rewritings, none of which changes precision or the files that hold the mathematics:
-- the time path of a chain is a table: one row a step and label, looked up instead of computed;
+- the time path of a chain is a table: one row per step and label, looked up instead of computed;
 - nearest-up and a 3x3 convolution are one transposed 4x4 convolution with summed weights;
-- on a GPU the first and the last convolution have 8 channels for 3: tensor cores work on eight at once;
+- on a GPU the first and the last convolution have 8 channels instead of 3: tensor cores work on eight at once;
 - torch.compile fuses what is left; on a GPU the norms and the sampling step are the kernels of this folder;
 - on a GPU one step of the chain is captured as a CUDA graph, which the host replays for every step.
 """
@@ -100,8 +100,8 @@ def time_table(unet: UNet, times: Tensor) -> Callable:
     if not classes:
         rows = unet.embed(times)                                                  # S width
         return lambda t, labels: rows[torch.searchsorted(times, t.contiguous())]
-    each = (torch.full(times.shape, k, device=device) for k in range(classes))
-    rows = torch.stack([unet.embed(times, k) for k in each], dim=1)
+    labels_of = (torch.full(times.shape, label, device=device) for label in range(classes))
+    rows = torch.stack([unet.embed(times, labels) for labels in labels_of], dim=1)
     return lambda t, labels: rows[torch.searchsorted(times, t.contiguous()), labels]  # of S classes width
 
 
@@ -109,7 +109,7 @@ class SubpixelUp(nn.ConvTranspose2d):
     """Nearest-up and a 3x3 convolution as one transposed convolution: each output pixel sees 2x2 input pixels.
 
     Along one axis an even output sees input i - 1 by w0 and i by w1 + w2, an odd one i by w0 + w1 and i + 1 by
-    w2; the taps of a 4-wide kernel of stride 2 are therefore w2, w1 + w2, w0 + w1, w0. 16 products for 36.
+    w2; the taps of a 4-wide kernel of stride 2 are therefore w2, w1 + w2, w0 + w1, w0. 16 products instead of 36.
     """
     time_width, resamples = 0, True
 
@@ -126,18 +126,18 @@ class SubpixelUp(nn.ConvTranspose2d):
 
 
 class PaddedConv(nn.Conv2d):
-    """A 3x3 convolution with zero channels up to a multiple of 8, in and out; those that come out are left out."""
+    """A 3x3 convolution with zero channels up to a multiple of 8, in and out; the zeros that come out are cut off."""
 
     def __init__(self, conv: nn.Conv2d):
         C, width = (8 * math.ceil(n / 8) for n in (conv.in_channels, conv.out_channels))
         super().__init__(C, width, 3, padding=1, device="meta")
-        self.more, self.keep = C - conv.in_channels, conv.out_channels
-        weight = F.pad(conv.weight.detach(), (0, 0, 0, 0, 0, self.more, 0, width - self.keep))
+        self.extra, self.keep = C - conv.in_channels, conv.out_channels
+        weight = F.pad(conv.weight.detach(), (0, 0, 0, 0, 0, self.extra, 0, width - self.keep))
         bias = F.pad(conv.bias.detach(), (0, width - self.keep))
         self.weight, self.bias = (nn.Parameter(w, requires_grad=False) for w in (weight, bias))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.pad(x, (0, 0, 0, 0, 0, self.more)) if self.more else x              # B C H W
+        x = F.pad(x, (0, 0, 0, 0, 0, self.extra)) if self.extra else x            # B C H W
         return super().forward(x)[:, :self.keep]                                  # B width H W
 
 
@@ -159,7 +159,8 @@ def compile_loop(denoise: Callable, rows: Tensor, shape, seeds: Tensor) -> Calla
 def first_row(rows: Tensor) -> Tensor:
     """The row (1, 12) whose step from zeros gives the noise that the chain starts from: z, at the first row's t."""
     row = torch.zeros_like(rows[:1])
-    row[0, samplers.COLUMNS.index("s")], row[0, samplers.COLUMNS.index("cz")] = rows[0, 0], 1
+    samplers.column(row, "s").copy_(samplers.column(rows, "t")[:1])
+    samplers.column(row, "cz").fill_(1)
     return row
 
 
@@ -182,17 +183,17 @@ def capture(denoise: Callable, rows: Tensor, shape, seeds: Tensor) -> Callable:
     """One step of the chain, [network, sampling step, index + 1], as a CUDA graph that is replayed S times."""
     seeds, times = seeds.clone(), samplers.network_times(rows)
     steps, narrow = samplers.as_python(samplers.column(rows, "s")), rows.float()      # as the kernel would cast each
-    noisy, second, third, learned = samplers.needs(rows)
+    needs = samplers.needs(rows)
     i, first = torch.zeros(1, dtype=torch.int64, device=rows.device), first_row(narrow)
     zeros = torch.zeros(len(seeds), *shape, device=rows.device)
-    xt, x0_hat, x0_prev = zeros.clone(), zeros.clone(), zeros.clone() if third else None
+    xt, x0_hat, x0_prev = zeros.clone(), zeros.clone(), zeros.clone() if needs.x0_prev2 else None
 
     def step() -> None:
         output = denoise(xt, times.index_select(0, i).expand(len(seeds)))
-        xs, x0 = sampling_step(narrow, i, xt, output, x0_hat if second else None, seeds if noisy else None,
-                               x0_prev2=x0_prev)
+        xs, x0 = sampling_step(narrow, i, xt, output, x0_hat if needs.x0_prev else None,
+                               seeds if needs.noise else None, x0_prev2=x0_prev)
         xt.copy_(xs)
-        if third:
+        if needs.x0_prev2:
             x0_prev.copy_(x0_hat)
         x0_hat.copy_(x0)
         i.add_(1)
@@ -206,7 +207,7 @@ def capture(denoise: Callable, rows: Tensor, shape, seeds: Tensor) -> Callable:
 
     def warm_up() -> None:
         begin(seeds)
-        samplers.check_output(denoise(xt, times[:1].expand(len(seeds))), xt.shape, learned)
+        samplers.check_output(denoise(xt, times[:1].expand(len(seeds))), xt.shape, needs.learned)
         for _ in range(3):
             step()
             i.zero_()

@@ -45,26 +45,31 @@ def check(x: Tensor, groups: int, weight: Tensor, bias: Tensor, **rows: Tensor |
         raise ValueError(f"groups is {groups}; it must divide the {C} channels of x, shape {tuple(x.shape)}")
     if C * H * W >= 2**31:
         raise ValueError(f"x has shape {tuple(x.shape)}; one image must have fewer than 2**31 elements")
-    wanted = (("weight", weight, (C,)), ("bias", bias, (C,)), *((name, row, (B, C)) for name, row in rows.items()))
-    for name, value, shape in wanted:
-        if value is not None and (value.shape != shape or value.device != x.device or not value.is_floating_point()):
+    arguments, device = {"weight": weight, "bias": bias, **rows}, x.device
+    for name, value in arguments.items():
+        shape = (B, C) if name in rows else (C,)
+        if value is not None and (value.shape != shape or value.device != device or not value.is_floating_point()):
             raise ValueError(f"{name} is {value.dtype}, shape {tuple(value.shape)}, on {value.device}; for x of shape "
-                             f"{tuple(x.shape)} on {x.device} it must be floating, shape {tuple(shape)}, there too")
+                             f"{tuple(x.shape)} on {device} it must be floating, shape {shape}, there too")
 
 
 # The operators. Their fakes make the outputs and the real ones fill them, so shapes and strides are defined once.
 
 def layout(x: Tensor) -> torch.memory_format | None:
     """How each image of x lies in memory, whatever the batch stride; None is neither of the two."""
-    orders = (torch.contiguous_format, torch.channels_last)
-    found = [order for order in orders if x.is_contiguous(memory_format=order)]           # quick, and mostly enough
-    found = found or [order for order in orders if x[:1].is_contiguous(memory_format=order)]
-    return found[0] if found else None
+    if x.is_contiguous():                                                                 # quick, and mostly enough
+        return torch.contiguous_format
+    if x.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    image = x[:1]
+    if image.is_contiguous():
+        return torch.contiguous_format
+    return torch.channels_last if image.is_contiguous(memory_format=torch.channels_last) else None
 
 
 def in_layout(x: Tensor, order: torch.memory_format) -> Tensor:
     """x itself if its images lie in this order, else a copy that does."""
-    return x if layout(x) == order else x.contiguous(memory_format=order)
+    return x if x.is_contiguous(memory_format=order) or layout(x) == order else x.contiguous(memory_format=order)
 
 
 def forward_outputs(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None, shift: Tensor | None,
@@ -89,8 +94,8 @@ def backward_outputs(dy: Tensor, x: Tensor, stats: Tensor, weight: Tensor, bias:
                      shift: Tensor | None, add: Tensor | None, silu: bool) -> tuple[Tensor, Tensor]:
     """Empty dx, and each image's dweight, dbias and those of dscale, dshift, dadd that are asked for, in float32."""
     dx = torch.empty_like(x, memory_format=layout(x) or torch.contiguous_format)
-    given = sum(row is not None for row in (scale, shift, add))
-    return dx, x.new_empty((2 + given, *x.shape[:2]), dtype=torch.float32)
+    rows = 2 + sum(row is not None for row in (scale, shift, add))
+    return dx, x.new_empty((rows, *x.shape[:2]), dtype=torch.float32)
 
 
 def backward(dy: Tensor, x: Tensor, stats: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None,
@@ -122,8 +127,8 @@ class Recomputed(torch.autograd.Function):
     def backward(ctx, dy: Tensor, _) -> tuple[Tensor | None, ...]:
         x, *affine, stats = ctx.saved_tensors
         dx, sums = backward_op(dy, x, stats, *affine, ctx.silu)
-        found = iter((*sums[:2].sum(1).unbind(), *sums[2:].unbind()))
-        return dx, *(None if value is None else next(found).to(value.dtype) for value in affine), None, None, None
+        gradients = iter((*sums[:2].sum(1).unbind(), *sums[2:].unbind()))
+        return dx, *(None if value is None else next(gradients).to(value.dtype) for value in affine), None, None, None
 
 
 def differentiable(*inputs) -> tuple[Tensor, Tensor]:

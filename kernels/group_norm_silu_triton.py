@@ -17,14 +17,16 @@ Backwards, from x and dy alone (the mean and rstd of each group are kept):
     dx = rstd (gain_c g - c2 - xh c1),    dadd_c = sum_p dx = rstd (gain_c db_c - HW c2 - c1 sx_c)
     dshift_c = db_c,    dscale_c = weight_c dw_c + bias_c db_c,    dweight, dbias = sum_n (1 + scale_c) (dw_c, db_c)
 
-Few instructions an element, or they would bind before memory does (bench/static.md counts them before and after).
+Few instructions per element, or they would bind before memory does (bench/static.md counts them).
 u = -log2(e) z is one multiply-add of x, and s = 1 / (1 + 2^u) = rsqrt(1 + 2^u)^2 two quick instructions, where a
 division has guards. A bfloat16 is the upper half of a float32: a shift or a mask unpacks it. All that depends on the
 shape is constant, so most addresses are too.
 
-Three ways to do either, see `plan`. Resident: the tile holds whole groups and x is read once. Loop: one program walks
-over the pixels of its groups twice, the second time backwards, so as to begin with what the caches hold. Split: many
-programs share a group, through partial sums in memory. No sum depends on the order in which programs run.
+One kernel per direction, in two halves: FIND what a group sums up, APPLY it to every element. There are three ways to
+run it, see `plan`. Resident: a program's tile holds whole groups, and x is read once for both halves. Loop: a program
+walks over the pixels of its groups twice, the second time backwards, so as to begin with what the caches hold. Split:
+many programs share a group, as if each channel were a group of its own; one launch FINDs the sums of each chunk of
+pixels, another kernel merges them, and a last launch APPLYs them. No sum depends on the order in which programs run.
 
 A tile's sides are powers of two. A group of 12 channels, say, is 3 parts of 4: a tuple of tiles, without idle lanes.
 """
@@ -40,31 +42,73 @@ from torch import Tensor
 LOG2E, LN2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453)
 
 
-# Tiles
+class Rows(NamedTuple):
+    """The arguments with an entry per channel: (C,), or (B, C) with their strides from image to image."""
+    weight: Tensor
+    bias: Tensor
+    scale: Tensor | None
+    shift: Tensor | None
+    add: Tensor | None
+    scale_stride: int
+    shift_stride: int
+    add_stride: int
+
+
+class Tile(NamedTuple):
+    """What is constant in a launch: the shape, and how a program goes through its piece."""
+    C: int
+    HW: int
+    G: int                  # groups of an image
+    CHANNELS_LAST: bool
+    SILU: bool
+    CPG: int                # channels that a program sums together: those of a group, or one if split
+    LANES: int              # of these channels, in one part
+    GROUPS: int             # groups of a program, or channels if split
+    PIXELS: int             # of a tile
+    CHUNK: int              # pixels of a program: all of them, or some if split
+
+
+# Where a program works
 
 @triton.jit
-def channels(block, CPG, LANES, GROUPS):
-    """The channels of the first parts of GROUPS groups; those of part j are j * LANES further."""
-    lane = tl.arange(0, GROUPS * LANES)
-    if LANES == CPG:
-        return block * (GROUPS * LANES) + lane                  # so the compiler sees one long run
+def place(tile):
+    """This program's image, chunk and block of groups; the channels of their first parts; its pixels start..stop."""
+    BLOCKS: tl.constexpr = tile.C // (tile.CPG * tile.GROUPS)
+    CHUNKS: tl.constexpr = (tile.HW + tile.CHUNK - 1) // tile.CHUNK
+    n, block = tl.program_id(0) // BLOCKS, tl.program_id(0) % BLOCKS
+    lane = tl.arange(0, tile.GROUPS * tile.LANES)
+    if tile.LANES == tile.CPG:
+        c = block * (tile.GROUPS * tile.LANES) + lane           # so the compiler sees one long run
     else:
-        return (block * GROUPS + lane // LANES) * CPG + lane % LANES
+        c = (block * tile.GROUPS + lane // tile.LANES) * tile.CPG + lane % tile.LANES
+    if CHUNKS == 1:
+        START: tl.constexpr = 0
+        STOP: tl.constexpr = tile.HW
+        return n.to(tl.int64), START, block, c, START, STOP
+    else:
+        k = n % CHUNKS
+        return (n // CHUNKS).to(tl.int64), k, block, c, k * tile.CHUNK, tl.minimum((k + 1) * tile.CHUNK, tile.HW)
 
 
 @triton.jit
-def tile(c, start, stop, C, HW, LAST, PIXELS):
+def positions(c, start, stop, tile):
     """Where the tile's elements lie in an image, (PIXELS, channels), and which pixels there are, (PIXELS, 1)."""
-    p = start + tl.arange(0, PIXELS)
-    every = tl.full((PIXELS, 1), True, tl.int1)                 # a constant, with which all masks vanish
-    ok = every if HW % PIXELS == 0 else (p < stop)[:, None]
-    return (p[:, None] * C + c[None, :] if LAST else p[:, None] + c[None, :] * HW), ok
+    p = start + tl.arange(0, tile.PIXELS)
+    every = tl.full((tile.PIXELS, 1), True, tl.int1)            # a constant, with which all masks vanish
+    ok = every if tile.HW % tile.PIXELS == 0 else (p < stop)[:, None]
+    return (p[:, None] * tile.C + c[None, :] if tile.CHANNELS_LAST else p[:, None] + c[None, :] * tile.HW), ok
 
 
 @triton.jit
-def read(ptr, at, ok):
-    """A tile in float32, zero where there is nothing."""
-    x = tl.load(ptr + at, mask=ok, other=0)
+def of_part(at, j, tile):
+    """The positions of part j, from those of the first part."""
+    return at + j * (tile.LANES if tile.CHANNELS_LAST else tile.LANES * tile.HW)
+
+
+@triton.jit
+def read(ptr, at, ok, j, tile):
+    """Part j of a tile in float32, zero where there is nothing."""
+    x = tl.load(ptr + of_part(at, j, tile), mask=ok, other=0)
     if x.dtype == tl.bfloat16:
         return (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
     else:
@@ -72,8 +116,8 @@ def read(ptr, at, ok):
 
 
 @triton.jit
-def write(ptr, at, value, ok):
-    tl.store(ptr + at, value.to(ptr.dtype.element_ty), mask=ok)
+def write(ptr, at, value, ok, j, tile):
+    tl.store(ptr + of_part(at, j, tile), value.to(ptr.dtype.element_ty), mask=ok)
 
 
 @triton.jit
@@ -96,7 +140,7 @@ def over_tile(v, GROUPS):
     return tl.sum(tl.sum(tl.reshape(v, (v.shape[0], GROUPS, v.shape[1] // GROUPS)), axis=2), axis=0)
 
 
-# Vectors over the channels, and tuples of them: one a part
+# Vectors over the channels, and tuples of them: one per part
 
 @triton.jit
 def row(ptr, n, stride, c, ok=True):
@@ -108,28 +152,29 @@ def row(ptr, n, stride, c, ok=True):
 
 
 @triton.jit
-def rows(ptr, n, stride, c, LANES, PARTS):
-    found = ()
-    for j in tl.static_range(PARTS):
-        found += (row(ptr, n, stride, c + j * LANES),)
-    return found
+def adds_of(rows, n, c, tile):
+    """Each part's `add`."""
+    adds = ()
+    for j in tl.static_range(tile.CPG // tile.LANES):
+        adds += (row(rows.add, n, rows.add_stride, c + j * tile.LANES),)
+    return adds
 
 
 @triton.jit
-def lines(mean, rstd, adds, weight_ptr, bias_ptr, scale_ptr, shift_ptr, n, scale_stride, shift_stride, c, LANES, SILU):
+def affine(mean, rstd, adds, rows, n, c, tile):
     """Each part's (center, a, b) of u = a (x - center) + b, or, without SiLU, of z; and its gain."""
-    found, gains = (), ()
-    for j in tl.static_range(len(adds)):
-        gain, offset = row(weight_ptr, 0, 0, c + j * LANES), row(bias_ptr, 0, 0, c + j * LANES)
-        if scale_ptr is not None:
-            more = 1 + row(scale_ptr, n, scale_stride, c + j * LANES)
-            gain, offset = gain * more, offset * more
-        if shift_ptr is not None:
-            offset += row(shift_ptr, n, shift_stride, c + j * LANES)
-        factor = -LOG2E if SILU else 1.
-        found += ((mean - adds[j], rstd * gain * factor, offset * factor),)
+    coefficients, gains = (), ()
+    for j in tl.static_range(tile.CPG // tile.LANES):
+        gain, offset = row(rows.weight, 0, 0, c + j * tile.LANES), row(rows.bias, 0, 0, c + j * tile.LANES)
+        if rows.scale is not None:
+            factor = 1 + row(rows.scale, n, rows.scale_stride, c + j * tile.LANES)
+            gain, offset = gain * factor, offset * factor
+        if rows.shift is not None:
+            offset += row(rows.shift, n, rows.shift_stride, c + j * tile.LANES)
+        unit = -LOG2E if tile.SILU else 1.
+        coefficients += ((mean - adds[j], rstd * gain * unit, offset * unit),)
         gains += (gain,)
-    return found, gains
+    return coefficients, gains
 
 
 @triton.jit
@@ -139,16 +184,29 @@ def over_lanes(v, LANES):
 
 
 @triton.jit
-def of_groups(ptr, n, c, C, CPG):
-    """Each channel's pair of entries of a (B, 2, G) argument."""
-    ptr += n * (2 * (C // CPG)) + c // CPG
-    return tl.load(ptr), tl.load(ptr + C // CPG)
-
-
-@triton.jit
 def in_group(v, GROUPS):
     """(channels,) -> (GROUPS,): sums."""
     return tl.sum(tl.reshape(v, (GROUPS, v.shape[0] // GROUPS)), axis=1)
+
+
+@triton.jit
+def of_groups(ptr, n, c, tile):
+    """Each channel's pair of entries of a (B, 2, G) argument."""
+    ptr += n * (2 * tile.G) + c // (tile.C // tile.G)
+    return tl.load(ptr), tl.load(ptr + tile.G)
+
+
+@triton.jit
+def chunks_of_group(part_ptr, SUMS, tile):
+    """Where the sums (B, chunks, SUMS, C) of the chunks of this program's group lie, (chunks, channels), and which of
+    them exist; its image and group; the chunks; the channels and which of them exist."""
+    CPG: tl.constexpr = tile.C // tile.G
+    CHUNKS: tl.constexpr = (tile.HW + tile.CHUNK - 1) // tile.CHUNK
+    n, g = (tl.program_id(0) // tile.G).to(tl.int64), tl.program_id(0) % tile.G
+    lane, k = tl.arange(0, triton.next_power_of_2(CPG)), tl.arange(0, triton.next_power_of_2(CHUNKS))
+    c, exists = g * CPG + lane, lane < CPG
+    part_ptr += (n * CHUNKS + k)[:, None] * (SUMS * tile.C) + c[None, :]
+    return part_ptr, (k < CHUNKS)[:, None] & exists[None, :], n, g, k, c, exists
 
 
 # Forward
@@ -160,47 +218,62 @@ def pixels_of(n, DOWN, PIXELS):
 
 
 @triton.jit
-def moments(x_ptr, adds, c, start, stop, C, HW, LAST, PART, PIXELS, DOWN, ACROSS):
-    """Each block's mean of x + add over the pixels start..stop, its centred sum of squares, and its elements.
+def moments(x_ptr, adds, c, start, stop, tile, DOWN, ACROSS):
+    """Each group's mean of x + add over the pixels start..stop, and its centred sum of squares.
 
     A block adds up x and x^2 less its own mean in the first tile. Of T tiles that mean is within sqrt(T - 1)
     deviations of the final one, whatever x is, so cancellation costs at most T roundings.
     """
     SIZE: tl.constexpr = ACROSS * len(adds)
-    at, ok = tile(c, start, stop, C, HW, LAST, PIXELS)
-    shift = tl.zeros((PIXELS // DOWN, c.shape[0] // ACROSS), tl.float32)
+    at, ok = positions(c, start, stop, tile)
+    first_mean = tl.zeros((tile.PIXELS // DOWN, c.shape[0] // ACROSS), tl.float32)
     for j in tl.static_range(len(adds)):
-        first = read(x_ptr, at + j * PART, ok) + adds[j][None, :]
-        shift += fold(tl.where(ok, first, 0.), DOWN, ACROSS)
-    shift /= tl.maximum(SIZE * pixels_of(stop - start, DOWN, PIXELS), 1)
+        first = read(x_ptr, at, ok, j, tile) + adds[j][None, :]
+        first_mean += fold(tl.where(ok, first, 0.), DOWN, ACROSS)
+    first_mean /= tl.maximum(SIZE * pixels_of(stop - start, DOWN, tile.PIXELS), 1)
     centers = ()
     for j in tl.static_range(len(adds)):
-        centers += (unfold(shift, DOWN, ACROSS) - adds[j][None, :],)
+        centers += (unfold(first_mean, DOWN, ACROSS) - adds[j][None, :],)
 
-    s1, s2 = tl.zeros_like(shift), tl.zeros_like(shift)
-    for p in range(start, stop, PIXELS):
-        at, ok = tile(c, p, stop, C, HW, LAST, PIXELS)
+    s1, s2 = tl.zeros_like(first_mean), tl.zeros_like(first_mean)
+    for p in range(start, stop, tile.PIXELS):
+        at, ok = positions(c, p, stop, tile)
         for j in tl.static_range(len(adds)):
-            apart = tl.where(ok, read(x_ptr, at + j * PART, ok) - centers[j], 0.)
-            s1 += fold(apart, DOWN, ACROSS)
-            s2 += fold(apart * apart, DOWN, ACROSS)
+            centered = tl.where(ok, read(x_ptr, at, ok, j, tile) - centers[j], 0.)
+            s1 += fold(centered, DOWN, ACROSS)
+            s2 += fold(centered * centered, DOWN, ACROSS)
     n = stop - start
-    size = SIZE * (n // PIXELS * DOWN + pixels_of(n % PIXELS, DOWN, PIXELS))
+    size = SIZE * (n // tile.PIXELS * DOWN + pixels_of(n % tile.PIXELS, DOWN, tile.PIXELS))
     mean = s1 / tl.maximum(size, 1)
-    return shift + mean, s2 - s1 * mean, size
+    return merge(first_mean + mean, s2 - s1 * mean, size, tile.CPG * n, tile.GROUPS)
 
 
 @triton.jit
 def merge(mean, m2, size, total, GROUPS):
     """The moments of groups of total elements, from those of their blocks (Chan et al. 1979)."""
-    together = over_tile(mean * size, GROUPS) / total
-    apart = mean - over_lanes(together, mean.shape[1] // GROUPS)[None, :]
-    return together, over_tile(m2 + size * apart * apart, GROUPS)
+    group_mean = over_tile(mean * size, GROUPS) / total
+    centered = mean - over_lanes(group_mean, mean.shape[1] // GROUPS)[None, :]
+    return group_mean, over_tile(m2 + size * centered * centered, GROUPS)
 
 
 @triton.jit
-def normalise(x, line, SILU):
-    u = (x - line[0][None, :]) * line[1][None, :] + line[2][None, :]
+def resident_moments(x, adds, ok, tile, DOWN, ACROSS):
+    """The same, x being all of it, one tile per part."""
+    s1, added = fold(x[0], DOWN, ACROSS), adds[0]
+    for j in tl.static_range(1, len(x)):
+        s1 += fold(x[j], DOWN, ACROSS)
+        added += adds[j]
+    mean = (over_tile(s1, tile.GROUPS) + tile.HW * in_group(added, tile.GROUPS)) / (tile.CPG * tile.HW)
+    s2 = tl.zeros_like(s1)
+    for j in tl.static_range(len(x)):
+        centered = tl.where(ok, x[j] - (over_lanes(mean, tile.LANES) - adds[j])[None, :], 0.)
+        s2 += fold(centered * centered, DOWN, ACROSS)
+    return mean, over_tile(s2, tile.GROUPS)
+
+
+@triton.jit
+def normalise(x, coefficients, SILU):
+    u = (x - coefficients[0][None, :]) * coefficients[1][None, :] + coefficients[2][None, :]
     if SILU:
         r = tl.rsqrt(tl.exp2(u) * LOG2E + LOG2E)                # r^2 = s / log2(e), so y = -u r^2
         return -(u * r) * r
@@ -209,163 +282,79 @@ def normalise(x, line, SILU):
 
 
 @triton.jit
-def normalise_pixels(x_ptr, y_ptr, line, c, start, stop, C, HW, LAST, PART, PIXELS, SILU):
-    last = start + (stop - start - 1) // PIXELS * PIXELS
-    for p in range(start, stop, PIXELS):
-        at, ok = tile(c, last - (p - start), stop, C, HW, LAST, PIXELS)
-        for j in tl.static_range(len(line)):
-            write(y_ptr, at + j * PART, normalise(read(x_ptr, at + j * PART, ok), line[j], SILU), ok)
-
-
-@triton.jit
 def forward_kernel(
-    x_ptr, y_ptr,                                               # (B, C, HW) in either layout
-    stats_ptr,                                                  # (B, 2, G): mean, rstd
-    weight_ptr, bias_ptr,                                       # (C,)
-    scale_ptr, shift_ptr, add_ptr,                              # (B, C) or None
-    x_stride, scale_stride, shift_stride, add_stride,           # from image to image
-    norm_eps,
-    C: tl.constexpr, HW: tl.constexpr, LAST: tl.constexpr, SILU: tl.constexpr,
-    CPG: tl.constexpr, LANES: tl.constexpr, GROUPS: tl.constexpr, PIXELS: tl.constexpr,
+    x_ptr, y_ptr,                                               # (B, C, HW) in either layout; y only if APPLY
+    stats_ptr,                                                  # (B, 2, G): mean, rstd; of a chunk (B, chunks, 2, C):
+    rows, x_stride, norm_eps,                                   # mean, m2
+    tile: tl.constexpr, FIND: tl.constexpr, APPLY: tl.constexpr,
 ):
-    """Whole groups of one image, resident or in a loop."""
-    PARTS: tl.constexpr = CPG // LANES
-    PART: tl.constexpr = LANES if LAST else LANES * HW
+    PARTS: tl.constexpr = tile.CPG // tile.LANES
     VECTOR: tl.constexpr = 128 // x_ptr.dtype.element_ty.primitive_bitwidth
-    DOWN: tl.constexpr = 1 if LAST else min(VECTOR, PIXELS)
-    ACROSS: tl.constexpr = min(VECTOR, LANES) if LAST else 1
-    BLOCKS: tl.constexpr = C // (CPG * GROUPS)
-    n, block = (tl.program_id(0) // BLOCKS).to(tl.int64), tl.program_id(0) % BLOCKS
-    c = channels(block, CPG, LANES, GROUPS)
-    x_ptr += n * x_stride
-    y_ptr += n * (C * HW)
-    adds = rows(add_ptr, n, add_stride, c, LANES, PARTS)
-    if PIXELS >= HW:
-        at, ok = tile(c, 0, HW, C, HW, LAST, PIXELS)
-        x = ()
+    DOWN: tl.constexpr = 1 if tile.CHANNELS_LAST else min(VECTOR, tile.PIXELS)
+    ACROSS: tl.constexpr = min(VECTOR, tile.LANES) if tile.CHANNELS_LAST else 1
+    RESIDENT: tl.constexpr = FIND and APPLY and tile.PIXELS >= tile.HW
+    n, k, block, c, start, stop = place(tile)
+    if FIND:                                                    # else below: so ptxas needs the fewest instructions
+        x_ptr, y_ptr = x_ptr + n * x_stride, y_ptr + n * (tile.C * tile.HW)
+    adds = adds_of(rows, n, c, tile)
+    at, ok = positions(c, start, stop, tile)
+    x = ()
+    if RESIDENT:
         for j in tl.static_range(PARTS):
-            x += (read(x_ptr, at + j * PART, ok),)
-        mean, m2 = resident_moments(x, adds, ok, HW, CPG * HW, DOWN, ACROSS, GROUPS)
+            x += (read(x_ptr, at, ok, j, tile),)
+        mean, m2 = resident_moments(x, adds, ok, tile, DOWN, ACROSS)
+    elif FIND:
+        mean, m2 = moments(x_ptr, adds, c, start, stop, tile, DOWN, ACROSS)
+
+    if FIND and APPLY:
+        rstd = tl.rsqrt(m2 / (tile.CPG * tile.HW) + norm_eps)
+        stats_ptr += n * (2 * tile.G) + block * tile.GROUPS + tl.arange(0, tile.GROUPS)
+        tl.store(stats_ptr, mean)
+        tl.store(stats_ptr + tile.G, rstd)
+        mean, rstd = over_lanes(mean, tile.LANES), over_lanes(rstd, tile.LANES)
+    elif FIND:
+        stats_ptr += (n * ((tile.HW + tile.CHUNK - 1) // tile.CHUNK) + k) * (2 * tile.C) + c
+        tl.store(stats_ptr, mean)
+        tl.store(stats_ptr + tile.C, m2)
     else:
-        mean, m2, size = moments(x_ptr, adds, c, 0, HW, C, HW, LAST, PART, PIXELS, DOWN, ACROSS)
-        mean, m2 = merge(mean, m2, size, CPG * HW, GROUPS)
+        mean, rstd = of_groups(stats_ptr, n, c, tile)
 
-    rstd = tl.rsqrt(m2 / (CPG * HW) + norm_eps)
-    stats_ptr += n * (2 * (C // CPG)) + block * GROUPS + tl.arange(0, GROUPS)
+    if APPLY:
+        coefficients, _ = affine(mean, rstd, adds, rows, n, c, tile)
+        if not FIND:
+            x_ptr, y_ptr = x_ptr + n * x_stride, y_ptr + n * (tile.C * tile.HW)
+        if RESIDENT:
+            for j in tl.static_range(PARTS):
+                write(y_ptr, at, normalise(x[j], coefficients[j], tile.SILU), ok, j, tile)
+        else:
+            last_tile = start + (stop - start - 1) // tile.PIXELS * tile.PIXELS
+            for p in range(start, stop, tile.PIXELS):
+                at, ok = positions(c, last_tile - (p - start), stop, tile)
+                for j in tl.static_range(PARTS):
+                    x_part = read(x_ptr, at, ok, j, tile)
+                    write(y_ptr, at, normalise(x_part, coefficients[j], tile.SILU), ok, j, tile)
+
+
+@triton.jit
+def forward_merge_kernel(part_ptr, stats_ptr, rows, norm_eps, tile: tl.constexpr):
+    """One group's mean and rstd in (B, 2, G), from the mean of x and the m2 of its chunks in (B, chunks, 2, C)."""
+    SIZE: tl.constexpr = tile.C // tile.G * tile.HW
+    part_ptr, ok, n, g, k, c, exists = chunks_of_group(part_ptr, 2, tile)
+    pixels = tl.where(ok, tl.minimum(tile.HW - k * tile.CHUNK, tile.CHUNK)[:, None], 0).to(tl.float32)
+    mean = tl.load(part_ptr, mask=ok, other=0) + row(rows.add, n, rows.add_stride, c, exists)[None, :]
+    mean, m2 = merge(mean, tl.load(part_ptr + tile.C, mask=ok, other=0), pixels, SIZE, 1)
+    stats_ptr += n * (2 * tile.G) + g + tl.arange(0, 1)
     tl.store(stats_ptr, mean)
-    tl.store(stats_ptr + C // CPG, rstd)
-
-    line, _ = lines(over_lanes(mean, LANES), over_lanes(rstd, LANES), adds, weight_ptr, bias_ptr, scale_ptr, shift_ptr,
-                    n, scale_stride, shift_stride, c, LANES, SILU)
-    if PIXELS >= HW:
-        for j in tl.static_range(PARTS):
-            write(y_ptr, at + j * PART, normalise(x[j], line[j], SILU), ok)
-    else:
-        normalise_pixels(x_ptr, y_ptr, line, c, 0, HW, C, HW, LAST, PART, PIXELS, SILU)
-
-
-@triton.jit
-def resident_moments(x, adds, ok, HW, total, DOWN, ACROSS, GROUPS):
-    """Each group's mean of x + add and centred sum of squares, x being all of it, a tile a part."""
-    LANES: tl.constexpr = adds[0].shape[0] // GROUPS
-    s1, added = fold(x[0], DOWN, ACROSS), adds[0]
-    for j in tl.static_range(1, len(x)):
-        s1 += fold(x[j], DOWN, ACROSS)
-        added += adds[j]
-    mean = (over_tile(s1, GROUPS) + HW * in_group(added, GROUPS)) / total
-    s2 = tl.zeros_like(s1)
-    for j in tl.static_range(len(x)):
-        apart = tl.where(ok, x[j] - (over_lanes(mean, LANES) - adds[j])[None, :], 0.)
-        s2 += fold(apart * apart, DOWN, ACROSS)
-    return mean, over_tile(s2, GROUPS)
-
-
-@triton.jit
-def chunk_of(C, HW, CHUNK, LANES):
-    """Where a group is shared: this program's image, chunk of pixels, and channels; and how many chunks there are."""
-    BLOCKS: tl.constexpr = C // LANES
-    CHUNKS: tl.constexpr = (HW + CHUNK - 1) // CHUNK
-    pid = tl.program_id(0)
-    c = pid % BLOCKS * LANES + tl.arange(0, LANES)
-    return (pid // BLOCKS // CHUNKS).to(tl.int64), pid // BLOCKS % CHUNKS, c, CHUNKS
-
-
-@triton.jit
-def forward_part_kernel(
-    x_ptr,                                                      # (B, C, HW) in either layout
-    part_ptr,                                                   # (2, B, chunks, C): mean, m2 of a chunk of pixels
-    x_stride, size,                                             # from image to image; B * chunks * C
-    C: tl.constexpr, HW: tl.constexpr, LAST: tl.constexpr,
-    CHUNK: tl.constexpr, LANES: tl.constexpr, PIXELS: tl.constexpr,
-):
-    """Split, 1 of 3: the channels' moments over one chunk of pixels."""
-    DOWN: tl.constexpr = 1 if LAST else min(128 // x_ptr.dtype.element_ty.primitive_bitwidth, PIXELS)
-    n, k, c, chunks = chunk_of(C, HW, CHUNK, LANES)
-    start, stop = k * CHUNK, tl.minimum(k * CHUNK + CHUNK, HW)
-    none = tl.zeros((LANES,), tl.float32)
-    mean, m2, size_b = moments(x_ptr + n * x_stride, (none,), c, start, stop, C, HW, LAST, 0, PIXELS, DOWN, 1)
-    mean, m2 = merge(mean, m2, size_b, stop - start, LANES)
-    part_ptr += (n * chunks + k) * C + c
-    tl.store(part_ptr, mean)
-    tl.store(part_ptr + size, m2)
-
-
-@triton.jit
-def parts_of_group(part_ptr, C, HW, CHUNK, CPG):
-    """Where the partial sums of this program's group lie, (chunks, channels), and which are there; then its image and
-    group, its chunks, its channels, and which of those are there."""
-    CHUNKS: tl.constexpr = (HW + CHUNK - 1) // CHUNK
-    n, g = (tl.program_id(0) // (C // CPG)).to(tl.int64), tl.program_id(0) % (C // CPG)
-    lane, k = tl.arange(0, triton.next_power_of_2(CPG)), tl.arange(0, triton.next_power_of_2(CHUNKS))
-    c, there = g * CPG + lane, lane < CPG
-    part_ptr += (n * CHUNKS + k)[:, None] * C + c[None, :]
-    return part_ptr, (k < CHUNKS)[:, None] & there[None, :], n, g, k, c, there
-
-
-@triton.jit
-def forward_merge_kernel(
-    part_ptr,                                                   # (2, B, chunks, C)
-    stats_ptr,                                                  # (B, 2, G): mean, rstd
-    add_ptr, add_stride, size, norm_eps,
-    C: tl.constexpr, HW: tl.constexpr, CHUNK: tl.constexpr, CPG: tl.constexpr,
-):
-    """Split, 2 of 3: one group's mean and rstd."""
-    part_ptr, ok, n, g, k, c, there = parts_of_group(part_ptr, C, HW, CHUNK, CPG)
-    pixels = tl.where(ok, tl.minimum(HW - k * CHUNK, CHUNK)[:, None], 0).to(tl.float32)
-    mean = tl.load(part_ptr, mask=ok, other=0) + row(add_ptr, n, add_stride, c, there)[None, :]
-    mean, m2 = merge(mean, tl.load(part_ptr + size, mask=ok, other=0), pixels, CPG * HW, 1)
-    stats_ptr += n * (2 * (C // CPG)) + g + tl.arange(0, 1)
-    tl.store(stats_ptr, mean)
-    tl.store(stats_ptr + C // CPG, tl.rsqrt(m2 / (CPG * HW) + norm_eps))
-
-
-@triton.jit
-def forward_apply_kernel(
-    x_ptr, y_ptr,                                               # (B, C, HW) in either layout
-    stats_ptr,                                                  # (B, 2, G): mean, rstd
-    weight_ptr, bias_ptr,                                       # (C,)
-    scale_ptr, shift_ptr, add_ptr,                              # (B, C) or None
-    x_stride, scale_stride, shift_stride, add_stride,           # from image to image
-    C: tl.constexpr, HW: tl.constexpr, LAST: tl.constexpr, SILU: tl.constexpr,
-    CPG: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr, PIXELS: tl.constexpr,
-):
-    """Split, 3 of 3: one chunk of pixels, the statistics being known."""
-    n, k, c, _ = chunk_of(C, HW, CHUNK, LANES)
-    mean, rstd = of_groups(stats_ptr, n, c, C, CPG)
-    adds = rows(add_ptr, n, add_stride, c, LANES, 1)
-    line, _ = lines(mean, rstd, adds, weight_ptr, bias_ptr, scale_ptr, shift_ptr, n, scale_stride, shift_stride, c,
-                    LANES, SILU)
-    normalise_pixels(x_ptr + n * x_stride, y_ptr + n * (C * HW), line, c, k * CHUNK,
-                     tl.minimum(k * CHUNK + CHUNK, HW), C, HW, LAST, 0, PIXELS, SILU)
+    tl.store(stats_ptr + tile.G, tl.rsqrt(m2 / SIZE + norm_eps))
 
 
 # Backward
 
 @triton.jit
-def slope(apart, dy, line, SILU):
-    """g = dloss/dz; apart is x - center."""
+def silu_backward(centered, dy, coefficients, SILU):
+    """g = dloss/dz, from x - center."""
     if SILU:
-        u = apart * line[1][None, :] + line[2][None, :]
+        u = centered * coefficients[1][None, :] + coefficients[2][None, :]
         r = tl.rsqrt(1 + tl.exp2(u))
         s = r * r
         us = u * s
@@ -375,185 +364,132 @@ def slope(apart, dy, line, SILU):
 
 
 @triton.jit
-def sums(x_ptr, dy_ptr, rstd, line, c, start, stop, C, HW, LAST, PART, PIXELS, SILU, ADD):
-    """Each channel's db, dw and, if ADD, sx over the pixels start..stop: a flat tuple, three a part."""
-    DOWN: tl.constexpr = 1 if LAST else min(128 // x_ptr.dtype.element_ty.primitive_bitwidth, PIXELS)
-    found = ()
-    for _ in tl.static_range(3 * len(line)):
-        found += (tl.zeros((PIXELS // DOWN, c.shape[0]), tl.float32),)
-    for p in tl.range(start, stop, PIXELS, loop_unroll_factor=2):
-        at, ok = tile(c, p, stop, C, HW, LAST, PIXELS)
-        more = ()
-        for j in tl.static_range(len(line)):
-            apart = read(x_ptr, at + j * PART, ok) - line[j][0][None, :]
-            g = slope(apart, read(dy_ptr, at + j * PART, ok), line[j], SILU)
-            more += (found[3 * j] + fold(g, DOWN, 1), found[3 * j + 1] + fold(g * apart, DOWN, 1))
-            more += (found[3 * j + 2] + fold(tl.where(ok, apart, 0.), DOWN, 1) if ADD else found[3 * j + 2],)
-        found = more
+def dx_of(centered, g, rstd, gain, c1, c2):
+    """dx = rstd (gain g - c2 - xh c1), multiplied out: what belongs to the channel alone comes first."""
+    return (rstd * gain)[None, :] * g + ((-rstd * rstd * c1)[None, :] * centered + (-rstd * c2)[None, :])
+
+
+@triton.jit
+def channel_sums(x_ptr, dy_ptr, rstd, coefficients, c, start, stop, tile, ADD):
+    """Each channel's db, dw and, if ADD, sx over the pixels start..stop: a flat tuple, three per part."""
+    DOWN: tl.constexpr = 1 if tile.CHANNELS_LAST else min(128 // x_ptr.dtype.element_ty.primitive_bitwidth, tile.PIXELS)
+    sums = ()
+    for _ in tl.static_range(3 * len(coefficients)):
+        sums += (tl.zeros((tile.PIXELS // DOWN, c.shape[0]), tl.float32),)
+    for p in tl.range(start, stop, tile.PIXELS, loop_unroll_factor=2):
+        at, ok = positions(c, p, stop, tile)
+        new = ()
+        for j in tl.static_range(len(coefficients)):
+            centered = read(x_ptr, at, ok, j, tile) - coefficients[j][0][None, :]
+            g = silu_backward(centered, read(dy_ptr, at, ok, j, tile), coefficients[j], tile.SILU)
+            new += (sums[3 * j] + fold(g, DOWN, 1), sums[3 * j + 1] + fold(g * centered, DOWN, 1))
+            new += (sums[3 * j + 2] + fold(tl.where(ok, centered, 0.), DOWN, 1) if ADD else sums[3 * j + 2],)
+        sums = new
     totals = ()
-    for j in tl.static_range(len(line)):
-        totals += (tl.sum(found[3 * j], axis=0), tl.sum(found[3 * j + 1], axis=0) * rstd,
-                   tl.sum(found[3 * j + 2], axis=0) * rstd)
+    for j in tl.static_range(len(coefficients)):
+        totals += (tl.sum(sums[3 * j], axis=0), tl.sum(sums[3 * j + 1], axis=0) * rstd,
+                   tl.sum(sums[3 * j + 2], axis=0) * rstd)
     return totals
 
 
 @triton.jit
-def write_channels(sums_ptr, size, weight_ptr, bias_ptr, scale_ptr, shift_ptr, add_ptr, db, dw, sx, c1, c2, gain, rstd,
-                   n, scale_stride, C, HW, c, ok=True):
-    """The gradients that belong to an image and a channel, of the arguments that are there."""
-    sums_ptr += n * C + c
-    more = 1 + row(scale_ptr, n, scale_stride, c, ok)
-    tl.store(sums_ptr, dw * more, mask=ok)
+def resident_sums(x_ptr, dy_ptr, rstd, coefficients, at, ok, tile):
+    """The same of a tile that holds every pixel; and each part's x - center and g, which stay in registers."""
+    centered, g, sums = (), (), ()
+    for j in tl.static_range(len(coefficients)):
+        centered += (tl.where(ok, read(x_ptr, at, ok, j, tile) - coefficients[j][0][None, :], 0.),)
+        g += (silu_backward(centered[j], read(dy_ptr, at, ok, j, tile), coefficients[j], tile.SILU),)
+        dw = tl.sum(g[j] * centered[j], axis=0) * rstd
+        sums += (tl.sum(g[j], axis=0), dw, tl.sum(centered[j], axis=0) * rstd)
+    return sums, centered, g
+
+
+@triton.jit
+def write_rows(sums_ptr, size, rows, db, dw, sx, c1, c2, gain, rstd, n, c, tile, ok=True):
+    """Image n's gradients of the rows that were given."""
+    sums_ptr += n * tile.C + c
+    factor = 1 + row(rows.scale, n, rows.scale_stride, c, ok)
+    tl.store(sums_ptr, dw * factor, mask=ok)
     sums_ptr += size
-    tl.store(sums_ptr, db * more, mask=ok)
-    if scale_ptr is not None:
+    tl.store(sums_ptr, db * factor, mask=ok)
+    if rows.scale is not None:
         sums_ptr += size
-        tl.store(sums_ptr, row(weight_ptr, 0, 0, c, ok) * dw + row(bias_ptr, 0, 0, c, ok) * db, mask=ok)
-    if shift_ptr is not None:
+        tl.store(sums_ptr, row(rows.weight, 0, 0, c, ok) * dw + row(rows.bias, 0, 0, c, ok) * db, mask=ok)
+    if rows.shift is not None:
         sums_ptr += size
         tl.store(sums_ptr, db, mask=ok)
-    if add_ptr is not None:
+    if rows.add is not None:
         sums_ptr += size
-        tl.store(sums_ptr, rstd * (gain * db - HW * c2 - c1 * sx), mask=ok)
-
-
-@triton.jit
-def input_slope(apart, g, rstd, gain, c1, c2):
-    """dx = rstd (gain g - c2 - xh c1), multiplied out: what belongs to the channel alone comes first."""
-    return (rstd * gain)[None, :] * g + ((-rstd * rstd * c1)[None, :] * apart + (-rstd * c2)[None, :])
-
-
-@triton.jit
-def input_slopes(x_ptr, dy_ptr, dx_ptr, rstd, line, gains, c1, c2, c, start, stop, C, HW, LAST, PART, PIXELS, SILU):
-    last = start + (stop - start - 1) // PIXELS * PIXELS
-    for p in tl.range(start, stop, PIXELS, loop_unroll_factor=2):
-        at, ok = tile(c, last - (p - start), stop, C, HW, LAST, PIXELS)
-        for j in tl.static_range(len(line)):
-            apart = read(x_ptr, at + j * PART, ok) - line[j][0][None, :]
-            g = slope(apart, read(dy_ptr, at + j * PART, ok), line[j], SILU)
-            write(dx_ptr, at + j * PART, input_slope(apart, g, rstd, gains[j], c1, c2), ok)
+        tl.store(sums_ptr, rstd * (gain * db - tile.HW * c2 - c1 * sx), mask=ok)
 
 
 @triton.jit
 def backward_kernel(
-    x_ptr, dy_ptr, dx_ptr,                                      # (B, C, HW) in either layout
-    stats_ptr,                                                  # (B, 2, G): mean, rstd
-    weight_ptr, bias_ptr,                                       # (C,)
-    scale_ptr, shift_ptr, add_ptr,                              # (B, C) or None
-    sums_ptr,                                                   # (2 to 5, B, C): dweight, dbias, dscale, dshift, dadd
-    x_stride, dy_stride, scale_stride, shift_stride, add_stride, size,          # from image to image; B * C
-    C: tl.constexpr, HW: tl.constexpr, LAST: tl.constexpr, SILU: tl.constexpr,
-    CPG: tl.constexpr, LANES: tl.constexpr, GROUPS: tl.constexpr, PIXELS: tl.constexpr,
+    x_ptr, dy_ptr, dx_ptr,                                      # (B, C, HW) in either layout; without APPLY no dx
+    stats_ptr, group_sums_ptr,                                  # (B, 2, G): mean, rstd; c1, c2, unless found here
+    sums_ptr,                                                   # (2 to 5, B, C): dweight, dbias, dscale, dshift, dadd;
+    rows, x_stride, dy_stride, size,                            # of a chunk (B, chunks, 3, C): db, dw, sx. B * C
+    tile: tl.constexpr, FIND: tl.constexpr, APPLY: tl.constexpr,
 ):
-    """Whole groups of one image, resident or in a loop."""
-    PARTS: tl.constexpr = CPG // LANES
-    PART: tl.constexpr = LANES if LAST else LANES * HW
-    BLOCKS: tl.constexpr = C // (CPG * GROUPS)
-    n, block = (tl.program_id(0) // BLOCKS).to(tl.int64), tl.program_id(0) % BLOCKS
-    c = channels(block, CPG, LANES, GROUPS)
-    x_ptr += n * x_stride
-    dy_ptr += n * dy_stride
-    dx_ptr += n * (C * HW)
-    mean, rstd = of_groups(stats_ptr, n, c, C, CPG)
-    adds = rows(add_ptr, n, add_stride, c, LANES, PARTS)
-    line, gains = lines(mean, rstd, adds, weight_ptr, bias_ptr, scale_ptr, shift_ptr, n, scale_stride, shift_stride, c,
-                        LANES, SILU)
-    if PIXELS >= HW:
-        at, ok = tile(c, 0, HW, C, HW, LAST, PIXELS)
-        apart, g, found = (), (), ()
-        for j in tl.static_range(PARTS):
-            apart += (tl.where(ok, read(x_ptr, at + j * PART, ok) - line[j][0][None, :], 0.),)
-            g += (slope(apart[j], read(dy_ptr, at + j * PART, ok), line[j], SILU),)
-            dw = tl.sum(g[j] * apart[j], axis=0) * rstd
-            found += (tl.sum(g[j], axis=0), dw, tl.sum(apart[j], axis=0) * rstd)
-    else:
-        found = sums(x_ptr, dy_ptr, rstd, line, c, 0, HW, C, HW, LAST, PART, PIXELS, SILU,
-                     add_ptr is not None)
+    PARTS: tl.constexpr = tile.CPG // tile.LANES
+    GROUPS: tl.constexpr = tile.GROUPS
+    RESIDENT: tl.constexpr = FIND and APPLY and tile.PIXELS >= tile.HW
+    n, k, block, c, start, stop = place(tile)
+    mean, rstd = of_groups(stats_ptr, n, c, tile)
+    coefficients, gains = affine(mean, rstd, adds_of(rows, n, c, tile), rows, n, c, tile)
+    x_ptr, dy_ptr = x_ptr + n * x_stride, dy_ptr + n * dy_stride
+    at, ok = positions(c, start, stop, tile)
+    if RESIDENT:
+        sums, centered, g = resident_sums(x_ptr, dy_ptr, rstd, coefficients, at, ok, tile)
+    elif FIND:
+        sums = channel_sums(x_ptr, dy_ptr, rstd, coefficients, c, start, stop, tile, rows.add is not None)
 
-    c1, c2 = tl.zeros((GROUPS,), tl.float32), tl.zeros((GROUPS,), tl.float32)
-    for j in tl.static_range(PARTS):
-        c1 += in_group(gains[j] * found[3 * j + 1], GROUPS) / (CPG * HW)
-        c2 += in_group(gains[j] * found[3 * j], GROUPS) / (CPG * HW)
-    c1, c2 = over_lanes(c1, LANES), over_lanes(c2, LANES)
-    for j in tl.static_range(PARTS):
-        write_channels(sums_ptr, size, weight_ptr, bias_ptr, scale_ptr, shift_ptr, add_ptr, found[3 * j],
-                       found[3 * j + 1], found[3 * j + 2], c1, c2, gains[j], rstd, n, scale_stride, C, HW,
-                       c + j * LANES)
-    if PIXELS >= HW:
+    if FIND and APPLY:
+        c1, c2 = tl.zeros((GROUPS,), tl.float32), tl.zeros((GROUPS,), tl.float32)
         for j in tl.static_range(PARTS):
-            write(dx_ptr, at + j * PART, input_slope(apart[j], g[j], rstd, gains[j], c1, c2), ok)
+            c1 += in_group(gains[j] * sums[3 * j + 1], GROUPS) / (tile.CPG * tile.HW)
+            c2 += in_group(gains[j] * sums[3 * j], GROUPS) / (tile.CPG * tile.HW)
+        c1, c2 = over_lanes(c1, tile.LANES), over_lanes(c2, tile.LANES)
+        for j in tl.static_range(PARTS):
+            write_rows(sums_ptr, size, rows, sums[3 * j], sums[3 * j + 1], sums[3 * j + 2], c1, c2, gains[j], rstd, n,
+                       c + j * tile.LANES, tile)
+    elif FIND:
+        sums_ptr += (n * ((tile.HW + tile.CHUNK - 1) // tile.CHUNK) + k) * (3 * tile.C) + c
+        for j in tl.static_range(3):
+            tl.store(sums_ptr + j * tile.C, sums[j])
     else:
-        input_slopes(x_ptr, dy_ptr, dx_ptr, rstd, line, gains, c1, c2, c, 0, HW, C, HW, LAST, PART, PIXELS, SILU)
+        c1, c2 = of_groups(group_sums_ptr, n, c, tile)
+
+    if APPLY:
+        dx_ptr += n * (tile.C * tile.HW)
+        if RESIDENT:
+            for j in tl.static_range(PARTS):
+                write(dx_ptr, at, dx_of(centered[j], g[j], rstd, gains[j], c1, c2), ok, j, tile)
+        else:
+            last_tile = start + (stop - start - 1) // tile.PIXELS * tile.PIXELS
+            for p in tl.range(start, stop, tile.PIXELS, loop_unroll_factor=2):
+                at, ok = positions(c, last_tile - (p - start), stop, tile)
+                for j in tl.static_range(PARTS):
+                    x = read(x_ptr, at, ok, j, tile) - coefficients[j][0][None, :]
+                    dz = silu_backward(x, read(dy_ptr, at, ok, j, tile), coefficients[j], tile.SILU)
+                    write(dx_ptr, at, dx_of(x, dz, rstd, gains[j], c1, c2), ok, j, tile)
 
 
 @triton.jit
-def backward_part_kernel(
-    x_ptr, dy_ptr,                                              # (B, C, HW) in either layout
-    part_ptr,                                                   # (3, B, chunks, C): db, dw, sx of a chunk of pixels
-    stats_ptr,                                                  # (B, 2, G): mean, rstd
-    weight_ptr, bias_ptr,                                       # (C,)
-    scale_ptr, shift_ptr, add_ptr,                              # (B, C) or None
-    x_stride, dy_stride, scale_stride, shift_stride, add_stride, size,
-    C: tl.constexpr, HW: tl.constexpr, LAST: tl.constexpr, SILU: tl.constexpr,
-    CPG: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr, PIXELS: tl.constexpr,
-):
-    """Split, 1 of 3: the channels' sums over one chunk of pixels."""
-    n, k, c, chunks = chunk_of(C, HW, CHUNK, LANES)
-    mean, rstd = of_groups(stats_ptr, n, c, C, CPG)
-    adds = rows(add_ptr, n, add_stride, c, LANES, 1)
-    line, gains = lines(mean, rstd, adds, weight_ptr, bias_ptr, scale_ptr, shift_ptr, n, scale_stride, shift_stride, c,
-                        LANES, SILU)
-    found = sums(x_ptr + n * x_stride, dy_ptr + n * dy_stride, rstd, line, c, k * CHUNK,
-                 tl.minimum(k * CHUNK + CHUNK, HW), C, HW, LAST, 0, PIXELS, SILU, add_ptr is not None)
-    part_ptr += (n * chunks + k) * C + c
-    for j in tl.static_range(3):
-        tl.store(part_ptr + j * size, found[j])
-
-
-@triton.jit
-def backward_merge_kernel(
-    part_ptr,                                                   # (3, B, chunks, C)
-    stats_ptr, slopes_ptr,                                      # (B, 2, G): mean, rstd; c1, c2
-    weight_ptr, bias_ptr,                                       # (C,)
-    scale_ptr, shift_ptr, add_ptr,                              # (B, C) or None
-    sums_ptr,                                                   # (2 to 5, B, C): dweight, dbias, dscale, dshift, dadd
-    scale_stride, part_size, size,
-    C: tl.constexpr, HW: tl.constexpr, CHUNK: tl.constexpr, CPG: tl.constexpr,
-):
-    """Split, 2 of 3: one group's c1 and c2, and all gradients but dx."""
-    part_ptr, ok, n, g, _, c, there = parts_of_group(part_ptr, C, HW, CHUNK, CPG)
+def backward_merge_kernel(part_ptr, stats_ptr, group_sums_ptr, sums_ptr, rows, size, tile: tl.constexpr):
+    """One group's c1 and c2, and its gradients but dx, from the db, dw and sx of its chunks in (B, chunks, 3, C)."""
+    SIZE: tl.constexpr = tile.C // tile.G * tile.HW
+    part_ptr, ok, n, g, _, c, exists = chunks_of_group(part_ptr, 3, tile)
     db = tl.sum(tl.load(part_ptr, mask=ok, other=0), axis=0)
-    dw = tl.sum(tl.load(part_ptr + part_size, mask=ok, other=0), axis=0)
-    sx = tl.sum(tl.load(part_ptr + 2 * part_size, mask=ok, other=0), axis=0)
-    gain = row(weight_ptr, 0, 0, c, there) * (1 + row(scale_ptr, n, scale_stride, c, there))
-    c1, c2 = tl.sum(gain * dw) / (CPG * HW), tl.sum(gain * db) / (CPG * HW)
-    g += n * (2 * (C // CPG))
-    rstd = tl.load(stats_ptr + g + C // CPG)
-    write_channels(sums_ptr, size, weight_ptr, bias_ptr, scale_ptr, shift_ptr, add_ptr, db, dw, sx, c1, c2, gain, rstd,
-                   n, scale_stride, C, HW, c, there)
-    tl.store(slopes_ptr + g, c1)
-    tl.store(slopes_ptr + g + C // CPG, c2)
-
-
-@triton.jit
-def backward_apply_kernel(
-    x_ptr, dy_ptr, dx_ptr,                                      # (B, C, HW) in either layout
-    stats_ptr, slopes_ptr,                                      # (B, 2, G): mean, rstd; c1, c2
-    weight_ptr, bias_ptr,                                       # (C,)
-    scale_ptr, shift_ptr, add_ptr,                              # (B, C) or None
-    x_stride, dy_stride, scale_stride, shift_stride, add_stride,
-    C: tl.constexpr, HW: tl.constexpr, LAST: tl.constexpr, SILU: tl.constexpr,
-    CPG: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr, PIXELS: tl.constexpr,
-):
-    """Split, 3 of 3: dx of one chunk of pixels."""
-    n, k, c, _ = chunk_of(C, HW, CHUNK, LANES)
-    mean, rstd = of_groups(stats_ptr, n, c, C, CPG)
-    c1, c2 = of_groups(slopes_ptr, n, c, C, CPG)
-    adds = rows(add_ptr, n, add_stride, c, LANES, 1)
-    line, gains = lines(mean, rstd, adds, weight_ptr, bias_ptr, scale_ptr, shift_ptr, n, scale_stride, shift_stride, c,
-                        LANES, SILU)
-    input_slopes(x_ptr + n * x_stride, dy_ptr + n * dy_stride, dx_ptr + n * (C * HW), rstd, line, gains, c1, c2, c,
-                 k * CHUNK, tl.minimum(k * CHUNK + CHUNK, HW), C, HW, LAST, 0, PIXELS, SILU)
+    dw = tl.sum(tl.load(part_ptr + tile.C, mask=ok, other=0), axis=0)
+    sx = tl.sum(tl.load(part_ptr + 2 * tile.C, mask=ok, other=0), axis=0)
+    gain = row(rows.weight, 0, 0, c, exists) * (1 + row(rows.scale, n, rows.scale_stride, c, exists))
+    c1, c2 = tl.sum(gain * dw) / SIZE, tl.sum(gain * db) / SIZE
+    g += n * (2 * tile.G)
+    rstd = tl.load(stats_ptr + g + tile.G)
+    write_rows(sums_ptr, size, rows, db, dw, sx, c1, c2, gain, rstd, n, c, tile, exists)
+    tl.store(group_sums_ptr + g, c1)
+    tl.store(group_sums_ptr + g + tile.G, c2)
 
 
 # Which way, and with which tile
@@ -564,21 +500,20 @@ SECTOR = 64                 # bytes that must lie together for a read to waste n
 class Sizes(NamedTuple):
     resident: int           # elements of a program whose groups stay in registers
     loop: int               # elements of a tile otherwise
-    a_thread: int           # of them a thread's
-    share: int              # elements of a program for each thread, or sums over threads cost more than the elements
-    channels: int           # a thread may have of a group in parts, or registers spill
+    a_thread: int           # elements of a tile per thread
+    share: int              # elements of a program per thread, or sums over threads cost more than the elements
+    channels: int           # channels a thread may have of a group in parts, or registers spill
     slab: int = 96 * 1024   # bytes a program may read twice: the second read then comes from a cache
-    programs: int = 264     # two a multiprocessor fill a large GPU
+    programs: int = 264     # two per multiprocessor fill a large GPU
 
 
 FORWARD, BACKWARD = Sizes(8192, 8192, 16, 64, 24), Sizes(4096, 4096, 8, 128, 12)
 
 
 class Plan(NamedTuple):
-    lanes: int              # a tile: channels of a part of a group, or of a block if split
-    groups: int             # times so many groups
-    pixels: int             # times so many pixels
-    chunk: int              # pixels of a program if the groups are split, else 0
+    way: str                # resident, loop or split
+    tile: Tile
+    programs: int
     warps: int
 
 
@@ -592,8 +527,22 @@ def warps(elements: int, a_thread: int) -> int:
 
 
 @cache
-def plan(shape: tuple[int, ...], G: int, itemsize: int, last: bool, sizes: Sizes) -> Plan:
-    """Resident if whole groups fit the registers, a loop if they fit the caches, else split.
+def plan(shape: tuple[int, ...], G: int, itemsize: int, channels_last: bool, silu: bool, sizes: Sizes) -> Plan:
+    """Resident if whole groups fit the registers, a loop if they fit the caches, else split."""
+    B, C, H, W = shape
+    if sides := whole_groups(shape, G, itemsize, channels_last, sizes):
+        lanes, groups, pixels, count = sides
+        way = "resident" if pixels >= H * W else "loop"
+        tile = Tile(C, H * W, G, channels_last, silu, C // G, lanes, groups, pixels, H * W)
+    else:
+        channels, pixels, chunk, count = split(shape, G, channels_last, sizes)
+        way, tile = "split", Tile(C, H * W, G, channels_last, silu, 1, 1, channels, pixels, chunk)
+    return Plan(way, tile, B * triton.cdiv(tile.HW, tile.CHUNK) * (C // (tile.CPG * tile.GROUPS)), count)
+
+
+def whole_groups(shape: tuple[int, ...], G: int, itemsize: int, channels_last: bool,
+                 sizes: Sizes) -> tuple[int, int, int, int] | None:
+    """Lanes, groups, pixels and warps of programs that each have whole groups; None where these are too large.
 
     A program takes so many groups that, in channels_last, its piece of a pixel fills the sectors it touches, and
     that it has a thousand elements; but never so many that too few programs are left, nor more than divide G.
@@ -602,90 +551,80 @@ def plan(shape: tuple[int, ...], G: int, itemsize: int, last: bool, sizes: Sizes
     HW, CPG, groups = H * W, C // G, 1
     lanes, whole = CPG & -CPG, triton.next_power_of_2(HW)
     while (G % (2 * groups) == 0 and B * G // (2 * groups) >= sizes.programs
-           and (last and groups * CPG * itemsize < SECTOR or groups * CPG * whole < 1024)):
+           and (channels_last and groups * CPG * itemsize < SECTOR or groups * CPG * whole < 1024)):
         groups *= 2
-    width, vector = groups * CPG, min(16 // itemsize, lanes) if last else 16 // itemsize
-    if lanes < CPG and CPG // lanes * (vector if last else 1) > sizes.channels:
-        return split(shape, G, itemsize, last, sizes)
+    width, vector = groups * CPG, min(16 // itemsize, lanes) if channels_last else 16 // itemsize
+    if lanes < CPG and CPG // lanes * (vector if channels_last else 1) > sizes.channels:
+        return None
     if width * whole <= sizes.resident:
         most = warps(triton.next_power_of_2(width) * whole, 32)
-        return Plan(lanes, groups, whole, 0, min(most, warps(groups * lanes * whole, vector)))
+        return lanes, groups, whole, min(most, warps(groups * lanes * whole, vector))
     slab = sizes.slab if B * G // groups >= sizes.programs else sizes.slab // 4
     if width * HW * itemsize <= slab and width <= sizes.loop // 4:
         most = min(warps(sizes.loop, sizes.a_thread), warps(width * HW, sizes.share))
-        loads = max(1, sizes.a_thread // (vector * (CPG // lanes)))                     # of a thread, from each part
+        loads = max(1, sizes.a_thread // (vector * (CPG // lanes)))     # of a thread, from each part
         pixels = pow2(min(sizes.loop // width, 32 * most * vector * loads // (groups * lanes)))
-        return Plan(lanes, groups, pixels, 0, min(most, warps(groups * lanes * pixels, vector)))
-    return split(shape, G, itemsize, last, sizes)
+        return lanes, groups, pixels, min(most, warps(groups * lanes * pixels, vector))
+    return None
 
 
-def split(shape: tuple[int, ...], G: int, itemsize: int, last: bool, sizes: Sizes) -> Plan:
-    """Blocks of channels and chunks of pixels, enough of them to fill the GPU several times."""
+def split(shape: tuple[int, ...], G: int, channels_last: bool, sizes: Sizes) -> tuple[int, int, int, int]:
+    """Channels and pixels of a tile, pixels of a chunk, and warps: enough programs to fill the GPU several times."""
     B, C, H, W = shape
-    most, lanes = sizes.loop, C & -C
-    pixels = most // min(64, lanes) if last else min(triton.next_power_of_2(H * W), most)
-    lanes = min(most // pixels, lanes)
+    most, channels = sizes.loop, C & -C
+    pixels = most // min(64, channels) if channels_last else min(triton.next_power_of_2(H * W), most)
+    channels = min(most // pixels, channels)
     tiles = triton.cdiv(H * W, pixels)
-    chunk = max(1, min(16, tiles * (C // lanes) * B // (4 * sizes.programs)))                 # in tiles
+    chunk = max(1, min(16, tiles * (C // channels) * B // (4 * sizes.programs)))        # in tiles
     chunk = max(chunk, triton.cdiv(tiles * triton.next_power_of_2(C // G), 16384))      # so that a merge is one tile
-    return Plan(lanes, 1, pixels, chunk * pixels, warps(pixels * lanes, sizes.a_thread))
+    return channels, pixels, chunk * pixels, warps(pixels * channels, sizes.a_thread)
 
 
 # Launchers
 
-def stride(row: Tensor | None) -> int:
-    return 0 if row is None else row.stride(0)
-
-
-def dense(*rows: Tensor | None) -> list[Tensor | None]:
-    """Small arguments with their channels side by side; the batch stride may be anything."""
-    return [r if r is None or r.stride(-1) == 1 else r.contiguous() for r in rows]
+def rows_of(weight: Tensor, bias: Tensor, scale: Tensor | None, shift: Tensor | None, add: Tensor | None) -> Rows:
+    """The arguments with their channels side by side; the batch stride may be anything."""
+    weight, bias, scale, shift, add = (r if r is None or r.stride(-1) == 1 else r.contiguous()
+                                       for r in (weight, bias, scale, shift, add))
+    return Rows(weight, bias, scale, shift, add, 0 if scale is None else scale.stride(0),
+                0 if shift is None else shift.stride(0), 0 if add is None else add.stride(0))
 
 
 def forward(x: Tensor, y: Tensor, stats: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None,
-            shift: Tensor | None, add: Tensor | None, norm_eps: float, silu: bool, last: bool) -> None:
-    """Fills y and stats, (B, 2, G) float32. last: the images of x and y are channels_last, else contiguous."""
-    (B, C, *pixels), G = x.shape, stats.shape[2]
-    HW = pixels[0] * pixels[1]
-    if B == 0:
+            shift: Tensor | None, add: Tensor | None, norm_eps: float, silu: bool, channels_last: bool) -> None:
+    """Fills y and stats, (B, 2, G) float32. channels_last: so lie the images of x and y, else contiguous."""
+    shape, G = x.shape, stats.shape[2]
+    if not shape[0]:
         return
-    p = plan(x.shape, G, x.element_size(), last, FORWARD)
-    weight, bias, scale, shift, add = dense(weight, bias, scale, shift, add)
-    rows = (weight, bias, scale, shift, add, x.stride(0), stride(scale), stride(shift), stride(add))
-    if not p.chunk:
-        forward_kernel[(B * G // p.groups,)](x, y, stats, *rows, norm_eps, C, HW, last, silu, C // G, p.lanes,
-                                             p.groups, p.pixels, num_warps=p.warps)
+    way, tile, programs, count = plan(shape, G, x.element_size(), channels_last, silu, FORWARD)
+    rows, stride, run = rows_of(weight, bias, scale, shift, add), x.stride(0), forward_kernel[(programs,)]
+    if way != "split":
+        run(x, y, stats, rows, stride, norm_eps, tile, True, True, num_warps=count)
         return
-    chunks = triton.cdiv(HW, p.chunk)
-    part = x.new_empty(2, B, chunks, C, dtype=torch.float32)
-    grid, size = (B * chunks * (C // p.lanes),), part.stride(0)
-    forward_part_kernel[grid](x, part, x.stride(0), size, C, HW, last, p.chunk, p.lanes, p.pixels, num_warps=p.warps)
-    forward_merge_kernel[(B * G,)](part, stats, add, stride(add), size, norm_eps, C, HW, p.chunk, C // G,
-                                   num_warps=warps(C // G * chunks, 16))
-    forward_apply_kernel[grid](x, y, stats, *rows, C, HW, last, silu, C // G, p.chunk, p.lanes, p.pixels,
-                               num_warps=p.warps)
+    chunks = triton.cdiv(tile.HW, tile.CHUNK)
+    part = x.new_empty(shape[0], chunks, 2, tile.C, dtype=torch.float32)
+    run(x, y, part, rows._replace(add=None), stride, norm_eps, tile, True, False, num_warps=count)
+    forward_merge_kernel[(shape[0] * G,)](part, stats, rows, norm_eps, tile, num_warps=warps(tile.C // G * chunks, 16))
+    run(x, y, stats, rows, stride, norm_eps, tile, False, True, num_warps=count)
 
 
 def backward(dy: Tensor, x: Tensor, stats: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None,
-             shift: Tensor | None, add: Tensor | None, silu: bool, last: bool, dx: Tensor, sums: Tensor) -> None:
+             shift: Tensor | None, add: Tensor | None, silu: bool, channels_last: bool, dx: Tensor,
+             sums: Tensor) -> None:
     """Fills dx, which lies as dy and x do, and sums: of each image the terms of dweight and dbias, and those of
     dscale, dshift and dadd whose argument is there, (2 to 5, B, C) float32."""
-    (B, C, *pixels), G = x.shape, stats.shape[2]
-    HW = pixels[0] * pixels[1]
-    if B == 0:
+    shape, G = x.shape, stats.shape[2]
+    if not shape[0]:
         return
-    p = plan(x.shape, G, x.element_size(), last, BACKWARD)
-    weight, bias, scale, shift, add = rows = dense(weight, bias, scale, shift, add)
-    strides = (x.stride(0), dy.stride(0), stride(scale), stride(shift), stride(add))
-    if not p.chunk:
-        backward_kernel[(B * G // p.groups,)](x, dy, dx, stats, *rows, sums, *strides, B * C, C, HW, last, silu, C // G,
-                                              p.lanes, p.groups, p.pixels, num_warps=p.warps)
+    way, tile, programs, count = plan(shape, G, x.element_size(), channels_last, silu, BACKWARD)
+    rows, size, run = rows_of(weight, bias, scale, shift, add), shape[0] * tile.C, backward_kernel[(programs,)]
+    tail = (rows, x.stride(0), dy.stride(0), size, tile)
+    if way != "split":
+        run(x, dy, dx, stats, None, sums, *tail, True, True, num_warps=count)
         return
-    chunks = triton.cdiv(HW, p.chunk)
-    part, slopes = x.new_empty(3, B, chunks, C, dtype=torch.float32), torch.empty_like(stats)
-    grid, size = (B * chunks * (C // p.lanes),), part.stride(0)
-    shape = (C, HW, last, silu, C // G, p.chunk, p.lanes, p.pixels)
-    backward_part_kernel[grid](x, dy, part, stats, *rows, *strides, size, *shape, num_warps=p.warps)
-    backward_merge_kernel[(B * G,)](part, stats, slopes, *rows, sums, stride(scale), size, B * C, C, HW, p.chunk,
-                                    C // G, num_warps=warps(C // G * chunks, 16))
-    backward_apply_kernel[grid](x, dy, dx, stats, slopes, *rows, *strides, *shape, num_warps=p.warps)
+    chunks, group_sums = triton.cdiv(tile.HW, tile.CHUNK), torch.empty_like(stats)
+    part = x.new_empty(shape[0], chunks, 3, tile.C, dtype=torch.float32)
+    run(x, dy, None, stats, None, part, *tail, True, False, num_warps=count)
+    backward_merge_kernel[(shape[0] * G,)](part, stats, group_sums, sums, rows, size, tile,
+                                           num_warps=warps(tile.C // G * chunks, 16))
+    run(x, dy, dx, stats, group_sums, None, *tail, False, True, num_warps=count)

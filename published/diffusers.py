@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save as to_bytes
+
 import ddpm
 from ddpm import Schedule
 from published.files import (
@@ -13,7 +15,6 @@ from published.files import (
     check_state_dict,
     diffusers_files,
     locate,
-    optional,
     write_together,
 )
 from published.names import DIFFUSERS, export_weights, heads_per_level, load_weights, swap_sin_cos
@@ -171,7 +172,6 @@ def to_diffusers(unet: UNet, schedule: Schedule, folder: str | Path, *, target: 
                  "prediction_type": prediction, "variance_type": kind},
              "model_index.json": {"_class_name": "DDPMPipeline", "scheduler": ("diffusers", "DDPMScheduler"),
                                   "unet": ("diffusers", "UNet2DModel")}}
-    to_bytes = optional("safetensors.torch", "writing weights for diffusers").save
     weights = {name: w.detach().cpu().clone() for name, w in export_weights(unet, DIFFUSERS).items()}
     contents = {"unet/diffusion_pytorch_model.safetensors": to_bytes(weights, {"format": "pt"}),
                 **{name: json.dumps(content, indent=1).encode() for name, content in files.items()}}

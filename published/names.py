@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from published.files import check_state_dict
+from run.checkpoint import empty_unet
 from unet import Attention, UNet, UNetConfig
 
 
@@ -94,10 +95,7 @@ def load_weights(config: UNetConfig, naming: Naming, tensors: dict[str, Tensor])
         return w.squeeze(-1).shape if w.ndim == 3 else w.shape                    # a Conv1d of width 1 is a Linear here
 
     check_state_dict(tensors)
-    if config.blocks * len(config.widths) > len(tensors):                         # else a wrong number is endless work
-        raise ValueError(f"{config.blocks} blocks on {len(config.widths)} levels do not fit {len(tensors)} tensors")
-    with torch.device("meta"):
-        unet = UNet(config)
+    unet = empty_unet(config, len(tensors))
     expected = export_weights(unet, naming)
     misshaped = [f"{name} {tuple(w.shape)} for {tuple(expected[name].shape)}" for name, w in tensors.items()
                  if name in expected and shape(w) != expected[name].shape]

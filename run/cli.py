@@ -12,9 +12,9 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TextIO, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -65,23 +65,36 @@ def as_flag(name: str, value: str | float | bool) -> str:
 def script(main: Callable) -> Callable:
     """A main(argv) whose bad input ends in one sentence on stderr and exit status 2, without a traceback.
 
-    Nobody has to listen: without a terminal, a pipe or a file to print to, it works all the same.
+    It ends quietly if the reader of what it prints has left, as head does.
     """
     @functools.wraps(main)
     def run(argv: Sequence[str] | None = None):
-        with patient_streams():
-            try:
-                result = main(argv)
-                sys.stdout.flush()
-                return result
-            except (ValueError, OSError, MemoryError, RuntimeError) as error:
-                if (said := sentence(error)) is None:
-                    raise
-                hook, sys.unraisablehook = sys.unraisablehook, lambda _: None     # half-made objects complain
-            sys.unraisablehook = hook
-            print(f"{Path(sys.modules[main.__module__].__file__).name}: {said}", file=sys.stderr)
-            raise SystemExit(2)
+        prepare_streams()
+        try:
+            result = main(argv)
+            sys.stdout.flush()
+            return result
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())        # Python flushes once more at its end
+            raise SystemExit(1) from None
+        except (ValueError, OSError, MemoryError, RuntimeError) as error:
+            if (text := sentence(error)) is None:
+                raise
+            hook, sys.unraisablehook = sys.unraisablehook, lambda _: None         # half-made objects complain
+        sys.unraisablehook = hook
+        print(f"{Path(sys.modules[main.__module__].__file__).name}: {text}", file=sys.stderr)
+        raise SystemExit(2)
     return run
+
+
+def prepare_streams() -> None:
+    """Makes printing work without a terminal, pipe or file to print to, and spells out what an encoding lacks."""
+    while (nowhere := os.open(os.devnull, os.O_RDWR)) <= 2:         # else the next file would get what libraries print
+        pass
+    os.close(nowhere)
+    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))     # noqa: SIM115
+    with contextlib.suppress(AttributeError, OSError):  # what a notebook puts there cannot; stderr is so already
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def sentence(error: Exception) -> str | None:
@@ -91,54 +104,8 @@ def sentence(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         return NO_FILES
     if isinstance(error, RuntimeError):
-        return next((said for pattern, said in LIMITS.items() if re.search(pattern, str(error))), None)
+        return next((text for pattern, text in LIMITS.items() if re.search(pattern, str(error))), None)
     return " ".join(str(error).split())
-
-
-class Patient:
-    """A text stream whose other end may be gone, or know few characters: the text is then dropped, or spelled out."""
-
-    def __init__(self, stream: TextIO, may_fail: bool):
-        self.stream, self.may_fail = stream, may_fail
-
-    def write(self, text: str) -> int:
-        with self.dropping():
-            try:
-                self.stream.write(text)
-            except UnicodeEncodeError:                  # as of a file's name that is no UTF-8
-                self.stream.write(text.encode("ascii", "backslashreplace").decode())
-        return len(text)
-
-    def flush(self) -> None:
-        with self.dropping():
-            self.stream.flush()
-
-    @contextlib.contextmanager
-    def dropping(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            with open(os.devnull, "wb") as nowhere:     # where Python writes what is left when it ends
-                os.dup2(nowhere.fileno(), self.stream.fileno())
-            if not isinstance(error, BrokenPipeError) and not self.may_fail:
-                raise OSError(f"cannot print: {error.strerror}") from error
-
-    def __getattr__(self, name: str):
-        return getattr(self.stream, name)
-
-
-@contextlib.contextmanager
-def patient_streams() -> Iterator[None]:
-    """Inside, printing never fails for want of a reader, and the progress on stderr for no reason at all.
-
-    Closed descriptors are opened, else the next file to be opened would get the bytes that libraries print.
-    """
-    while (nowhere := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass
-    os.close(nowhere)
-    out, err = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))          # noqa: SIM115
-    with contextlib.redirect_stdout(Patient(out, False)), contextlib.redirect_stderr(Patient(err, True)):
-        yield
 
 
 def check_range(config, names: str, least: float, most: float = math.inf) -> None:

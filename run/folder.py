@@ -9,14 +9,9 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
-
-try:
-    import fcntl
-except ImportError:                 # Windows
-    fcntl = None
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from data.files import reading, writing
@@ -25,6 +20,7 @@ from run.cli import make_parent
 from run.pictures import save_figure
 
 PARTS = ("loss", "simple", "bound")
+PATIENCE = 6                        # seconds to wait for a lock: workers of a killed job hold it until they notice, 5 s
 SCORES = {"FD": "Frechet distance, %", "agree": "classified as requested"}        # of samples, and what they are called
 
 
@@ -41,9 +37,15 @@ def lock(folder: Path) -> Iterator[Callable[[], None]]:
         yield lambda: None
         return
     path = make_parent(folder / ".lock")
-    with open_locked(path) as file:
+    try:
+        held = FileLock(path).acquire(timeout=PATIENCE)
+    except Timeout:
+        raise ValueError(f"another process writes into {folder}; wait for it, or choose another --out") from None
+    with held:
+        locked = path.lstat()
+
         def check() -> None:
-            if not is_open_file(path, file):
+            if not path.exists() or not os.path.samestat(path.lstat(), locked):
                 raise ValueError(f"{folder} is no longer this job's: its .lock was removed or replaced; what is there "
                                  f"now is left alone, choose another --out")
 
@@ -51,38 +53,9 @@ def lock(folder: Path) -> Iterator[Callable[[], None]]:
         try:
             yield check
         finally:
-            if is_open_file(path, file):
-                with contextlib.suppress(OSError):              # Windows removes no open files
-                    path.unlink()
-
-
-@contextlib.contextmanager
-def open_locked(path: Path) -> Iterator[BinaryIO]:
-    """The file, made if need be, its content left alone, locked. Raises ValueError if another process has locked it."""
-    while True:
-        with open(path, "a+b", opener=no_link) as file:
-            try:
-                if fcntl:
-                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):
-                raise ValueError(f"another process writes into {path.parent}; wait for it, or choose another --out"
-                                 ) from None
-            if is_open_file(path, file):                        # else its owner removed it before it was locked here
-                yield file
-                return
-
-
-def is_open_file(path: Path, file: BinaryIO) -> bool:
-    """Whether the path still leads to this open file."""
-    try:
-        return os.path.samestat(os.lstat(path), os.fstat(file.fileno()))
-    except FileNotFoundError:
-        return False
-
-
-def no_link(path: str, flags: int) -> int:
-    """An `opener` for `open` that refuses symbolic links, and does not wait for whoever opens a pipe's other end."""
-    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
+            with contextlib.suppress(ValueError, OSError):      # not ours; or Windows, which removes no open files
+                check()
+                path.unlink()
 
 
 def loss_record(T: int, t: Tensor, weights: Tensor, losses: Tensor) -> Tensor:
@@ -92,9 +65,11 @@ def loss_record(T: int, t: Tensor, weights: Tensor, losses: Tensor) -> Tensor:
 
 
 def mean_losses(records: list[Tensor]) -> dict:
-    """The mean losses over these steps, and the loss of each quarter of 1..T, None where no t fell."""
-    total = torch.stack(records).sum(0)
+    """The mean losses over these steps, and that of each quarter of 1..T, None where no t fell; {} without losses."""
+    total = torch.stack(records).cpu().sum(0) if records else torch.zeros(4, 2)
     weight, losses = total[:, :1], total[:, 1:]
+    if not weight.any():
+        return {}
     line = dict(zip(PARTS, (losses.sum(0) / weight.sum()).tolist(), strict=False))
     quarters = (losses[:, 0] / weight[:, 0]).tolist()
     return {**line, "quarters": [q if w else None for q, w in zip(quarters, weight[:, 0].tolist(), strict=True)]}
@@ -106,11 +81,9 @@ def read_log(out: Path) -> list[dict]:
     Lines that are no lines of a log are skipped, with one warning.
     """
     path = out / "log.jsonl"
-    if not os.path.lexists(path):
+    if not path.exists():
         return []
     with reading(path, "remove it"):
-        if not path.is_file():
-            raise ValueError("it is no file")
         texts = path.read_text(errors="replace").split("\n")[:-1]
     lines = [line for text in texts if (line := parse_line(text))]
     if skipped := len(texts) - len(lines):
@@ -122,26 +95,19 @@ def parse_line(text: str) -> dict | None:
     """A line of the log; None if it is no JSON object with a step, and numbers where `plot_log` needs them."""
     try:
         line = json.loads(text)
-    except (ValueError, RecursionError):
+        numbers = [line[name] for name in (*PARTS, *SCORES) if name in line]
+        if "loss" in line:
+            numbers += [0 if line["quarters"][q] is None else line["quarters"][q] for q in range(4)]
+        sum([line["step"], *numbers], 0.)                       # raises for what is no number, or too large for a float
+        return line if type(line["step"]) is int else None
+    except Exception:                                           # whatever another program or a person wrote
         return None
-    if not isinstance(line, dict) or type(line.get("step")) is not int or not 0 <= line["step"] < 2**31:
-        return None
-    quarters = line.get("quarters", [None] * 4)
-    if not isinstance(quarters, list) or len(quarters) != 4 or "loss" in line and "quarters" not in line:
-        return None
-    numbers = [*(line[name] for name in (*PARTS, *SCORES) if name in line), *(q for q in quarters if q is not None)]
-    return line if all(map(is_number, numbers)) else None
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value of JSON is a number that a float can hold."""
-    return type(value) is float or type(value) is int and abs(value) < 2**63
 
 
 def append_log(out: Path, line: dict) -> None:
     """Adds a line to the log: whole, or, on a full disk, not at all, which is an OSError."""
     path, rest = out / "log.jsonl", (json.dumps(line) + "\n").encode()
-    with open(path, "ab", buffering=0, opener=no_link) as file:
+    with open(path, "ab", buffering=0) as file:
         before = file.tell()
         try:
             while rest:
@@ -154,7 +120,7 @@ def append_log(out: Path, line: dict) -> None:
 def truncate_log(out: Path, step: int) -> None:
     """Drops the log's lines after the step at which the run resumes, atomically."""
     path = out / "log.jsonl"
-    if os.path.lexists(path):
+    if path.exists():
         lines = [line for line in read_log(out) if line["step"] <= step]
         with writing(path) as file:
             file.write("".join(json.dumps(line) + "\n" for line in lines).encode())

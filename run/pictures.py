@@ -60,6 +60,11 @@ def grid(x: Tensor, columns: int, heads: Sequence[str] = ()) -> Image.Image:
     return sheet
 
 
+def side_by_side(columns: Sequence[Tensor], heads: Sequence[str]) -> Image.Image:
+    """A grid of these columns, each of pictures (N, C, H, W) in [-1, 1], their heads above them."""
+    return grid(torch.stack(list(columns), dim=1).flatten(0, 1), len(columns), heads)
+
+
 def columns(samples: Samples) -> tuple[int, tuple[str, ...]]:
     """Columns of the samples' grid, and their heads: one per class, if every row repeats the same labels."""
     labels = [] if samples.labels is None else samples.labels.tolist()
@@ -173,6 +178,16 @@ def figure_path(out: str) -> Path:
     from matplotlib.figure import Figure
     Figure().savefig(io.BytesIO(), format=Path(out).suffix[1:] or None)
     return check_writable(out)
+
+
+def panels(rows: int, columns: int, size: tuple[float, float], grid: bool = False, **options):
+    """A matplotlib figure of this size in inches and its panels; grid: with faint lines; options of Figure.subplots."""
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(rows, columns, **options)
+    for panel in figure.axes if grid else ():
+        panel.grid(alpha=0.3)
+    return figure, axes
 
 
 def save_figure(figure, path: str | Path, dpi: int) -> None:

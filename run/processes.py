@@ -22,10 +22,10 @@ import torch.distributed.nn  # noqa: F401  (imported later, as by DDP, its defau
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from data.workers import STOPS
 from run.cli import choose_device
 
 T = TypeVar("T")
+STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]    # of a run
 TIMEOUT = timedelta(minutes=30)     # the longest wait for another process, as for the first while it samples and saves
 
 

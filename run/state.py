@@ -14,11 +14,11 @@ import data
 import ddpm
 import noise
 from run import checkpoint, folder, pictures, processes
+from run.checkpoint import LAST, MOMENTS, PREVIOUS, Checkpoint
 from unet import UNet
 
 Score = Callable[[Tensor, Tensor | None], dict[str, float]]         # samples in [-1, 1], their labels -> scores by name
 PATIENCE = 5                        # consecutive updates that may fail before the run stops
-UNREAD = 50                         # updates whose outcome a GPU is not asked for, at most
 SCORED, SCORED_STEPS = 250, 10      # samples that are scored, and their steps of DPM-Solver++
 SHOWN, SHOWN_STEPS = 20, 50         # classes in a grid of samples, at most, and the steps of DDIM
 
@@ -27,45 +27,25 @@ SHOWN, SHOWN_STEPS = 20, 50         # classes in a grid of samples, at most, and
 class Progress:
     """How far a run is."""
     step: int | None = 0            # of the last complete update; None while one changes the run, which cannot be saved
-    unread: list[tuple] = field(default_factory=list)               # of the latest steps: what a GPU still computes
     records: list[Tensor] = field(default_factory=list)             # of the steps that the log does not have yet
-    failures: int = 0               # consecutive updates that failed, up to the latest that was read
-    failed: tuple = ()              # the latest of them: its step and record
+    failures: Tensor | int = 0      # consecutive updates that failed, on the device; PATIENCE of them are not forgotten
     saved: int = 0                  # the step of the newest checkpoint, or of the latest attempt to write one
-    sound: bool = False             # whether last.pt is this run's and sound, and so worth keeping as previous.pt
+    sound: bool = False             # whether the newest file is this run's and sound, and so worth keeping
 
-    def complete(self, step: int, record: Callable[[Tensor], Tensor], norm: Tensor, losses: Tensor) -> None:
-        """The update of this step is done, and all of the run is that step's.
+    def count(self, step: int, finite: Tensor, record: Tensor) -> None:
+        """The update of this step is done; where the gradient was not finite it changed nothing, and has no record.
 
-        norm, losses (P, B): what came of it; where the norm is not finite, nothing was changed. record: makes the
-        step's record of the losses. A GPU is not waited for: what it computes is read later, with that of other steps.
+        Nothing here waits for a GPU.
         """
+        self.failures = torch.where(finite & (self.failures < PATIENCE), 0, self.failures + 1)
+        self.records.append(torch.where(finite, record, 0))
         self.step = step
-        self.unread.append((step, record, losses.shape, torch.cat([norm[None], losses.flatten()])))
-        if norm.is_cpu or len(self.unread) == UNREAD:
-            self.read()
-
-    def read(self) -> None:
-        """Waits for the updates that are not read yet; what follows too many failures in a row is not looked at."""
-        unread, self.unread = self.unread, []
-        results = torch.stack([values for *_, values in unread]).cpu() if unread else ()
-        for (step, record, shape, _), values in zip(unread, results, strict=True):
-            norm, losses = values[0], values[1:].view(shape)
-            self.failures = 0 if norm.isfinite() else self.failures + 1
-            if self.failures:
-                self.failed = step, record(losses)
-            else:
-                self.records.append(record(losses))
-            if self.failures == PATIENCE:
-                return
 
     def check_failures(self) -> None:
-        """Raises ValueError if too many updates in a row failed."""
-        if self.failures == PATIENCE:
-            step, record = self.failed
-            raise ValueError(f"loss {folder.mean_losses([record])['loss']:g} or its gradient was not finite {PATIENCE} "
-                             f"steps in a row, up to step {step}; lower --lr or look at the data. A checkpoint, if "
-                             f"there is one, is from before")
+        """Raises ValueError if too many updates in a row failed. Waits for a GPU."""
+        if self.failures >= PATIENCE:
+            raise ValueError(f"the loss or its gradient was not finite {PATIENCE} steps in a row, seen at step "
+                             f"{self.step}; lower --lr or look at the data. A checkpoint, if any, is from before")
 
 
 class Run(NamedTuple):
@@ -105,9 +85,9 @@ def due(run: Run, every: int) -> bool:
 def log(run: Run, **facts: float | Tensor) -> dict | None:
     """Adds a line to the log if one is due: the mean losses since the last one, and the facts; returns it."""
     progress = run.progress
-    if not due(run, run.config.log_every) or not progress.records:
+    if not due(run, run.config.log_every) or not (losses := folder.mean_losses(progress.records)):
         return None
-    line = {"step": progress.step, **folder.mean_losses(progress.records), **{k: float(v) for k, v in facts.items()}}
+    line = {"step": progress.step, **losses, **{k: float(v) for k, v in facts.items()}}
     if processes.rank() == 0:
         run.check_folder()
         folder.append_log(Path(run.config.out), line)
@@ -130,15 +110,17 @@ def write(run: Run, stop: bool) -> None:
 
 
 def save(run: Run) -> None:
-    """Writes the last complete step to last.pt, keeps what that was as previous.pt, and plots the curves."""
-    progress, path = run.progress, Path(run.config.out, "last.pt")
+    """Writes the last complete step to last.safetensors, keeps what that was as the previous one, plots the curves."""
+    progress, path = run.progress, Path(run.config.out, LAST)
     progress.saved = progress.step
     facts = {"name": run.dataset.name, "shape": run.dataset.shape, "classes": run.dataset.classes, "digest": run.digest}
-    weights = {name: w.detach() for name, w in run.weights.items()}
-    checkpoint.save(path, checkpoint.Checkpoint(
-        run.unet.config, weights, run.ema, progress.step, run.schedule.beta[1:], asdict(run.config), facts,
-        run.optimizer.state_dict(), progress.records, checkpoint.versions(), run.history),
-        path.with_name("previous.pt") if progress.sound else None, run.check_folder)
+    adam = {name: run.optimizer.state[w] for name, w in run.weights.items()}
+    moments = {part: {name: state[part] for name, state in adam.items()} for part in MOMENTS}
+    updates = int(next(iter(adam.values()))["step"])
+    checkpoint.save(path, Checkpoint(
+        run.unet.config, run.weights, run.ema, progress.step, run.schedule.beta[1:], asdict(run.config), facts,
+        checkpoint.versions(), **moments, updates=updates, losses=progress.records, history=run.history),
+        path.with_name(PREVIOUS) if progress.sound else None, run.check_folder)
     progress.sound = True
     folder.plot_log(Path(run.config.out))
 
@@ -154,12 +136,11 @@ def saved_on_error(run: Run) -> Iterator[None]:
         yield
     except Exception:
         step = run.progress.step or 0
-        if processes.rank() == 0 and step > run.progress.saved and run.progress.failures < PATIENCE:
+        if processes.rank() == 0 and step > run.progress.saved:
             try:
-                run.progress.read()
-                run.progress.check_failures()
-                save(run)
-                print(f"an error ended the run; step {step} is saved, repeat the command to resume")
+                if run.progress.failures < PATIENCE:
+                    save(run)
+                    print(f"an error ended the run; step {step} is saved, repeat the command to resume")
             except Exception as error:
                 print(f"an error ended the run, and step {step} could not be saved: {error}")
         raise

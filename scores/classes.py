@@ -18,7 +18,7 @@ from scores.classifier import Weights
 
 K = 3                               # neighbours that make the manifold of precision and recall
 BLOCK = 2**24                       # distances, or numbers of pictures, in memory at once
-LARGEST = 4096                      # numbers of a picture up to which its covariance is computed, for pFD and Gaussians
+LARGEST = 4096                      # most numbers of a picture for pFD and Gaussians, which need their covariance
 
 
 class Reference(NamedTuple):
@@ -32,8 +32,9 @@ class Reference(NamedTuple):
 
 def refer(weights: Weights, train: data.Data, held_out: data.Data) -> Reference:
     """The reference that these two sets make. Raises ValueError for too few held-out pictures."""
-    unseen = enough(held_out)
-    return Reference(weights, train, unseen, features(weights, unseen), to_nearest(unseen, train.images))
+    unseen = held_out_pictures(held_out)
+    distances, _ = nearest(unseen, train.images)
+    return Reference(weights, train, unseen, features(weights, unseen), distances[:, 0])
 
 
 def of_digits() -> Reference:
@@ -42,7 +43,7 @@ def of_digits() -> Reference:
     return refer(weights, data.digits(), data.digits(held_out=True))
 
 
-def enough(held_out: data.Data) -> Tensor:
+def held_out_pictures(held_out: data.Data) -> Tensor:
     """All held-out pictures in [-1, 1]. Raises ValueError for too few."""
     if len(held_out.images) <= K:
         raise ValueError(f"{held_out.name} has {len(held_out.images)} held-out pictures; there must be more than {K}")
@@ -62,7 +63,7 @@ def score(reference: Reference, x: Tensor, labels: Tensor, distances: Tensor | N
     """
     weights, _, unseen, real, expected = reference
     made = features(weights, x)
-    distances = to_nearest(x, reference.train.images) if distances is None else distances
+    distances = nearest(x, reference.train.images)[0][:, 0] if distances is None else distances
     pixels = {"pFD": frechet(x.flatten(1), unseen.flatten(1))} if x[0].numel() <= LARGEST else {}
     precision, recall = precision_and_recall(real, made)
     return {"FD": frechet(made, real), **pixels, "agree": agreement(weights, made, labels),
@@ -112,31 +113,26 @@ def neighbour_distances(x: Tensor) -> Tensor:
 
 
 def blocks(x: Tensor, n: int) -> tuple[Tensor, ...]:
-    """x in parts, whose distances to n others fit into memory."""
+    """x in parts so small that their distances to n others fit into memory."""
     return x.split(max(1, BLOCK // n))
 
 
 # Neighbours in pixels
 
-def to_nearest(x: Tensor, images) -> Tensor:
-    """The distance (N,) from each of x (N, C, H, W) to the nearest of these uint8 images."""
-    x, least = x.flatten(1), torch.full((len(x),), math.inf)
+def nearest(x: Tensor, images, k: int = 1) -> tuple[Tensor, Tensor]:
+    """Distances (N, k) from x (N, C, H, W) to its k nearest of these uint8 images, least first, and their indices.
+
+    The nearest are found by products of matrices, which is quick but rounds; their distances are then computed from
+    differences.
+    """
+    x = x.flatten(1)
+    least, indices = torch.full((len(x), k), math.inf), torch.zeros(len(x), k, dtype=torch.int64)
     for index in torch.arange(len(images)).split(max(1, BLOCK // x.shape[1])):
         y = data.to_unit(images[index]).flatten(1)
-        parts = [torch.cdist(part, y).min(1).values for part in blocks(x, len(y))]
-        least = torch.minimum(least, torch.cat(parts))
-    return least
-
-
-def nearest(x: Tensor, images, k: int, batch: int = 1000) -> tuple[Tensor, Tensor]:
-    """Root mean square distances (N, k) from x (N, C, H, W) to its k nearest uint8 images, and their indices."""
-    distances, indices = torch.empty(len(x), 0), torch.empty(len(x), 0, dtype=torch.int64)
-    for index in torch.arange(len(images)).split(batch):
-        y = data.to_unit(images[index]).flatten(1)
-        new = torch.cdist(x.flatten(1), y, compute_mode="donot_use_mm_for_euclid_dist") / y.shape[1]**0.5
-        distances, order = torch.cat([distances, new], dim=1).sort(dim=1, stable=True)
-        indices = torch.cat([indices, index.expand(len(x), -1)], dim=1).gather(1, order[:, :k])
-        distances = distances[:, :k]
+        for part in blocks(torch.arange(len(x)), len(y)):
+            least[part], order = torch.cat([least[part], torch.cdist(x[part], y)], dim=1).topk(k, largest=False)
+            indices[part] = torch.cat([indices[part], index.expand(len(part), -1)], dim=1).gather(1, order)
+    distances = torch.stack([(x - data.to_unit(images[index]).flatten(1)).norm(dim=1) for index in indices.T], dim=1)
     return distances, indices
 
 
@@ -163,7 +159,7 @@ def gaussians(train: data.Data, labels: Tensor, seed: int) -> Tensor:
 # During training
 
 def scorer(dataset: data.Data, name: str, size: str, fit: str) -> Callable | None:
-    """(x, labels) -> FD and agree, the second only with labels; None where the set has no classifier of its own.
+    """(x, labels) -> FD and agree, the second only with labels; None where weights/ has no classifier of the set.
 
     There are no scores of samples that are not finite: a run may recover from them.
 
@@ -174,7 +170,7 @@ def scorer(dataset: data.Data, name: str, size: str, fit: str) -> Callable | Non
         return None
     try:
         weights = classifier.load_fitting(facts).weights
-        real = features(weights, enough(data.load(data.TEST + name, size, fit)))
+        real = features(weights, held_out_pictures(data.load(data.TEST + name, size, fit)))
     except ValueError as error:
         print(f"samples will not be scored: {error}")
         return None

@@ -5,7 +5,7 @@ The file carries what it was trained on, so that it scores no model of other pic
 
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,15 +13,14 @@ from torch import Tensor
 
 import data
 import noise
-from data.files import reading, writing
+from data.files import reading
 from data.published import parse_name
-from data.sets import CLASSES
+from run import tensors
 from run.checkpoint import Checkpoint
-from run.checks import check_shape, load_tensors
 
-FILES = {"digits": Path("weights/digits_classifier.pt"), "fashion-mnist": Path("weights/fashion_classifier.pt")}
-MEND = "train one with: python evaluate.py classifier --data ... --out FILE, and name it with --classifier FILE"
-STORED = (torch.float32, torch.bfloat16)
+FILES = {"digits": Path("weights/digits_classifier.safetensors"),
+         "fashion-mnist": Path("weights/fashion_classifier.safetensors")}
+REMEDY = "train one with: python evaluate.py classifier --data ... --out FILE, and name it with --classifier FILE"
 Weights = dict[str, Tensor]
 
 
@@ -52,9 +51,9 @@ def facts_of(dataset: data.Data) -> Facts:
     return Facts(parse_name(dataset.name)[1], dataset.shape, dataset.classes)
 
 
-def trained_on(last: Checkpoint) -> Facts:
+def trained_on(checkpoint: Checkpoint) -> Facts:
     """The facts of what a model was trained on."""
-    name, shape, classes = (last.data[key] for key in ("name", "shape", "classes"))
+    name, shape, classes = (checkpoint.data[key] for key in ("name", "shape", "classes"))
     return Facts(parse_name(name)[1], tuple(shape), tuple(classes))
 
 
@@ -78,8 +77,8 @@ def shapes(facts: Facts) -> dict[str, tuple[int, ...]]:
 def features(weights: Weights, x: Tensor) -> Tensor:
     """Features (N, D) of pictures (N, C, H, W) in [-1, 1]: the last hidden layer."""
     convolutions = [w for name, w in weights.items() if name.startswith("conv")]
-    whole = len(convolutions) - halvings(x.shape[1:])                             # that halve nothing come first
-    x = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)                    # channels last: twice as fast
+    whole = len(convolutions) - halvings(x.shape[1:])                             # the first ones, which halve nothing
+    x = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)                    # channels_last: twice as fast
     for k, w in enumerate(convolutions):
         x = F.conv2d(x, w, padding=1)
         x = F.relu(x if k < whole else F.max_pool2d(x, 2))
@@ -121,44 +120,32 @@ def train(dataset: data.Data, steps: int) -> Classifier:
 def save(path: str | Path, classifier: Classifier, dtype: torch.dtype) -> None:
     """Writes the weights, in this dtype, and what they were trained on: whole, or not at all."""
     weights = {name: w.to(dtype) for name, w in classifier.weights.items()}
-    with writing(path) as file:
-        torch.save({**weights, "data": classifier.facts._asdict()}, file)
+    tensors.save(path, weights, classifier.facts._asdict())
 
 
 def load(path: Path) -> Classifier:
     """What `save` wrote, its weights in float32. Raises ValueError for anything else."""
-    mend = "train it with: python evaluate.py classifier"
+    remedy = "train it with: python evaluate.py classifier"
     if not path.is_file():
-        raise ValueError(f"no {path}; {mend}")
-    with reading(path, mend):
-        content = load_tensors(path)
-        facts = check_facts(**content.pop("data"))
-        if {name: tuple(w.shape) for name, w in content.items()} != shapes(facts) or not all(
-                w.dtype in STORED and w.isfinite().all() for w in content.values()):
+        raise ValueError(f"no {path}; {remedy}")
+    with reading(path, remedy):
+        weights, content = tensors.load(path, remedy=remedy)
+        if content.keys() != {*Facts._fields}:
+            raise ValueError("it is no classifier")
+        facts = Facts(content["name"], tuple(content["shape"]), tuple(content["classes"]))
+        if {name: tuple(w.shape) for name, w in weights.items()} != shapes(facts):
             raise ValueError(f"its tensors are not the classifier's, {shapes(facts)}")
-        return Classifier(facts, {name: w.float() for name, w in content.items()})
-
-
-def check_facts(name: Any, shape: Any, classes: Any) -> Facts:
-    """The facts. Raises ValueError for what is none."""
-    if type(name) is not str or not all(type(c) is str for c in classes) or not 1 <= len(classes) <= CLASSES:
-        raise ValueError("its data set has no name or no names of classes")
-    check_shape(shape)
-    return Facts(name, tuple(shape), tuple(classes))
-
-
-def own_path(name: str) -> Path:
-    """Where the classifier of the data set of this name is. Raises ValueError for a set that has no such place."""
-    key = parse_name(name)[1]
-    if key not in FILES:
-        raise ValueError(f"there is no classifier of {key} in weights/; {MEND}")
-    return FILES[key]
+        if not all(w.isfinite().all() for w in weights.values()):
+            raise ValueError("its weights are not finite")
+        return Classifier(facts, {name: weights[name].float() for name in shapes(facts)})
 
 
 def load_fitting(facts: Facts, path: str = "") -> Classifier:
-    """The classifier of this data set, from its own place if no path is given. Raises ValueError for another set's."""
-    path = Path(path) if path else own_path(facts.name)
+    """The classifier of this data set, from FILES if no path is given. Raises ValueError for another set's."""
+    if not path and facts.name not in FILES:
+        raise ValueError(f"there is no classifier of {facts.name} in weights/; {REMEDY}")
+    path = Path(path or FILES[facts.name])
     classifier = load(path)
     if not classifier.facts.fit(facts):
-        raise ValueError(f"{path} is a classifier of {classifier.facts}, the pictures are {facts}; {MEND}")
+        raise ValueError(f"{path} is a classifier of {classifier.facts}, the pictures are {facts}; {REMEDY}")
     return classifier

@@ -1,7 +1,7 @@
 """Frechet Inception distance (Heusel et al. 2017) between saved pictures and a data set.
 
     pip install pytorch-fid
-    python sample.py --checkpoint runs/cifar10/last.pt --n 50000 --npz --out out/cifar10
+    python sample.py --checkpoint runs/cifar10/last.safetensors --n 50000 --npz --out out/cifar10
     python evaluate.py fid --pictures out/cifar10/pictures.npz --data cifar10
 
 The features are those of pytorch-fid's Inception network, as in published results; pytorch-fid downloads its weights
@@ -15,14 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 import data
-from data import sets
-from data.files import reading, writing
+from data.files import reading
+from run import tensors
 from run.cli import check_range, choose_device, parse
 
 Features = Callable[[Tensor], Tensor]           # uint8 (B, 3, H, W) -> (B, D)
@@ -85,44 +84,29 @@ def inception(device: torch.device) -> Features:
 
 
 def halves(pictures: data.Data, features: Features, batch: int, cache: Path) -> tuple[Statistics, Statistics]:
-    """Statistics of the even-numbered and of the odd-numbered pictures, read from the cache if present.
+    """Statistics of the even-numbered and of the odd-numbered pictures, kept in the cache under a hash of the pixels.
 
-    Prints a warning for a damaged file of the cache, which is written anew, and for one that cannot be written.
+    Where the cache cannot be written there is a warning, and the statistics all the same.
     """
     n, digest = len(pictures.images), hashlib.sha256(repr(pictures.shape).encode())
     chunks = torch.arange(n).split(batch)
     for chunk in chunks:
         digest.update(pictures.images[chunk].numpy().tobytes())
-    path = cache / f"{n}-{digest.hexdigest()[:16]}.npz"
-    try:
-        return load_statistics(path, n)
-    except FileNotFoundError:
-        pass
-    except ValueError as error:
-        print(f"warning: {error}")
+    path = cache / f"{n}-{digest.hexdigest()[:16]}.safetensors"
+    if path.is_file():
+        with reading(path, "remove it"):
+            kept, _ = tensors.load(path, remedy="remove it")
+            D = len(kept["mean0"])
+            if any(x.shape not in ((D,), (D, D)) or not x.isfinite().all() for x in kept.values()):
+                raise ValueError("it holds no statistics")
+            return tuple(Statistics((n + 1 - k) // 2, kept[f"mean{k}"], kept[f"scatter{k}"]) for k in (0, 1))
     x = torch.cat([features(to_rgb(pictures.images[c])) for c in tqdm(chunks, unit=" batches", leave=False)])
-    both = tuple(statistics(x[k::2]) for k in (0, 1))
+    both = statistics(x[::2]), statistics(x[1::2])
     try:
-        with writing(path) as file:
-            np.savez(file, **{f"{name}{k}": value for k in (0, 1) for name, value in both[k]._asdict().items()})
+        tensors.save(path, {f"{name}{k}": getattr(both[k], name) for k in (0, 1) for name in ("mean", "scatter")}, {})
     except OSError as error:
         print(f"warning: {error}")
     return both
-
-
-def load_statistics(path: Path, n: int) -> tuple[Statistics, Statistics]:
-    """What `halves` saved of n pictures. Raises FileNotFoundError, or ValueError for a file of anything else."""
-    path.lstat()
-    with reading(path, "it is computed anew"), sets.load_arrays(path) as file:
-        both = tuple(Statistics(file[f"n{k}"].item(), *(torch.from_numpy(file[f"{name}{k}"])
-                                                       for name in ("mean", "scatter"))) for k in (0, 1))
-        D = len(both[0].mean)
-        for half, expected in zip(both, (n - n // 2, n // 2), strict=True):
-            shapes = half.mean.shape, half.scatter.shape
-            if half.n != expected or shapes != ((D,), (D, D)) or not all(
-                    x.dtype == torch.float64 and x.isfinite().all() for x in half[1:]):
-                raise ValueError("it holds no statistics of these pictures")
-        return both
 
 
 def to_rgb(pixels: Tensor) -> Tensor:
@@ -145,8 +129,6 @@ def fid(argv: Sequence[str], network: Callable[[torch.device], Features] = incep
             raise ValueError(f"{name} has {len(pictures.images)} pictures; the FID needs at least 4, better thousands")
     features = network(choose_device(config.device))
     (a, b), (c, d) = (halves(x, features, config.batch, Path(config.cache)) for x in (samples, real))
-    if a.mean.shape != c.mean.shape:
-        raise ValueError(f"the statistics in {config.cache} are of two networks; remove that folder")
     print(f"FID {frechet(a + b, c + d):.3f}   N = {a.n + b.n} pictures of {config.pictures}, {c.n + d.n} of "
           f"{config.data} at {H} x {W}")
     print(f"FID {frechet(c, d):.3f}   real to real: {c.n} pictures of {config.data} to its other {d.n}")

@@ -1,7 +1,7 @@
 """Bits per dimension of a data set under a trained model, term by term (Ho et al. 2020, equation 5).
 
-    python evaluate.py nll                                        # the held-out digits under weights/digits.pt
-    python evaluate.py nll --checkpoint runs/x/last.pt --data photos/ --n 500 --times 100
+    python evaluate.py nll                                        # the held-out digits under weights/digits.safetensors
+    python evaluate.py nll --checkpoint runs/x/last.safetensors --data photos/ --n 500 --times 100
 
 The bound has T + 1 terms: the prior L_T, a KL at each t = T..2, and the decoder at t = 1. The prior and the decoder
 are computed for every picture. The timesteps 2..T are partitioned into intervals, shorter near the data where the terms
@@ -21,17 +21,17 @@ from tqdm import tqdm
 import data
 import ddpm
 import noise
-from run import checkpoint
+from run.checkpoint import WEIGHTS, Checkpoint, load, load_unet
 from run.cli import check_range, choose_device, parse
-from run.pictures import figure_path, save_figure
-from scores.classifier import facts_of, trained_on
-from scores.pictures import load_pictures
+from run.pictures import figure_path, panels, save_figure
+from scores.classifier import trained_on
+from scores.pictures import load_pictures, relabel
 
 
 @dataclass(frozen=True)
 class Config:
     """Bits/dim of a data set under a trained model: the terms of the bound, their sum, and two plots."""
-    checkpoint: str = "weights/digits.pt"       # a checkpoint of train.py
+    checkpoint: str = "weights/digits.safetensors"  # a checkpoint of train.py
     data: str = "held-out"                      # held-out (of what it was trained on), or as for train.py
     fit: str = ""                               # how pictures reach the model's size, crop or pad; empty is its own
     n: int = 0                                  # number of pictures, from the first; 0 is all
@@ -110,43 +110,48 @@ def pair_terms(schedule: ddpm.Schedule, model: Callable, x0: Tensor, t: Tensor, 
     return term.double().cpu(), error.square().flatten(1).mean(1).double().cpu()
 
 
-def labels_for(config: Config, last: checkpoint.Checkpoint, pictures: data.Data) -> Tensor | None:
+def labels_for(config: Config, checkpoint: Checkpoint, pictures: data.Data) -> Tensor | None:
     """Labels (N,) for the network, all null with --no-labels; None for an unconditional network."""
-    classes = tuple(last.data["classes"])
-    if not last.network.classes:
+    classes = len(checkpoint.data["classes"])
+    if not checkpoint.network.classes:
         return None
-    if not config.labels:
-        if last.network.classes == len(classes):
-            raise ValueError(f"{config.checkpoint} has no null class; omit --no-labels")
-        return torch.full((len(pictures.images),), len(classes))
-    if pictures.classes != classes and not facts_of(pictures).fit(trained_on(last)):
-        raise ValueError(f"the classes of {config.data} differ from {config.checkpoint}'s; use --no-labels")
-    return pictures.labels
+    has_null = checkpoint.network.classes > classes
+    if config.labels:
+        try:
+            return relabel(pictures, trained_on(checkpoint)).labels
+        except ValueError as error:
+            raise ValueError(f"{error}{', or use --no-labels' if has_null else ''}") from error
+    if not has_null:
+        raise ValueError(f"{config.checkpoint} has no null class; omit --no-labels")
+    return torch.full((len(pictures.images),), classes)
+
+
+def score(config: Config) -> Terms:
+    """The terms of the bound that the settings ask for; prints what they are of."""
+    device, checkpoint = choose_device(config.device), load(config.checkpoint)
+    ddpm.check_choice("weights", config.weights, WEIGHTS)
+    check_range(config, "times n", 0)
+    check_range(config, "batch", 1)
+    if (T := len(checkpoint.beta)) < 2:
+        raise ValueError(f"{config.checkpoint} has T = {T}; the bound needs a T of 2 or more")
+    parts = partition(T, min(config.times, T - 1))
+    unet = load_unet(checkpoint, weights=config.weights, device=config.device)
+    pictures = data.first(load_pictures(checkpoint, config.data, config.fit), config.n)
+    labels, variance = labels_for(config, checkpoint, pictures), config.variance or checkpoint.variance
+    print(f"{config.checkpoint} on {len(pictures.images)} pictures of {pictures.name} ({config.data}): "
+          f"{len(parts) - 1} of {T} timesteps per picture, variance {variance}, seed {config.seed}")
+    return bound(ddpm.from_betas(checkpoint.beta.to(device)), unet, pictures.images, labels, parts=parts,
+                 seed=config.seed, batch=config.batch, target=checkpoint.settings["target"], variance=variance,
+                 clip=config.clip and checkpoint.clip)
 
 
 def nll(argv: Sequence[str]) -> None:
     """Prints the terms of the bound and saves the two plots."""
     config = parse(Config, argv)
-    last, device = checkpoint.load(config.checkpoint), choose_device(config.device)
-    ddpm.check_choice("weights", config.weights, checkpoint.WEIGHTS)
     figure_path(config.out)                                                       # fails now, not at the end
-    if (T := len(last.beta)) < 2:
-        raise ValueError(f"{config.checkpoint} has T = {T}; the bound needs a T of 2 or more")
-    check_range(config, "times", 0, T - 1)
-    check_range(config, "n", 0)
-    check_range(config, "batch", 1)
-    parts = partition(T, config.times)
-    unet = checkpoint.load_unet(last, weights=config.weights, device=config.device)
-    pictures = data.first(load_pictures(last, config.data, config.fit), config.n)
-    variance = config.variance or last.variance
-    schedule = ddpm.Schedule(*(table.to(device) for table in ddpm.from_betas(last.beta)))
-    terms = bound(schedule, unet, pictures.images, labels_for(config, last, pictures), parts=parts, seed=config.seed,
-                  batch=config.batch, target=last.settings["target"], variance=variance,
-                  clip=config.clip and last.clip)
-    print(f"{config.checkpoint} on {len(pictures.images)} pictures of {pictures.name} ({config.data}): "
-          f"{len(parts) - 1} of {T} timesteps per picture, variance {variance}, seed {config.seed}")
+    terms = score(config)
     print_table(terms)
-    save_figure(plot_terms(terms, T), config.out, dpi=120)
+    save_figure(plot_terms(terms), config.out, dpi=120)
     print(f"see {config.out}")
 
 
@@ -162,19 +167,17 @@ def print_table(terms: Terms) -> None:
     print(f"{'sum':28}{terms.total.mean():10.5f} +- {error:.5f} over pictures")
 
 
-def plot_terms(terms: Terms, T: int):
+def plot_terms(terms: Terms):
     """Figure of two plots: the bound's terms against t, and distortion against rate (Ho et al. 2020, figure 5)."""
-    from matplotlib.figure import Figure
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = panels(1, 2, (9, 3.5), grid=True)
     left.plot(terms.t, terms.bits, marker=".", markersize=3)
-    left.set(xlabel="t", ylabel="bits/dim per timestep", yscale="log", xlim=(0, T), title="terms of the bound")
-    rate = (terms.bits * terms.width).flip(0).cumsum(0).flip(0) - terms.bits * terms.width + terms.prior.mean()
+    left.set(xlabel="t", ylabel="bits/dim per timestep", yscale="log", xlim=(0, int(terms.width.sum())),
+             title="terms of the bound")
+    bits = terms.bits * terms.width
+    rate = terms.prior.mean() + bits.sum() - bits.cumsum(0)
     right.plot(rate, terms.distortion, marker=".", markersize=3)
     right.plot(rate[0] + terms.bits[0], 0, "o", color="C1", label="after the decoder: lossless")
     right.set(xlabel="rate: bits/dim of the terms above t", ylabel="rms error of x0_hat (0..255)",
               title="rate and distortion", ylim=(0, None))
     right.legend(fontsize=8)
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
     return figure

@@ -9,20 +9,20 @@ from scores.classifier import Facts, facts_of
 HELD_OUT = "held-out"
 
 
-def load_pictures(last: Checkpoint, name: str, fit: str = "", trained_on: str = "") -> data.Data:
+def load_pictures(checkpoint: Checkpoint, name: str, fit: str = "", trained_on: str = "") -> data.Data:
     """The set `name` at the size of the model's pictures; "" is what it was trained on, HELD_OUT what was held out.
 
     fit: crop or pad; "" is the model's own. trained_on: the name of the training set, if not the one in the
     checkpoint. Raises ValueError for another shape.
     """
-    C, H, W = last.data["shape"]
-    own = trained_on or last.settings.get("data", "")
-    if name in ("", HELD_OUT) and not own:
+    C, H, W = checkpoint.data["shape"]
+    trained_on = trained_on or checkpoint.settings.get("data", "")
+    if name in ("", HELD_OUT) and not trained_on:
         raise ValueError("the checkpoint does not say what it was trained on; name the pictures with --data")
-    dataset = data.load({"": own, HELD_OUT: data.TEST + own}.get(name, name), f"{H}x{W}",
-                        fit or last.settings.get("fit", "crop"))
+    name = {"": trained_on, HELD_OUT: data.TEST + trained_on}.get(name, name)
+    dataset = data.load(name, f"{H}x{W}", fit or checkpoint.settings.get("fit", "crop"))
     if dataset.shape != (C, H, W):
-        raise ValueError(f"the pictures of {name or own} are {dataset.shape}; the model's are {(C, H, W)}; use others")
+        raise ValueError(f"the pictures of {name} are {dataset.shape}; the model's are {(C, H, W)}; use others")
     return dataset
 
 
@@ -32,12 +32,10 @@ def relabel(dataset: data.Data, facts: Facts) -> data.Data:
     if len(dataset.images) == data.ENDLESS:
         raise ValueError(f"{dataset.name} has no end; name pictures that can be counted")
     if dataset.labels is None:
-        raise ValueError(f"{dataset.name} has no labels; use pictures of the model's {len(classes)} classes")
+        raise ValueError(f"{dataset.name} has no labels; name a labelled set")
     if facts_of(dataset).fit(facts):
         return dataset._replace(classes=classes)
-    if other := [name for name in dataset.classes if name not in classes]:
-        raise ValueError(f"{dataset.name} has the class {other[0]!r}; those of the model are {', '.join(classes[:20])}")
-    if dataset.classes == classes[:len(dataset.classes)]:
-        return dataset
+    if others := [name for name in dataset.classes if name not in classes]:
+        raise ValueError(f"{dataset.name} has the class {others[0]!r}; it must be one of {', '.join(classes[:20])}")
     place = torch.tensor([classes.index(name) for name in dataset.classes])
     return dataset._replace(labels=place[dataset.labels], classes=classes)

@@ -1,6 +1,7 @@
 """convert.py: published files in and out, and the pictures that they make."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,12 @@ from torch.testing import assert_close
 import convert
 import ddpm
 import sample
+import train
 from convert import from_diffusers
 from run import checkpoint
 from tests.published.networks import CONFIG, OPENAI, assert_published_output, equal, folder, golden_network
+
+DIGITS = str(Path(__file__).parents[1] / "weights" / "digits.safetensors")
 
 
 @pytest.mark.parametrize("kind", ["bin", "safetensors"])
@@ -36,7 +40,7 @@ def sampled(tmp_path, *flags):
 
 @pytest.mark.parametrize("source", ["diffusers", "openai"])
 def test_convert_and_sample_from_are_the_same_pictures(tmp_path, capsys, source):
-    path, to = tmp_path / "model", str(tmp_path / "ours.pt")
+    path, to = tmp_path / "model", str(tmp_path / "ours.safetensors")
     if source == "diffusers":
         folder(path, "bin")
     else:
@@ -62,21 +66,20 @@ def test_convert_and_sample_from_are_the_same_pictures(tmp_path, capsys, source)
 def test_published_flags_on_the_command_line(tmp_path, refused):
     torch.save(golden_network("guided_unet_improved")[0], tmp_path / "model.pt")
     flags = " ".join(f"--{name} {value}" for name, value in OPENAI["guided_unet_improved"].items())
-    convert.main(["--source", str(tmp_path / "model.pt"), "--to", str(tmp_path / "a.pt"), "--flags", flags])
+    convert.main(["--source", str(tmp_path / "model.pt"), "--to", str(tmp_path / "a.safetensors"), "--flags", flags])
     (tmp_path / "flags.json").write_text(json.dumps(OPENAI["guided_unet_improved"]))
-    convert.main(["--source", str(tmp_path / "model.pt"), "--to", str(tmp_path / "b.pt"), "--flags",
+    convert.main(["--source", str(tmp_path / "model.pt"), "--to", str(tmp_path / "b.safetensors"), "--flags",
                   str(tmp_path / "flags.json")])
     for path, wrong, says in ((tmp_path / "model.pt", f"{flags} --use_fp16", "pass the published flags"),
-                              (tmp_path / "a.pt", flags, "only an OpenAI .pt takes them")):
-        assert says in refused(convert.main, ["--source", str(path), "--to", str(tmp_path / "c.pt"), "--flags", wrong])
-    one, other = (checkpoint.load(tmp_path / name) for name in ("a.pt", "b.pt"))
+                              (tmp_path / "a.safetensors", flags, "only an OpenAI .pt takes them")):
+        assert says in refused(convert.main, ["--source", str(path), "--to", str(tmp_path / "c"), "--flags", wrong])
+    one, other = (checkpoint.load(tmp_path / name) for name in ("a.safetensors", "b.safetensors"))
     assert one.network == other.network and one.data["shape"] == (3, 16, 16)
     equal(one.ema, other.ema)
 
 
 def test_our_checkpoint_becomes_a_folder_and_comes_back(tmp_path):
-    pytest.importorskip("safetensors")
-    to, back = str(tmp_path / "ours.pt"), str(tmp_path / "back.pt")
+    to, back = str(tmp_path / "ours.safetensors"), str(tmp_path / "back.safetensors")
     convert.main(["--source", str(folder(tmp_path / "model")), "--to", to])
     convert.main(["--source", to, "--to", str(tmp_path / "theirs")])
     convert.main(["--source", str(tmp_path / "theirs"), "--to", back])
@@ -84,6 +87,46 @@ def test_our_checkpoint_becomes_a_folder_and_comes_back(tmp_path):
     assert one.network == other.network and one.settings == other.settings and one.data["shape"] == other.data["shape"]
     equal(one.ema, other.ema)
     assert_close(one.beta, other.beta, rtol=0, atol=0)
+
+
+# Checkpoints of this project from before safetensors
+
+def write_pickled(path, saved):
+    """The .pt that this project wrote then."""
+    adam = {k: {"step": torch.tensor(float(saved.updates)), "exp_avg": saved.exp_avg[name],
+                "exp_avg_sq": saved.exp_avg_sq[name]} for k, name in enumerate(saved.exp_avg)}
+    shared = {name: getattr(saved, name) for name in ("weights", "ema", "step", "beta", "settings", "data", "versions")}
+    torch.save({"format": "minimal-diffusion 1", "network": asdict(saved.network), **shared, "history": saved.history,
+                "losses": saved.losses, "optimizer": {"state": adam, "param_groups": [{}]} if adam else {}}, path)
+
+
+def test_a_run_from_before_safetensors_is_converted_and_resumes_to_the_bit(tmp_path, refused):
+    flags = ["--T", "20", "--batch", "8", "--final", "1", "--log_every", "5", "--sampling", "importance", "--out"]
+    for name, steps in {"cut": "3", "whole": "6"}.items():
+        train.main([*flags, str(tmp_path / name), "--steps", steps])
+    new, old = tmp_path / "cut" / "last.safetensors", tmp_path / "cut" / "last.pt"
+    write_pickled(old, checkpoint.load(new))
+    new.unlink()
+    command = f"convert it with: python convert.py --source {old} --to {new}\n"
+    assert command in refused(train.main, [*flags, str(tmp_path / "cut"), "--steps", "6"])
+    for path in (old, new):
+        assert command in refused(sample.main, ["--checkpoint", str(path), "--out", str(tmp_path / "out")])
+    convert.main(["--source", str(old), "--to", str(new)])
+    train.main([*flags, str(tmp_path / "cut"), "--steps", "6"])
+    ours, theirs = (checkpoint.load(tmp_path / name / "last.safetensors") for name in ("cut", "whole"))
+    assert ours.step == theirs.step == 6 and ours.updates == theirs.updates
+    for part in (*checkpoint.PARTS, "losses", "history"):
+        assert_close(getattr(ours, part), getattr(theirs, part), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("flags", [[], ["--average"], ["--average", "--dtype", "bf16"]])
+def test_what_was_given_away_before_safetensors_is_converted(tmp_path, flags):
+    source, to = str(tmp_path / "source.safetensors"), str(tmp_path / "new.safetensors")
+    checkpoint.main(["--source", DIGITS, "--to", source, *flags])
+    before = checkpoint.load(source)
+    write_pickled(tmp_path / "old.pt", before)
+    convert.main(["--source", str(tmp_path / "old.pt"), "--to", to])
+    assert Path(to).read_bytes() == Path(source).read_bytes()
 
 
 def test_a_state_dict_needs_its_config():
@@ -112,15 +155,13 @@ def test_unusable_sources_are_one_sentence_and_exit_2(tmp_path, capsys, monkeypa
 @pytest.mark.largest_file(4096)
 @pytest.mark.parametrize("old", [False, True])
 def test_a_full_disk_leaves_the_old_folder(tmp_path, old, refused):
-    pytest.importorskip("safetensors")
     names = {"model_index.json", "unet/config.json", "scheduler/scheduler_config.json",
              "unet/diffusion_pytorch_model.safetensors"}
     for name in names if old else ():
         (tmp_path / "to" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "to" / name).write_text("old")
-    weights = str(Path(__file__).parents[1] / "weights" / "digits.pt")
     assert "File too large; what was there is unchanged" in refused(
-        convert.main, ["--source", weights, "--to", str(tmp_path / "to")])
+        convert.main, ["--source", DIGITS, "--to", str(tmp_path / "to")])
     files = {path.relative_to(tmp_path / "to").as_posix(): path.read_text() for path in tmp_path.rglob("*")
              if path.is_file()}
     assert files == (dict.fromkeys(names, "old") if old else {})

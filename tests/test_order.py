@@ -1,6 +1,6 @@
 """How fast each sampler's error falls with the number of steps, on problems whose solution is known.
 
-The problems, and why the last step to 0 is left out, are in examples/work_precision.py. Halving the steps multiplies
+The problems, and why the last step to 0 is left out, are in bench/work_precision.py. Halving the steps multiplies
 the error by 2 to the order.
 """
 
@@ -9,8 +9,8 @@ import math
 import pytest
 import torch
 
+from bench.work_precision import DEVIATIONS, MEANS, SCHEDULE, state_error, times, variance_error, x0_mean
 from ddpm import exact_denoiser
-from examples.work_precision import DEVIATIONS, MEANS, SCHEDULE, state_error, times, variance_error, x0_mean
 from samplers import COLUMNS, alpha_bar_at, sampler_rows
 
 HALVING = [128, 256]

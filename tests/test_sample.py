@@ -22,7 +22,7 @@ from sample import Config, generate
 from unet import UNet
 
 ROOT = Path(__file__).parents[1]
-DIGITS = str(ROOT / "weights" / "digits.pt")
+DIGITS = str(ROOT / "weights" / "digits.safetensors")
 SAME = {"rtol": 0, "atol": 1e-4}                    # one picture, computed in other batches or by other kernels
 
 
@@ -136,7 +136,7 @@ def test_snapshots_are_the_nearest_times_visited():
     (["--spacing", "karras", "--steps", "0"], "steps is 0"),
     (["--spacing", "odd"], "spacing is 'odd'"), (["--variance", "learned"], "learned none"),
     (["--variance", "big"], "variance is 'big'"), (["--weights", "best"], "weights is 'best'"),
-    (["--seed", "-1"], "seed is -1"), (["--checkpoint", "nowhere.pt"], "no checkpoint nowhere.pt"),
+    (["--seed", "-1"], "seed is -1"), (["--checkpoint", "nowhere.safetensors"], "no checkpoint nowhere.safetensors"),
     (["--guidance", "nan"], "guidance is nan"), (["--snapshots", "a"], "snapshots is 'a'"),
     (["--device", "tpu"], "device is")])
 def test_bad_flags_are_one_sentence_and_exit_2(tmp_path, capsys, flags, says):
@@ -149,18 +149,19 @@ def test_bad_flags_are_one_sentence_and_exit_2(tmp_path, capsys, flags, says):
 def test_weights_that_are_not_finite_are_told(tmp_path, capsys):
     last = checkpoint.load(DIGITS)
     spoilt = {name: w * float("nan") for name, w in last.ema.items()}
-    checkpoint.save(tmp_path / "x.pt", last._replace(ema=spoilt))
+    checkpoint.save(tmp_path / "x.safetensors", last._replace(ema=spoilt))
     with pytest.raises(SystemExit) as stop:
-        sample.main(["--checkpoint", str(tmp_path / "x.pt"), "--steps", "2", "--out", str(tmp_path / "out")])
+        sample.main(["--checkpoint", str(tmp_path / "x.safetensors"), "--steps", "2", "--out", str(tmp_path / "out")])
     assert stop.value.code == 2 and "not finite" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out").iterdir()] == []
 
 
 def test_weights_of_another_network_are_told(tmp_path, capsys):
     last = checkpoint.load(DIGITS)
-    checkpoint.save(tmp_path / "x.pt", last._replace(ema={k: w for k, w in last.ema.items() if k != "last.bias"}))
+    biasless = {k: w for k, w in last.ema.items() if k != "last.bias"}
+    checkpoint.save(tmp_path / "x.safetensors", last._replace(ema=biasless))
     with pytest.raises(SystemExit) as stop:
-        sample.main(["--checkpoint", str(tmp_path / "x.pt"), "--out", str(tmp_path / "out")])
+        sample.main(["--checkpoint", str(tmp_path / "x.safetensors"), "--out", str(tmp_path / "out")])
     assert stop.value.code == 2 and "last.bias" in capsys.readouterr().err
 
 
@@ -168,11 +169,11 @@ def test_unconditional_networks_take_no_labels(tmp_path, capsys):
     last = checkpoint.load(DIGITS)
     network = last.network.__class__(1, 1, D=8, widths=(8,), blocks=1, heads=(0, 0), groups=4)
     weights = {k: w.detach() for k, w in UNet(network).named_parameters()}
-    checkpoint.save(tmp_path / "x.pt", last._replace(network=network, weights=weights, ema=weights))
-    assert digits(checkpoint=str(tmp_path / "x.pt")).labels is None
+    checkpoint.save(tmp_path / "x.safetensors", last._replace(network=network, weights={}, ema=weights))
+    assert digits(checkpoint=str(tmp_path / "x.safetensors")).labels is None
     for flags in (["--labels", "3"], ["--guidance", "1"]):
         with pytest.raises(SystemExit):
-            sample.main(["--checkpoint", str(tmp_path / "x.pt"), "--out", str(tmp_path / "out"), *flags])
+            sample.main(["--checkpoint", str(tmp_path / "x.safetensors"), "--out", str(tmp_path / "out"), *flags])
         assert "has no classes" in capsys.readouterr().err
 
 
@@ -190,13 +191,13 @@ def test_an_npz_is_resumed_after_a_stop(tmp_path, monkeypatch, capsys, torn):
     sample.main([*MANY, "--n", "45", "--out", str(tmp_path / "whole")])
     append, calls = arrays.append, []
 
-    def dies(path, n, done, pixels):
+    def dies(path, done, pixels):
         calls.append(done)
         if len(calls) == 4:
             with path.open("ab") as file:
                 file.write(b"x" * torn)
             raise KeyboardInterrupt
-        append(path, n, done, pixels)
+        append(path, done, pixels)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(arrays, "append", dies)
@@ -224,7 +225,7 @@ def test_an_npz_of_other_pictures_is_not_resumed():
 
 def test_processes_that_read_different_checkpoints_do_not_sample(monkeypatch):
     monkeypatch.setattr(sample.processes, "broadcast_first", lambda step: step + 500)
-    with pytest.raises(ValueError, match="digits.pt was replaced while it was read; sample again"):
+    with pytest.raises(ValueError, match="digits.safetensors was replaced while it was read; sample again"):
         digits()
 
 
@@ -232,11 +233,12 @@ def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path, monkeypatch)
     alive = {}
     append = arrays.append
 
-    def counts(path, n, done, pixels):
+    def counts(path, done, pixels):
         gc.collect()
+        n = int(path.parent.name)
         alive[n] = max(alive.get(n, 0), sum(x.numel() for x in gc.get_objects() if type(x) is torch.Tensor
                                             and x.shape[1:] == (1, 8, 8)))
-        append(path, n, done, pixels)
+        append(path, done, pixels)
 
     monkeypatch.setattr(arrays, "append", counts)
     monkeypatch.setattr(arrays, "SHOWN", 20)
@@ -247,8 +249,9 @@ def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path, monkeypatch)
 
 # The folder
 
-def test_a_folder_belongs_to_one_sampler_at_a_time(tmp_path, refused):
+def test_a_folder_belongs_to_one_sampler_at_a_time(tmp_path, refused, monkeypatch):
     """A run's lock is of its process, so another process has to have it."""
+    monkeypatch.setattr("run.folder.PATIENCE", 0)
     code = "import sys, time; from pathlib import Path; from run import folder\n" \
            "with folder.lock(Path(sys.argv[1])):\n    print('locked', flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE) as other:
@@ -300,8 +303,7 @@ def test_links_in_the_folder_are_not_followed(tmp_path):
     precious.write_bytes(b"precious")
     out = tmp_path / "out"
     out.mkdir()
-    name = f"pictures-{arrays.digest(Config(checkpoint=DIGITS, n=2, steps='1'), checkpoint.load(DIGITS))}.npy"
-    for link in (name, "grid.png", "grid.png.tmp", "pictures.npz", "pictures.npz.tmp"):
+    for link in ("grid.png", "grid.png.tmp", "pictures.npz", "pictures.npz.tmp"):
         (out / link).symlink_to(precious)
     sample.main(["--checkpoint", DIGITS, "--n", "2", "--steps", "1", "--npz", "--out", str(out)])
     assert precious.read_bytes() == b"precious"
@@ -316,7 +318,7 @@ def test_the_rows_stay_until_the_packed_file_is_on_the_disk(tmp_path, monkeypatc
     monkeypatch.setattr(os, "replace", lambda *paths: (told.append("replace"), real["replace"](*paths)))
     monkeypatch.setattr(Path, "unlink", lambda path, missing_ok=False: (
         told.append(f"unlink {path.suffix}"), real["unlink"](path, missing_ok)))
-    arrays.append(tmp_path / "x.npy", 2, 0, torch.zeros(2, 1, 2, 2, dtype=torch.uint8))
+    arrays.append(tmp_path / "x.raw", 0, torch.zeros(2, 1, 2, 2, dtype=torch.uint8))
     told.clear()
-    arrays.finish(tmp_path / "x.npy", tmp_path / "x.npz", None)
-    assert [what for what in told if what != "unlink .tmp"] == ["fsync", "replace", "fsync", "unlink .npy"]
+    arrays.finish(tmp_path / "x.raw", tmp_path / "x.npz", 2, (1, 2, 2), None)
+    assert [what for what in told if what != "unlink .tmp"] == ["fsync", "replace", "fsync", "unlink .raw"]

@@ -285,7 +285,7 @@ def test_every_sampler_on_the_straight_path(name, target, spacing):
 def test_flow_matching_trains_and_samples(tmp_path):
     flags = "--schedule flow --target flow --space v --batch 8 --steps 2 --T 50 --device cpu --out"
     train.main([*flags.split(), str(tmp_path)])
-    checkpoint = ["--checkpoint", str(tmp_path / "last.pt"), "--n", "2", "--out", str(tmp_path / "out")]
+    checkpoint = ["--checkpoint", str(tmp_path / "last.safetensors"), "--n", "2", "--out", str(tmp_path / "out")]
     for sampler in samplers.SAMPLERS:
         sample_script.main([*checkpoint, "--sampler", sampler, "--steps", "5", "--spacing", "flow", "--shift", "3"])
     assert (tmp_path / "out" / "grid.png").exists()

@@ -71,7 +71,7 @@ def predicted_x0(model, schedule: ddpm.Schedule, xt: Tensor, t: int) -> Tensor:
 
 def digits_chain(every: int = 20) -> dict:
     """x_t in 4/127 and x0_hat in 1/127 at every so many t of ten chains of ancestral sampling, in 250 steps."""
-    last = checkpoint.load(ROOT / "weights" / "digits.pt")
+    last = checkpoint.load(ROOT / "weights" / "digits.safetensors")
     unet, labels = checkpoint.load_unet(last), torch.arange(10)
     T, shape, seeds = len(last.beta), tuple(last.data["shape"]), noise.image_seeds(0, torch.arange(10))
     rows = ddpm.sampler_rows(ddpm.from_betas(last.beta), range(T, 0, -T // 250), eta=1., target=last.settings["target"])
@@ -86,7 +86,8 @@ def digits_chain(every: int = 20) -> dict:
 def table() -> dict:
     """alpha_bar of every named schedule, the names that choose a table, and the mixture that is sampled."""
     return {"alphaBar": {name: pack(make().alpha_bar, "f8") for name, make in ddpm.SCHEDULES.items()},
-            "samplers": [*samplers.SAMPLERS], "spacings": samplers.SPACINGS + samplers.NOISE_SPACINGS,
+            "options": {name: samplers.options_of(name) for name in samplers.SAMPLERS},
+            "spacings": samplers.SPACINGS + samplers.NOISE_SPACINGS,
             "targets": schedules.TARGETS, "variances": schedules.VARIANCES, "mixture": MIXTURE}
 
 

@@ -16,21 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from data import parse_size
 from data.files import writing
 from ddpm import check_choice
+from docs.pages import TEMPLATES
 from run.cli import parse, script
 from unet import CONFIGS, ResBlock, UNet, UNetConfig, check_size, nearest_up
-
-BOX, ROW, LEFT, RIGHT, WIDTH = (136, 34), 42, 8, 236, 380                   # sizes and places, in pixels
-STYLE = """
-.unet text { font: 12px system-ui, sans-serif; fill: var(--ink, #1c1b19); }
-.unet .small { font-size: 11px; fill: var(--soft, #5c5952); }
-.unet .middle { text-anchor: middle; }
-.unet .box { fill: var(--panel, #f5f2ec); stroke: var(--line, #cfc9bc); }
-.unet .cost { fill: var(--blue, #2456a6); }
-.unet .flow { fill: none; stroke: var(--soft, #5c5952); }
-.unet .skip { stroke: var(--soft, #5c5952); stroke-dasharray: 2 3; }
-.unet .time { fill: var(--red, #b03a2e); }
-.unet .attention { fill: var(--green, #2e7d4f); }
-"""
 
 
 @dataclass(frozen=True)
@@ -83,41 +71,19 @@ def describe(name: str, module: torch.nn.Module, patch: int) -> str:
         return f"{how}res {module.conv2.out_channels}"
     if isinstance(module, UNet):
         return "U-Net"
-    kinds = {"first": "fold, " * (patch > 1) + "conv", "last": "norm, conv"}
-    return f"{kinds.get(name) or name_of(module)} {module.out_channels}" + ", unfold" * (name == "last" and patch > 1)
-
-
-def name_of(module: torch.nn.Module) -> str:
-    return type(module).__name__.lower()
+    kinds = {"first": "fold, conv" if patch > 1 else "conv", "last": "norm, conv"}
+    kind, end = kinds.get(name, type(module).__name__.lower()), ", unfold" if name == "last" and patch > 1 else ""
+    return f"{kind} {module.out_channels}{end}"
 
 
 # The picture
 
-def number(n: float) -> str:
+def short(n: float) -> str:
     """1.23 M for 1234567."""
     for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if n >= size:
             return f"{n / size:.3g} {unit}"
     return f"{n:.0f}"
-
-
-def text(x: float, y: float, words: str, small: bool = False, middle: bool = False) -> str:
-    style = " ".join(["small"] * small + ["middle"] * middle)
-    return f'<text class="{style}" x="{x:g}" y="{y:g}">{words}</text>'
-
-
-def box(block: Block, x: float, y: float, most: int) -> str:
-    """A block at x, y; the bar at its foot is its FLOPs as a share of `most`."""
-    (width, height), cost = BOX, f"{number(block.parameters)} parameters, {number(block.flops)}FLOP"
-    marks = f'<circle class="time" cx="{x + width - 10:g}" cy="{y + 10:g}" r="3.5"/>' if block.time else ""
-    heads = f", attention of {block.heads} heads" if block.heads else ""
-    if block.heads:
-        marks += f'<path class="attention" d="M{x + width - 25:g} {y + 10:g}l4 -4l4 4l-4 4z"/>'
-    return (f'<g><title>{block.name}, {block.size[0]} x {block.size[1]}: {cost}{heads}</title>'
-            f'<rect class="box" x="{x:g}" y="{y:g}" width="{width}" height="{height}" rx="3"/>'
-            f'<rect class="cost" x="{x:g}" y="{y + height - 2:g}" width="{width * block.flops / most:.1f}" height="2"/>'
-            f'{text(x + 7, y + 13, block.name)}'
-            f'{text(x + 7, y + 26, f"{number(block.parameters)} · {number(block.flops)}FLOP", small=True)}{marks}</g>')
 
 
 def pairs(blocks: dict[str, Block]) -> list[tuple[str, list[str]]]:
@@ -131,45 +97,22 @@ def pairs(blocks: dict[str, Block]) -> list[tuple[str, list[str]]]:
     return list(zip(left, beside, strict=True))
 
 
-def picture(config: UNetConfig, H: int, W: int, alone: bool = False) -> str:
-    """The network as SVG; alone: with its style, to be a file of its own."""
+def picture(config: UNetConfig, H: int, W: int) -> str:
+    """The network as SVG, from the top: what goes down on the left, what goes up on the right, skips between."""
     blocks = measure(config, H, W)
-    most, (width, height) = max(block.flops for name, block in blocks.items() if name), BOX
-    centre, y, boxes, skips = WIDTH / 2, 2 * ROW, [("last", RIGHT, ROW)], ""
+    whole = blocks.pop("")
+    boxes, skips, row = [(blocks["last"], "right", 1)], [], 2
     for name, (taker, *up) in pairs(blocks):
         if up:                                                  # a level begins here
-            boxes.append((up[0], RIGHT, y))
-            y += ROW
-        skips += f'<path class="skip" d="M{LEFT + width} {y + height / 2:g}H{RIGHT}"/>'
-        if up or name == "first":
-            skips += text(centre, y + height / 2 - 6, " × ".join(map(str, blocks[name].size)), small=True, middle=True)
-        boxes += [(name, LEFT, y), (taker, RIGHT, y)]
-        y += ROW
-    boxes += [(f"middle.{k}", centre - width / 2, y + k * ROW + 8) for k in range(2)]
-    y += 8 + height / 2
-    flow = (f'<path class="flow" d="M{LEFT + width / 2:g} {ROW + 8}V{y:g}H{centre:g}V{y + ROW:g}H{RIGHT + width / 2:g}'
-            f'V{ROW}"/>')
-    body = flow + skips + "".join(box(blocks[name], x, at, most) for name, x, at in boxes)
-    end = y + ROW + height / 2 + 24
-    body += ends(config, blocks[""], H, W) + legend(end)
-    return (f'<svg class="unet" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {end + 10:g}" role="img" '
-            f'aria-label="The U-Net, block by block">{f"<style>{STYLE}</style>" if alone else ""}{body}</svg>')
-
-
-def ends(config: UNetConfig, whole: Block, H: int, W: int) -> str:
-    """What goes in and comes out, and the cost of all."""
-    return (text(LEFT + BOX[0] / 2, ROW, f"x_t, {config.in_channels} × {H} × {W}", middle=True)
-            + text(RIGHT + BOX[0] / 2, ROW - 8, f"output, {config.out_channels} × {H} × {W}", middle=True)
-            + text(WIDTH / 2, 14, f"{number(whole.parameters)} parameters, {number(whole.flops)}FLOP per evaluation",
-                   middle=True))
-
-
-def legend(y: float) -> str:
-    """What the marks mean."""
-    return (f'<circle class="time" cx="{LEFT + 6}" cy="{y - 4:g}" r="3.5"/>{text(LEFT + 14, y, "takes the time")}'
-            f'<path class="attention" d="M{LEFT + 110} {y - 4:g}l4 -4l4 4l-4 4z"/>{text(LEFT + 123, y, "attention")}'
-            f'<rect class="cost" x="{LEFT + 190}" y="{y - 5:g}" width="24" height="2"/>'
-            f'{text(LEFT + 220, y, "share of the most FLOPs")}')
+            boxes.append((blocks[up[0]], "right", row))
+            row += 1
+        skips.append((row, blocks[name].size if up or name == "first" else None))
+        boxes += [(blocks[name], "left", row), (blocks[taker], "right", row)]
+        row += 1
+    boxes += [(blocks[f"middle.{k}"], "middle", row + k) for k in range(2)]
+    return TEMPLATES.get_template("unet.svg").render(
+        config=config, H=H, W=W, whole=whole, boxes=boxes, skips=skips, rows=row, short=short,
+        most=max(block.flops for block in blocks.values()))
 
 
 def change(config: UNetConfig, text: str) -> UNetConfig:
@@ -192,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_choice("network", config.network, CONFIGS)
     if not (size := parse_size(config.size)):
         raise ValueError("size is empty; it must be pixels, as 32 or 48x64")
-    svg = picture(change(CONFIGS[config.network], config.change), *size, alone=True)
+    svg = picture(change(CONFIGS[config.network], config.change), *size)
     with writing(config.out) as file:
         file.write(svg.encode())
     print(config.out)

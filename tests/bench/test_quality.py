@@ -1,3 +1,5 @@
+"""bench.quality: trainings go on where they stopped, are scored as they say, and the page says what was measured."""
+
 import itertools
 import json
 
@@ -7,8 +9,9 @@ import torch
 import data
 from bench import contenders, quality, quality_page
 from bench.contenders import Training
-from bench.packages import installed
+from bench.measure import missing
 from bench.quality import Config, advance, due
+from run import tensors
 
 OURS = contenders.CONTENDERS["ours"].rates[0]
 LINE = {"data": "digits", "n": 100, "sampler_steps": 10, "parameters": 10**6,
@@ -20,9 +23,12 @@ def line(name, rate, minutes, FD, seed=0):
     return {"name": name, "rate": rate, "seed": seed, "minutes": minutes, "FD": FD, **LINE}
 
 
-each_contender = pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.skipif(
-    name != "ours" and not installed(name), reason="its package is not installed"))
-    for name in contenders.CONTENDERS if name != "denoising-diffusion-pytorch"])        # which is large
+@pytest.fixture(params=["ours", "denoising-diffusion-pytorch tuned", "diffusers tuned"])
+def name(request):
+    """A training, if its package is there; the others differ from these in sizes and rates."""
+    if request.param != "ours" and missing(request.param):
+        pytest.skip(missing(request.param))
+    return request.param
 
 
 @pytest.fixture
@@ -36,31 +42,30 @@ def digits(monkeypatch, tmp_path):
     return Config(data="digits", n=20, steps=2)
 
 
-def state(name):
-    return torch.load(quality.FOLDER / "quality" / f"{name}.pt", weights_only=True)
+def path_of(training):
+    return quality.FOLDER / "quality" / f"{training}.safetensors"
 
 
-@each_contender
 def test_a_training_stops_and_goes_on_where_it_stopped(digits, name):
-    unbroken = advance(Training(name, 1e-3, 1), digits, 6 / 60)
-    whole = state(f"{name}, 0.001, seed 1")
-    (quality.FOLDER / "quality" / f"{name}, 0.001, seed 1.pt").unlink()
-    first = advance(Training(name, 1e-3, 1), digits, 2 / 60)
-    second = advance(Training(name, 1e-3, 1), digits, 7 / 60)             # the stop took a second
+    training = Training(name, 1e-3, 1)
+    unbroken = advance(training, digits, 6 / 60)
+    whole, facts = tensors.load(path_of(training))
+    path_of(training).unlink()
+    first = advance(training, digits, 2 / 60)
+    second = advance(training, digits, 7 / 60)                          # the stop took a second
     assert 1 <= first["steps"] < second["steps"] == unbroken["steps"]
     assert first["images"] % first["steps"] == 0 and second["FD"] == unbroken["FD"]
-    again = state(f"{name}, 0.001, seed 1")
-    for part, tensors in whole["parts"].items():
-        for (key, one), other in zip(flat(tensors), dict(flat(again["parts"][part])).values(), strict=True):
-            assert torch.equal(one, other), (part, key)
+    resumed, resumed_facts = tensors.load(path_of(training))
+    assert resumed.keys() == whole.keys() and resumed_facts["parts"] == facts["parts"]
+    for part, one in whole.items():
+        assert torch.equal(one, resumed[part]), part
     assert second["parameters"] > 10**5 and "FD" in second and "torch" in second
 
 
 def test_a_training_that_was_killed_goes_on_from_its_last_save(digits, monkeypatch):
     monkeypatch.setattr(quality, "SAVED", 2)
     whole = advance(Training("ours", 1e-3), digits, 8 / 60)["steps"]
-    path = quality.FOLDER / "quality" / "ours, 0.001, seed 0.pt"
-    path.unlink()
+    path_of(Training("ours", 1e-3)).unlink()
     made = contenders.ours
 
     def failing(*args):
@@ -72,20 +77,25 @@ def test_a_training_that_was_killed_goes_on_from_its_last_save(digits, monkeypat
     with monkeypatch.context() as patched, pytest.raises(ZeroDivisionError):
         patched.setitem(contenders.CONTENDERS, "ours", contenders.Entry(failing, (OURS,)))
         advance(Training("ours", 1e-3), digits, 8 / 60)
-    saved = state("ours, 0.001, seed 0")
+    _, saved = tensors.load(path_of(Training("ours", 1e-3)))
     assert 0 < saved["step"] < 4 and 0 < saved["seconds"] < 8
     assert advance(Training("ours", 1e-3), digits, 8 / 60)["steps"] == whole
 
 
-def flat(tree, name=""):
-    if isinstance(tree, torch.Tensor):
-        yield name, tree
-    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ():
-        yield from flat(value, f"{name}.{key}")
+def test_a_state_is_the_same_in_a_file(tmp_path):
+    """Whatever an optimizer or a schedule keeps in it: numbers as keys, lists, nothing."""
+    w, named = torch.randn(3), {}
+    state = {"state": {0: {"step": torch.tensor(2.), "w": w}}, "groups": [{"lr": 1e-3, "betas": (0.9, 0.99)}, None]}
+    tree = quality.split({"network": {"w": w}, "optimizer": state}, "", named)
+    tensors.save(tmp_path / "a.safetensors", named, {"parts": tree})
+    named, facts = tensors.load(tmp_path / "a.safetensors")
+    again = quality.joined(facts["parts"], named)
+    assert torch.equal(again["network"]["w"], w) and torch.equal(again["optimizer"]["state"][0]["w"], w)
+    assert again["optimizer"]["groups"] == [{"lr": 1e-3, "betas": [0.9, 0.99]}, None]
 
 
 def inputs(B=2):
-    return torch.randn(B, 1, 8, 8), torch.tensor([1, 1000])[:B], torch.tensor([1, 2])[:B]
+    return torch.linspace(-1, 1, 64 * B).view(B, 1, 8, 8), torch.tensor([1, 1000])[:B], torch.tensor([1, 2])[:B]
 
 
 def updated(name, steps):
@@ -96,7 +106,6 @@ def updated(name, steps):
     return contender
 
 
-@each_contender
 def test_the_average_is_what_is_sampled_and_follows_the_weights(name):
     x, t, labels = inputs()
     contender = updated(name, 1)
@@ -110,19 +119,22 @@ def test_the_average_is_what_is_sampled_and_follows_the_weights(name):
     assert name.startswith("denoising") or not torch.equal(contender.output(x, t, labels), before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every, same", [(10, True), (1, False)])
 def test_lucidrains_average_follows_so_many_updates(monkeypatch, every, same):
     """After the first hundred, in which it is the weights."""
-    if not installed("denoising-diffusion-pytorch"):
-        pytest.skip("denoising-diffusion-pytorch is not installed")
     name = "denoising-diffusion-pytorch tuned"
+    if missing(name):
+        pytest.skip(missing(name))
     monkeypatch.setitem(contenders.CONTENDERS, name, contenders.Entry(
         lambda *args: contenders.lucidrains(*args, dim=8, update_every=every), ()))
-    x, t, labels = inputs()
-    assert torch.equal(*(updated(name, steps).output(x, t, labels) for steps in (112, 115))) == same
+    contender, batches = updated(name, 112), data.Batches(data.load("digits"), 16, 0, False)
+    before = contender.output(*inputs())
+    for step in (113, 114, 115):
+        contender.update(step, *batches[step])
+    assert torch.equal(contender.output(*inputs()), before) == same
 
 
-@each_contender
 def test_networks_are_given_their_own_times_labels_and_pixels(name):
     """Times from 0 for the packages, pictures in [-1, 1] and noise for all, and the labels asked for."""
     contender, seen = updated(name, 1), []
@@ -132,12 +144,12 @@ def test_networks_are_given_their_own_times_labels_and_pixels(name):
     x, t, labels = inputs()
     fresh, network = updated(name, 0), updated(name, 0).network
     with torch.no_grad():
-        own = {"ours": lambda: network(x, t, labels),
-               "denoising-diffusion-pytorch tuned": lambda: network(x, t - 1, labels, cond_drop_prob=0.)}.get(
-            name, lambda: network(x, t - 1, class_labels=labels).sample)
+        expected = {"ours": lambda: network(x, t, labels),
+                    "denoising-diffusion-pytorch tuned": lambda: network(x, t - 1, labels, cond_drop_prob=0.),
+                    "diffusers tuned": lambda: network(x, t - 1, class_labels=labels).sample}[name]
         for parts in (network, fresh.network):
             parts.eval()
-        assert torch.allclose(fresh.output(x, t, labels), own(), atol=1e-6)
+        assert torch.allclose(fresh.output(x, t, labels), expected(), atol=1e-6)
         assert name == "ours" or not torch.equal(fresh.output(x, t, labels), fresh.output(x, t, labels.flip(0)))
 
 
@@ -167,8 +179,8 @@ def test_the_yardstick_is_pictures_in_a_second(monkeypatch):
 
 
 def test_a_state_beyond_its_results_is_not_scored_as_less(digits):
-    advance(Training("ours", 1e-3), digits, 2)
-    with pytest.raises(ValueError, match="ours, 0.001, seed 0.pt is beyond 0.5 minutes"):
+    tensors.save(path_of(Training("ours", 1e-3)), {}, {"parts": {"items": []}, "step": 9, "seconds": 100.})
+    with pytest.raises(ValueError, match="ours, 0.001, seed 0.safetensors is beyond 0.5 minutes"):
         advance(Training("ours", 1e-3), digits, 0.5)
 
 
@@ -200,6 +212,7 @@ def test_the_page_says_what_was_measured(monkeypatch, tmp_path):
     out.write_text("".join(json.dumps(each) + "\n" for each in results))
     for name in ("bench", "docs"):
         (tmp_path / name).mkdir()
+    (tmp_path / "bench/quality.md").write_text((quality_page.ROOT / "bench/quality.md").read_text())
     monkeypatch.setattr(quality_page, "ROOT", tmp_path)
     quality.main(["--data", "digits", "--n", "100", "--out", str(out), "--minutes", ""])
     page = (tmp_path / "bench/quality.md").read_text()
@@ -208,7 +221,8 @@ def test_the_page_says_what_was_measured(monkeypatch, tmp_path):
     assert "| diffusers, rate 0.0001 | 1.00 M | bf16 | 7 |  | 3.00 | 5 min | 0.900 | 400 |" in page
     assert "| denoising-diffusion-pytorch, rate 0.0001 | 1.00 M | bf16 | 7 |  | 1.50 | not yet | 0.900 | 400 |" in page
     assert f"| ours, rate {OURS:g} | 1.00 M | bf16 | 7 | 3.00 | 2.00 |  | 0.900 | 400 |" in page
-    assert "Not measured yet: denoising-diffusion-pytorch tuned.\n" in page
+    assert "- not measured yet: denoising-diffusion-pytorch tuned\n" in page
+    assert "- digits; 100 samples of each training at each stop, by 10 steps\n" in page
     assert (tmp_path / "docs/quality.png").stat().st_size > 10_000
 
 

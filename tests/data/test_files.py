@@ -4,49 +4,56 @@ import errno
 import os
 
 import pytest
-import torch
 
-from data.files import reading, writing
+from data.files import check_writable, reading, writing
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "x.bin"
+    path.write_bytes(b"old")
+    return path
+
+
+def is_unchanged(path, *others):
+    """Whether the file is as it was, and alone but for these."""
+    return path.read_bytes() == b"old" and {*path.parent.iterdir()} == {path, *others}
 
 
 def test_a_file_is_replaced_when_the_block_ends(tmp_path):
-    path = tmp_path / "new" / "x.pt"
+    path = tmp_path / "new" / "x.bin"
     for content in (b"one", b"two"):
         with writing(path) as file:
             file.write(content)
             assert not path.exists() or path.read_bytes() == b"one"
         assert path.read_bytes() == content
-    assert [each.name for each in path.parent.iterdir()] == ["x.pt"]
-
-
-def test_a_folder_under_the_previous_name_stays_and_nothing_else_is_left(tmp_path):
-    path, previous = tmp_path / "x.pt", tmp_path / "previous.pt"
-    path.write_bytes(b"old")
-    previous.mkdir()
-    with pytest.raises(OSError, match="cannot write .*x.pt: Is a directory"), writing(path, previous) as file:
-        file.write(b"new")
-    assert path.read_bytes() == b"old" and {*tmp_path.iterdir()} == {path, previous}
+    assert [*path.parent.iterdir()] == [path]
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_an_error_leaves_what_was_there(tmp_path, error):
-    path = tmp_path / "x.pt"
-    path.write_bytes(b"old")
+def test_an_error_leaves_what_was_there(path, error):
     with pytest.raises(error), writing(path) as file:
         file.write(b"half")
         raise error
-    assert path.read_bytes() == b"old" and [*tmp_path.iterdir()] == [path]
+    assert is_unchanged(path) and check_writable(path) == path and is_unchanged(path)
 
 
 @pytest.mark.largest_file(4096)
-def test_a_full_disk_is_one_sentence(tmp_path):
-    """torch.save alone raises a RuntimeError that does not say why."""
-    path = tmp_path / "x.pt"
-    path.write_bytes(b"old")
-    with pytest.raises(OSError, match=r"^cannot write .*x.pt: File too large; what was there is unchanged"), \
+def test_a_full_disk_is_one_sentence(path):
+    with pytest.raises(OSError, match=r"^cannot write .*x.bin: File too large; what was there is unchanged"), \
             writing(path) as file:
-        torch.save(torch.zeros(10000), file)
-    assert path.read_bytes() == b"old" and [*tmp_path.iterdir()] == [path]
+        file.write(bytes(10000))
+    assert is_unchanged(path)
+
+
+def test_a_check_that_fails_leaves_what_was_there(path):
+    def check():
+        assert path.with_name("x.bin.tmp").read_bytes() == b"new"
+        raise ValueError("not now")
+
+    with pytest.raises(ValueError, match="not now"), writing(path, path.with_name("previous"), check) as file:
+        file.write(b"new")
+    assert is_unchanged(path)
 
 
 def test_what_was_there_can_keep_another_name(tmp_path, monkeypatch):
@@ -60,52 +67,44 @@ def test_what_was_there_can_keep_another_name(tmp_path, monkeypatch):
     assert (previous.read_bytes(), path.read_bytes()) == (b"three", b"four")
     os.unlink(previous)
     monkeypatch.undo()
-    os.link(path, previous)                             # as when a process dies between the two renames
+    os.link(path, previous)                             # as when a process dies before the new file takes its place
     with writing(path, previous) as file:
         file.write(b"five")
     assert (previous.read_bytes(), path.read_bytes()) == (b"four", b"five") and len([*tmp_path.iterdir()]) == 2
 
 
-def test_a_check_that_fails_leaves_what_was_there(tmp_path):
-    def check():
-        assert path.with_name("x.pt.tmp").read_bytes() == b"new"
-        raise ValueError("not now")
-
-    path = tmp_path / "x.pt"
-    path.write_bytes(b"old")
-    with pytest.raises(ValueError, match="not now"), writing(path, tmp_path / "previous", check) as file:
+def test_a_folder_under_the_previous_name_stays_and_nothing_else_is_left(path):
+    previous = path.with_name("previous")
+    previous.mkdir()
+    with pytest.raises(OSError, match="cannot write .*x.bin: Is a directory"), writing(path, previous) as file:
         file.write(b"new")
-    assert path.read_bytes() == b"old" and [*tmp_path.iterdir()] == [path]
+    assert is_unchanged(path, previous)
 
 
 def test_symbolic_links_are_not_followed(tmp_path):
-    other, path = tmp_path / "other", tmp_path / "x.pt"
+    other, path = tmp_path / "other", tmp_path / "x.bin"
     other.write_bytes(b"precious")
-    for link in (path, tmp_path / "x.pt.tmp"):
+    for link in (path, tmp_path / "x.bin.tmp"):
         os.symlink(other, link)
     with writing(path) as file:
         file.write(b"new")
     assert other.read_bytes() == b"precious" and path.read_bytes() == b"new" and not path.is_symlink()
 
 
-def test_whatever_a_reader_raises_becomes_a_sentence():
-    with pytest.raises(ValueError, match="cannot read x.pt: 'key'; use another file"), reading("x.pt"):
-        raise KeyError("key")
-    with pytest.raises(ValueError, match="cannot read x.pt: IndexError; train it again"), \
-            reading("x.pt", "train it again"):
-        raise IndexError
-    with pytest.raises(ValueError, match="^x.pt is too large$"), reading("x.pt"):
-        raise ValueError("x.pt is too large")
-
-
-@pytest.mark.parametrize("name", ["folder", "pipe"])
-def test_folders_pipes_and_devices_are_not_replaced(tmp_path, name):
-    (tmp_path / "folder").mkdir()
-    os.mkfifo(tmp_path / "pipe")
-    what = {"folder": "a folder", "pipe": "no file but a device or a pipe"}[name]
-    with pytest.raises(OSError, match=f"cannot write .*: there is {what}; what was there"), writing(tmp_path / name):
+@pytest.mark.parametrize("make, what", [(os.mkdir, "a folder"), (os.mkfifo, "no file but a device or a pipe")])
+def test_folders_pipes_and_devices_are_not_replaced(tmp_path, make, what):
+    make(tmp_path / "x")
+    with pytest.raises(OSError, match=f"cannot write .*: there is {what}; what was there"), writing(tmp_path / "x"):
         raise AssertionError("the block was entered")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "pipe"]
+    assert [*tmp_path.iterdir()] == [tmp_path / "x"]
+
+
+def test_whatever_a_reader_raises_becomes_a_sentence():
+    for error, remedy, says in [(KeyError("key"), (), "cannot read x.pt: 'key'; use another file"),
+                                (IndexError(), ["train it again"], "cannot read x.pt: IndexError; train it again"),
+                                (ValueError("x.pt is too large"), (), "^x.pt is too large$")]:
+        with pytest.raises(ValueError, match=says), reading("x.pt", *remedy):
+            raise error
 
 
 def test_a_lack_of_descriptors_is_no_fault_of_the_file():

@@ -19,10 +19,10 @@ import ddpm
 import noise
 from docs.pages import __main__ as command
 from docs.pages import exhibits, markup, notes, site, sources, unet_picture
+from docs.pages.site import PAGES, SOURCES
 from kernels.equivalence import SIDES
 from unet import CONFIGS, UNet, UNetConfig
 
-PAGES = [page for group in site.WALK.values() for page in group]
 VOID = {"area", "br", "col", "hr", "img", "input", "link", "meta", "wbr"}
 
 
@@ -74,20 +74,14 @@ def fails(words):
 
 # The sources
 
-@pytest.mark.parametrize("source", sources.SOURCES)
-def test_the_lines_of_a_source_are_all_there_as_they_are(parsed, source):
-    lines = (sources.ROOT / source).read_text().splitlines()
-    code = parsed[f"{sources.module_of(source)}.html"].code
+@pytest.mark.parametrize("page", SOURCES)
+def test_a_source_is_there_line_by_line_with_a_note_for_every_definition(parsed, page):
+    text = (sources.ROOT / SOURCES[page]).read_text()
+    lines, code, written = text.splitlines(), parsed[f"{page}.html"].code, notes.read(page)
     assert list(code) == sorted(code) and {n for n, line in enumerate(lines, 1) if line.strip()} <= {*code}
-    assert all(text == lines[n - 1] + "\n" for n, text in code.items())
-
-
-@pytest.mark.parametrize("source", sources.SOURCES)
-def test_every_definition_has_a_note(parsed, source):
-    tree = ast.parse((sources.ROOT / source).read_text())
-    wanted = {each.name for each in tree.body if isinstance(each, (ast.FunctionDef, ast.ClassDef))}
-    assert wanted <= {*parsed[f"{sources.module_of(source)}.html"].ids}
-    written = notes.read(sources.module_of(source))
+    assert all(code[n] == lines[n - 1] + "\n" for n in code)
+    defined = {each.name for each in ast.parse(text).body if isinstance(each, (ast.FunctionDef, ast.ClassDef))}
+    assert defined <= {*parsed[f"{page}.html"].ids}
     assert all(len(note.split()) > 3 for note in [written.head, *(note for _, note in written.notes)])
 
 
@@ -119,7 +113,6 @@ def test_what_stands_between_definitions_goes_with_the_next(tmp_path, monkeypatc
         "\nclass C:\n    x = 1\n\n    def m(self): pass\n\n    def n(self): pass\n\nD = 3\n")
     assert [tuple(piece) for piece in sources.cut("between.py", [("f",), ("g",), ("C",), ("C.n", "D")])] == [
         ((), 1, 2), (("f",), 4, 8), (("g",), 10, 12), (("C",), 14, 17), (("C.n", "D"), 19, 21)]
-    monkeypatch.undo()
 
 
 def test_names_are_links_unless_they_are_the_function_s_own(tmp_path, monkeypatch):
@@ -128,12 +121,12 @@ def test_names_are_links_unless_they_are_the_function_s_own(tmp_path, monkeypatc
     (tmp_path / "linked_b.py").write_text(
         "import linked_a\nfrom linked_a import f as h\n\ndef g(x, step=h):\n    h()\n    return linked_a.f(x.f)\n\n"
         "def own(x, h=h):\n    linked_a = x\n    return h(linked_a.f), [g for g in x]\n")
-    names = sources.Names({"linked_a": {"f": "a#f"}, "linked_b": {"g": "b#g", "own": "b#own"}})
+    names = sources.Names({name: name.replace(".", "#") for name in ("linked_a", "linked_a.f", "linked_b.g")})
     lines = (tmp_path / "linked_b.py").read_text().splitlines()
-    found = [(line, lines[line - 1][first:last], href) for line, first, last, href in names.links("linked_b.py")]
-    assert found == [(1, "linked_a", "linked_a.html"), (2, "f as h", "a#f"), (4, "h", "a#f"), (5, "h", "a#f"),
-                     (6, "linked_a.f", "a#f"), (8, "h", "a#f")]
-    monkeypatch.undo()
+    found = [(line, lines[line - 1][first:last], href)
+             for line, first, last, href in names.links("linked_b.py", "linked_b")]
+    assert found == [(1, "linked_a", "linked_a"), (2, "f as h", "linked_a#f"), (4, "h", "linked_a#f"),
+                     (5, "h", "linked_a#f"), (6, "linked_a.f", "linked_a#f"), (8, "h", "linked_a#f")]
 
 
 def test_code_is_linked_across_files(parsed):
@@ -150,7 +143,7 @@ def test_code_is_linked_across_files(parsed):
 ])
 def test_equations_that_would_show_their_source_stop_the_build(latex, words):
     with fails(words):
-        markup.mathml(latex, True)
+        markup.mathml(latex, "block")
 
 
 @pytest.mark.parametrize("label, words", [
@@ -160,7 +153,7 @@ def test_equations_that_would_show_their_source_stop_the_build(latex, words):
 ])
 def test_an_equation_without_its_test_stops_the_build(label, words):
     with fails(words):
-        markup.Renderer("ddpm", lambda code: None).render(f"$$ x = y $${label}")
+        markup.Renderer("ddpm", lambda code: None)(f"$$ x = y $${label}")
 
 
 def test_an_equation_names_its_test_and_the_test_its_equations(pages):
@@ -175,7 +168,7 @@ def test_an_equation_names_its_test_and_the_test_its_equations(pages):
     for section in re.findall(r'<section class="piece">.*?</section>', text, re.S):
         name = re.search(r'<a id="([\w.]+)"', section)[1]
         assert {*re.findall(r'href="(\w[\w.]*html#equation-\d+)"', section)} == proved.pop(name)
-        assert f'def</span> <span class="f">{name.rpartition(".")[2]}</span>' in section
+        assert f'def</span> <span class="nf">{name.rpartition(".")[2]}</span>' in section
     assert not proved
 
 
@@ -190,24 +183,22 @@ def test_every_equation_is_mathml(pages):
 
 # The whole site
 
-def test_every_page_is_there_once(parsed):
+def test_every_page_is_there_once_and_every_link_leads_somewhere(parsed, pages):
     assert {f"{page}.html" for page in PAGES} == {*parsed} and len({*PAGES}) == len(PAGES)
+    wrong = []
     for name, page in parsed.items():
-        assert len({*page.ids}) == len(page.ids), name
-
-
-def test_every_link_leads_somewhere(parsed, pages):
-    for name, page in parsed.items():
+        wrong += [f"{name}: {each} twice" for each in page.ids if page.ids.count(each) > 1]
         for href in page.hrefs:
             file, _, anchor = href.partition("#")
-            target = file or name
-            assert target in parsed, f"{name}: {href}"
-            assert not anchor or anchor in parsed[target].ids, f"{name}: {href}"
-        for resource in page.resources:
-            assert resource.startswith("data:") or (pages / resource).is_file(), f"{name}: {resource}"
+            target = parsed.get(file or name)
+            wrong += [f"{name}: {href}"] if not target or anchor and anchor not in target.ids else []
+        wrong += [f"{name}: {each}" for each in page.resources
+                  if not each.startswith("data:") and not (pages / each).is_file()]
+    assert not wrong
 
 
-def test_nothing_is_loaded_from_elsewhere(pages):
+def test_the_site_is_small_and_loads_nothing_from_elsewhere(pages):
+    assert sum(path.stat().st_size for path in pages.iterdir()) < 5e6
     for path in pages.iterdir():
         if path.suffix in (".html", ".css", ".js"):
             text = path.read_text().replace("http://www.w3.org/", "")       # names of XML, not addresses
@@ -215,16 +206,12 @@ def test_nothing_is_loaded_from_elsewhere(pages):
             assert not re.search(r"https?://|//\w+\.\w+/|@import|\burl\(|\bfetch\(|XMLHttpRequest", text), path.name
 
 
-def test_the_site_is_small(pages):
-    assert sum(path.stat().st_size for path in pages.iterdir()) < 5e6
-
-
 def test_the_walk_goes_from_page_to_page(parsed, pages):
     for page, following in zip(PAGES, PAGES[1:], strict=False):
         text = (pages / f"{page}.html").read_text()
         assert f'rel="next" href="{following}.html"' in text
-        said = re.sub("<pre.*?</pre>", "", text[text.index("<main"):text.index("</main>")], flags=re.S)
-        assert f'href="{following}.html' in said or page in ("kernels.compile", "gallery"), page  # where it ends
+        words = re.sub("<pre.*?</pre>", "", text[text.index("<main"):text.index("</main>")], flags=re.S)
+        assert f'href="{following}.html' in words or page in ("kernels.compile", "gallery"), page  # where it ends
     assert {f"{page}.html" for page in PAGES} - {"index.html"} <= {*parsed["index.html"].hrefs}
 
 
@@ -236,14 +223,14 @@ def test_the_command_writes_the_site(tmp_path, monkeypatch, capsys, refused):
 
 
 @pytest.mark.parametrize("change, words", [
-    (lambda found: found[1:], "fashion.png"), (lambda found: [*found, (("cat.png",), "python x.py")], "cat.png"),
-    (lambda found: [*found[:-1], (found[-1][0], "by hand")], "does not say the command"),
-    (lambda found: [(found[0][0], "`python -m docs.variants`"), *found[1:]], "does not say the command"),
+    (lambda notes: notes[1:], "fashion.png"), (lambda notes: [*notes, (("cat.png",), "python x.py")], "cat.png"),
+    (lambda notes: [*notes[:-1], (notes[-1][0], "by hand")], "does not say the command"),
+    (lambda notes: [(notes[0][0], "`python -m docs.variants`"), *notes[1:]], "does not say the command"),
 ])
 def test_a_gallery_that_does_not_fit_stops_the_build(change, words):
     text = notes.read("gallery")
     with fails(words):
-        site.gallery(text._replace(notes=change(text.notes)), markup.Renderer("gallery", lambda code: None))
+        site.check_gallery(text._replace(notes=change(text.notes)))
 
 
 # The exhibits
@@ -300,7 +287,7 @@ def test_costs_are_those_of_the_whole_network(name, GMAC):
 ])
 def test_a_picture_shows_every_block_once_and_every_skip(change):
     config = replace(UNetConfig(), **change)
-    blocks, svg = unet_picture.measure(config, 16, 32), unet_picture.picture(config, 16, 32, alone=True)
+    blocks, svg = unet_picture.measure(config, 16, 32), unet_picture.picture(config, 16, 32)
     for name, (taker, *up) in unet_picture.pairs(blocks):               # a skip is straight, an Up above it
         assert blocks[taker].size == blocks[name].size
         assert [blocks[each].size for each in up] == [tuple(2 * side for side in blocks[name].size)] * len(up)

@@ -1,3 +1,6 @@
+"""The examples beside closed forms, and what they make of the committed digits model or of a short training."""
+
+import importlib
 from dataclasses import replace
 
 import pytest
@@ -8,13 +11,10 @@ from torch.testing import assert_close
 import data
 import ddpm
 import noise
-from examples import common, denoise_1d, inpaint, interpolate, invert, low_dimension, memorise, work_precision
+from examples import denoise_1d, inpaint, interpolate, invert, low_dimension, memorise
+from examples.common import Model, rms, trained
 from run import checkpoint
 from unet import UNet
-
-
-def rms(x):
-    return x.square().mean().sqrt().item()
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_upward_rows_are_the_sampler_s_own_formula_run_backwards():
     """With the output held fixed, a step up undoes the step down: x_t -> x_s -> x_t."""
     schedule, times = ddpm.linear_schedule(), [1000, 600, 250, 1]
     down = ddpm.sampler_rows(schedule, times, clip=False)
-    up = invert.upward_rows(schedule, times, "eps")
+    up = invert.upward_rows(Model(schedule, None, "eps"), times)
     assert up[:, :2].tolist() == [[1, 250], [250, 600], [600, 1000]]
     x, eps = torch.randn(2, 3, 4, 4, dtype=torch.float64)[:, None]
     for k in range(3):
@@ -53,8 +53,8 @@ def test_exact_inversion_of_gaussian_data_finds_standard_noise():
         return (1 - bar).sqrt() / (bar * v + 1 - bar) * xt
 
     x0 = torch.linspace(-1, 1, 9)[:, None]
-    found = invert.noise_of(schedule, denoise, x0, list(range(999, 0, -1)), "eps")
-    assert_close(found, x0 / v**0.5, rtol=0.02, atol=0)
+    xT = invert.noise_of(Model(schedule, denoise, "eps"), x0, list(range(999, 0, -1)))
+    assert_close(xT, x0 / v**0.5, rtol=0.02, atol=0)
 
 
 # Interpolation
@@ -79,33 +79,25 @@ def test_slerp_keeps_the_length_and_an_even_pace():
 # Inpainting and denoising
 
 @pytest.fixture(scope="module")
-def mended(tmp_path_factory):
+def repaired(tmp_path_factory):
     path = tmp_path_factory.mktemp("out") / "picture.png"
-    found = inpaint.main(["--n", "20", "--samples", "2", "--steps", "20", "--rounds", "3", "--out", str(path)])
+    tensors = inpaint.main(["--n", "12", "--samples", "2", "--steps", "20", "--rounds", "3", "--out", str(path)])
     assert path.exists()
-    return {name: x.cpu() for name, x in found.items()}
+    return {name: x.cpu() for name, x in tensors.items()}
 
 
-def test_seen_pixels_stay_and_holes_are_filled_better_than_by_the_mean(mended):
-    x0, seen, filled = (mended[name] for name in ("x0", "seen", "filled"))
+def test_seen_pixels_stay_and_holes_are_filled_better_than_by_the_mean(repaired):
+    x0, seen, filled = (repaired[name] for name in ("x0", "seen", "filled"))
     assert_close(filled[seen], x0[seen], rtol=0, atol=0)
     training = data.to_unit(data.digits().images)
     mean = training.mean(0).expand_as(x0)
-    holes = [rms((filled - x0)[~seen]), rms((training[:len(x0)] - x0)[~seen]), rms((mean - x0)[~seen])]
-    assert holes[0] < 0.75 * holes[1]                               # against digits at random
+    assert rms((filled - x0)[~seen]) < 0.75 * rms((training[:len(x0)] - x0)[~seen])       # against digits at random
     assert filled[~seen].std() > 1.3 * mean[~seen].std()            # not the mean, but samples
     assert not torch.allclose(filled[::2], filled[1::2], atol=0.1)
 
 
-def test_the_posterior_takes_noise_away(mended):
-    x0, noisy, clean = mended["x0"], mended["noisy"].repeat_interleave(2, dim=0), mended["clean"]
-    assert rms(noisy - x0) > 0.45
-    assert rms(clean - x0) < 0.6 * rms(noisy - x0)
-    assert rms(clean.view(20, 2, -1).mean(1) - x0[::2].flatten(1)) < rms(clean - x0)      # the mean of draws is nearer
-
-
-def posterior_setting():
-    """Gaussian pairs of correlation 0.8, their exact denoiser, and the whole chain's rows."""
+def gaussian_pairs():
+    """The exact model of Gaussian pairs of correlation 0.8, and the whole chain's rows."""
     schedule, covariance = ddpm.cosine_schedule(200), torch.tensor([[1, 0.8], [0.8, 1]], dtype=torch.float64)
 
     def denoise(xt, t):
@@ -114,18 +106,18 @@ def posterior_setting():
         return ((1 - bar).sqrt() * inverse @ xt.double()[..., None])[..., 0].to(xt.dtype)
 
     rows = ddpm.sampler_rows(schedule, list(range(200, 0, -1)), eta=1, clip=False)
-    return schedule, denoise, rows
+    return Model(schedule, denoise, "eps"), rows
 
 
 def test_inpainting_samples_the_conditional_of_a_gaussian():
     """x1 given x0 = 1 is N(0.8, 0.36): what more rounds come nearer to."""
-    schedule, denoise, rows = posterior_setting()
+    model, rows = gaussian_pairs()
     n = 2000
     x0, seeds = torch.tensor([[1., 0.]]).repeat(n, 1), noise.image_seeds(0, torch.arange(n))
     seen = torch.tensor([True, False]).expand(n, 2)
     means = {}
     for rounds in (1, 8):
-        sampled = inpaint.inpaint(schedule, denoise, rows, x0, seen, seeds, rounds)
+        sampled = inpaint.inpaint(model, rows, x0, seen, seeds, rounds)
         assert (sampled[:, 0] == 1).all()
         means[rounds], std = sampled[:, 1].mean().item(), sampled[:, 1].std().item()
     assert abs(means[8] - 0.8) < 0.06 and abs(std - 0.6) < 0.06
@@ -134,11 +126,11 @@ def test_inpainting_samples_the_conditional_of_a_gaussian():
 
 def test_denoising_samples_the_posterior_of_a_gaussian(monkeypatch):
     """y = x0 + sigma n with sigma = 1: p(x0 | y) has mean C (C + I)^-1 y and covariance C - C (C + I)^-1 C."""
-    schedule, denoise, rows = posterior_setting()
+    model, rows = gaussian_pairs()
     monkeypatch.setattr(ddpm, "sampler_rows", lambda schedule, times, **_: rows[len(rows) - len(times):])
     n, C, eye = 4000, torch.tensor([[1, 0.8], [0.8, 1]]), torch.eye(2)
     y = torch.tensor([1., -0.5])
-    sampled = inpaint.denoised(schedule, denoise, y.repeat(n, 1), 1., noise.image_seeds(0, torch.arange(n)), "eps")
+    sampled = inpaint.denoised(model, y.repeat(n, 1), 1., noise.image_seeds(0, torch.arange(n)))
     gain = C @ torch.linalg.inv(C + eye)
     assert_close(sampled.mean(0), gain @ y, rtol=0, atol=0.05)
     assert_close(sampled.T.cov(), C - gain @ C, rtol=0, atol=0.05)
@@ -147,18 +139,11 @@ def test_denoising_samples_the_posterior_of_a_gaussian(monkeypatch):
 # Memorisation
 
 def test_the_exact_denoiser_copies_and_the_trained_one_does_not(out, capsys):
-    distance = memorise.main(["--n", "30", "--steps", "25", "--out", str(out)])
-    assert distance["exact"].max() < 1 / 255                        # less than a grey level: copies
-    assert 0.5 < distance["trained"].median() / distance["new"].median() < 2
-    assert distance["trained"].min() > 20 / 255 and "nearest training picture" in capsys.readouterr().out
+    exact, trained, new = memorise.main(["--n", "30", "--steps", "25", "--out", str(out)])
+    assert exact.max() < 1 / 255                                    # less than a grey level: copies
+    assert 0.5 < trained.median() / new.median() < 2
+    assert trained.min() > 20 / 255 and "nearest training picture" in capsys.readouterr().out
     assert out.exists()
-
-
-def test_nearest_measures_a_pixel():
-    training = torch.stack([torch.full((1, 2, 2), v) for v in (-1., 0., 1.)])
-    distance, found = memorise.nearest(torch.full((1, 1, 2, 2), 0.75), training)
-    assert_close(distance, torch.tensor([0.25]))
-    assert_close(found, training[2:])
 
 
 # One dimension
@@ -171,11 +156,12 @@ def test_signals_jump_as_often_as_said_and_differ():
     assert not torch.equal(x, denoise_1d.signals(0, 2, 2000))
 
 
+@pytest.mark.slow
 def test_signals_are_denoised_better_than_by_any_moving_average(out, capsys):
-    found = denoise_1d.main(["--steps", "300", "--out", str(out)])
-    assert rms(found["clean"] - found["x0"]) < 0.95 * rms(found["smooth"] - found["x0"])
-    assert (found["sampled"].abs() > 0.8).float().mean() > 0.9        # two levels, as the data
-    assert 2 < denoise_1d.jumps(found["sampled"]) < 5.5
+    x = denoise_1d.main(["--steps", "300", "--out", str(out)])
+    assert rms(x["clean"] - x["x0"]) < 0.95 * rms(x["smooth"] - x["x0"])
+    assert (x["sampled"].abs() > 0.8).float().mean() > 0.9            # two levels, as the data
+    assert 2 < denoise_1d.jumps(x["sampled"]) < 5.5
     assert "moving average" in capsys.readouterr().out and Image.open(out).width > 800
 
 
@@ -192,47 +178,40 @@ def test_the_spiral_lies_in_a_plane_of_any_dimension():
     assert flat.shape == (1000, 2) and near < 0.2
 
 
+@pytest.mark.slow
 def test_only_x0_stays_in_the_plane(out):
     flags = ["--dimensions", "64", "--width", "24", "--steps", "300", "--batch", "64", "--n", "50", "--out"]
-    found = low_dimension.main([*flags, str(out)])
-    away = {target: each[64][2] for target, each in found.items()}
-    assert 10 * away["x0"] < min(away["eps"], away["v"]) and Image.open(out).width > 200
-
-
-def test_dimensions_that_hold_no_plane(refused):
-    assert "dimensions is '1'; it must list numbers from 2 to 10000" in refused(low_dimension.main, ["--dimensions=1"])
-
-
-# Work and precision
-
-def test_work_and_precision_are_plotted(out, capsys):
-    frechet = work_precision.main(["--n", "20", "--steps", "2,3", "--out", str(out)])
-    assert [[evaluations for evaluations, _ in points] for points in frechet.values()] == [
-        [3, 5] if "Heun" in name else [2, 3] for name in frechet]
-    assert "| UniPC |" in capsys.readouterr().out and Image.open(out).width > 800
+    out_of_plane = low_dimension.main([*flags, str(out)])
+    assert 10 * out_of_plane["x0", 64] < min(out_of_plane["eps", 64], out_of_plane["v", 64])
+    assert Image.open(out).width > 200
 
 
 # What they share
 
 def test_a_model_without_a_null_class_is_refused(tmp_path):
-    last = checkpoint.load("weights/digits.pt")
-    wrong = last._replace(data={**last.data, "classes": tuple("0123456789X")})
-    checkpoint.save(tmp_path / "last.pt", wrong)
+    saved = checkpoint.load("weights/digits.safetensors")
+    checkpoint.save(tmp_path / "last.safetensors", saved._replace(data={**saved.data, "classes": tuple("0123456789X")}))
     with pytest.raises(ValueError, match="no null class"):
-        common.trained(str(tmp_path / "last.pt"))
+        trained(str(tmp_path / "last.safetensors"))
 
 
 def test_a_model_of_labelled_pictures_may_take_no_labels(tmp_path):
-    last = checkpoint.load("weights/digits.pt")
-    network = replace(last.network, classes=0)
-    plain = last._replace(network=network, weights={}, optimizer={}, ema=UNet(network).state_dict())
-    checkpoint.save(tmp_path / "last.pt", plain)
-    _, denoise, _ = common.trained(str(tmp_path / "last.pt"))
-    assert denoise(torch.zeros(2, 1, 8, 8), torch.tensor([5, 9])).shape == (2, 1, 8, 8)
+    saved = checkpoint.load("weights/digits.safetensors")
+    network = replace(saved.network, classes=0)
+    plain = saved._replace(network=network, weights={}, ema=UNet(network).state_dict())
+    checkpoint.save(tmp_path / "last.safetensors", plain)
+    model = trained(str(tmp_path / "last.safetensors"))
+    assert model.denoise(torch.zeros(2, 1, 8, 8), torch.tensor([5, 9])).shape == (2, 1, 8, 8)
 
 
-@pytest.mark.parametrize("example", [inpaint, interpolate, invert, memorise])
-def test_a_missing_checkpoint_is_one_sentence(example, tmp_path, capsys):
-    with pytest.raises(SystemExit) as stop:
-        example.main(["--checkpoint", str(tmp_path / "none.pt")])
-    assert stop.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+@pytest.mark.parametrize("examples, flag, message", [
+    ("inpaint interpolate invert memorise", "--checkpoint=none", "no checkpoint none"),
+    ("heartbeat swiss_roll_variants denoise_1d low_dimension", "--steps=0", "steps is 0"),
+    ("heartbeat swiss_roll_variants", "--seed=-1", "seed is -1"),
+    ("heartbeat swiss_roll_variants low_dimension", "--out=/proc/nowhere/x.png", "/proc/nowhere"),
+    ("low_dimension", "--dimensions=1", "dimensions is '1'; it must list numbers from 2 to 10000"),
+    ("inpaint invert", "--n=598", "n is 598"), ("swiss_roll_variants", "--only=rbf,nothing", "nothing")])
+def test_bad_requests_are_one_sentence(examples, flag, message, refused):
+    for name in examples.split():
+        error = refused(importlib.import_module(f"examples.{name}").main, [flag])
+        assert message in error and error.count("\n") == 1

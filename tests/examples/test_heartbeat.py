@@ -51,34 +51,6 @@ def test_exact_guess_is_bayes_over_the_five_beats():
         torch.testing.assert_close(guess[row], mean.double(), atol=1e-6, rtol=1e-6)
 
 
-def test_reverse_rate_sums_over_x0():
-    """Summing the posterior over x0 is Bayes without x0: checked on a single bin with its prior."""
-    t, prior = times(700), 0.2
-    for xt in (ZERO, ONE):
-        rate = [heartbeat.q_rate(x0, t).item() for x0 in (ZERO, ONE)]
-        like = [r if xt.item() else 1 - r for r in rate]
-        guess = prior * like[1] / (prior * like[1] + (1 - prior) * like[0])
-        before = prior * heartbeat.q_rate(ONE, t - 1).item() + (1 - prior) * heartbeat.q_rate(ZERO, t - 1).item()
-        on, off = (heartbeat.q_step_rate(x, t).item() for x in (ONE, ZERO))
-        on, off = (on, off) if xt.item() else (1 - on, 1 - off)
-        direct = before * on / (before * on + (1 - before) * off)
-        assert math.isclose(heartbeat.p_rate(torch.tensor([[guess]]), xt, t).item(), direct, rel_tol=1e-6)
-
-
-def test_coins():
-    rate1, rate2 = torch.rand(100, dtype=torch.float64), torch.rand(100, dtype=torch.float64)
-    coin = torch.distributions.Bernoulli
-    exact = torch.distributions.kl_divergence(coin(rate1), coin(rate2)) / math.log(2)
-    torch.testing.assert_close(heartbeat.kl(rate1, rate2), exact)
-    torch.testing.assert_close(heartbeat.entropy(rate1), coin(rate1).entropy() / math.log(2))
-    assert heartbeat.entropy(torch.tensor([0., 1.])).abs().max() == 0
-
-
-def test_first_step_entropy():
-    h = lambda p: -p * math.log2(p) - (1 - p) * math.log2(1 - p)                            # noqa: E731
-    assert math.isclose(heartbeat.first_step_bits(), 4 * h(0.8 / 2000) + 16 * h(0.2 / 2000), rel_tol=1e-9)
-
-
 def test_optimum_is_the_tabulated_one_and_below_the_truth():
     best = heartbeat.optimum()
     assert math.isclose(best, -2.3683, abs_tol=5e-5)
@@ -106,23 +78,18 @@ def test_bound_of_the_exact_guess_is_the_optimum():
     assert abs(sum(K) / 6 - heartbeat.optimum()) < 0.03
 
 
-@pytest.fixture(scope="module")
-def trained():
+@pytest.mark.slow
+def test_short_training_raises_K_but_not_past_the_optimum():
     torch.manual_seed(0)
     guess = heartbeat.Guess()
     before = heartbeat.bound(guess, 1, 0)
     heartbeat.train(guess, 400)
-    return guess, before
-
-
-def test_short_training_raises_K_but_not_past_the_optimum(trained):
-    guess, before = trained
     after = heartbeat.bound(guess, 2, 0)
     assert before < -5 and after > -3
     assert after < heartbeat.bound(heartbeat.exact_guess, 2, 0)         # the same draws
 
 
-def test_chain_of_the_exact_guess_ends_on_heartbeats(monkeypatch):
+def test_chain_of_the_exact_guess_ends_on_heartbeats():
     torch.manual_seed(0)
     chain = heartbeat.sample(heartbeat.exact_guess, 200)
     assert len(chain) == heartbeat.T + 1
@@ -143,13 +110,3 @@ def test_main_prints_the_bound_and_writes_the_picture(tmp_path, capsys):
     assert out.read_bytes()[:4] == b"\x89PNG" and out.stat().st_size > 5_000
     for words in ("K ", "-2.414", "-2.3683", "-2.322", "valid"):
         assert words in printed, words
-
-
-@pytest.mark.parametrize("flags, said", [
-    (["--steps", "0"], "steps is 0"),
-    (["--n", "-1"], "n is -1"),
-    (["--seed", "-1"], "seed is -1"),
-    (["--out", "/proc/nowhere/beats.png"], "/proc/nowhere"),
-])
-def test_bad_flags_end_in_a_sentence(flags, said, refused):
-    assert said in refused(heartbeat.main, flags)

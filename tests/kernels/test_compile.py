@@ -21,6 +21,12 @@ from unet import CONFIGS, UNetConfig, Up
 CONFIG = UNetConfig(2, 2, D=8, widths=(8, 16), blocks=1, heads=(0, 2, 2), classes=3, groups=4)
 
 
+@pytest.fixture
+def uncompiled(monkeypatch):
+    """torch.compile returns what it is given: everything but the compiler's own work."""
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+
+
 def awake(config=CONFIG, **kwargs):
     return helpers.awake(config, **kwargs).requires_grad_(False)
 
@@ -93,7 +99,7 @@ def test_time_table_is_embed(times, classes):
     assert_close(time_table(unet, times)(t, labels), unet.embed(t, labels))
 
 
-def test_a_table_too_large_is_computed_instead():
+def test_a_table_too_large_is_computed_instead(uncompiled):
     unet = awake(replace(CONFIG, classes=3))
     unet.time.out_features = 2**30                      # as if it were so wide
     embed = time_table(unet, torch.tensor([5, 2]))
@@ -101,9 +107,8 @@ def test_a_table_too_large_is_computed_instead():
     assert_close(embed(t, labels), unet.embed(t, labels))
 
 
-@pytest.mark.parametrize("name, batch", [("ddim", 3), ("unipc", 3), ("karras", 3), ("ddpm", 1), ("ddpm", 8)])
-def test_compiled_loop_samples_the_plain_pictures(name, batch):
-    torch._dynamo.reset()                               # every compilation of step counts as one more of the last
+def compiled_is_plain(name, batch):
+    """The compiled chain yields the pictures of the plain one, and other pictures for other seeds."""
     plain, compiled, rows = awake(), awake(), chain_rows(name)
     seeds, labels = image_seeds(3, torch.arange(batch)), torch.arange(batch) * 2 % 3
     model = compile_denoiser(compiled, samplers.network_times(rows))
@@ -111,25 +116,37 @@ def test_compiled_loop_samples_the_plain_pictures(name, batch):
     ours = ddpm.sample(lambda xt, t: plain(xt, t, labels), rows, (2, 8, 8), seeds)
     for (s, xs, x0), (s_plain, xs_plain, x0_plain) in zip(run(seeds), ours, strict=True):
         assert s == s_plain
-        assert_close(xs, xs_plain, rtol=1e-4, atol=1e-4)
-        assert_close(x0, x0_plain, rtol=1e-4, atol=1e-4)
+        assert_close((xs, x0), (xs_plain, x0_plain), rtol=1e-4, atol=1e-4)
     other = image_seeds(4, torch.arange(batch))
     assert not torch.equal([*run(other)][-1][1], xs)
 
 
-@pytest.mark.parametrize("batch", [1, 3, 8])
+@pytest.mark.parametrize("name, batch", [("ddim", 3), ("unipc", 3), ("karras", 3), ("ddpm", 1), ("ddpm", 8)])
+def test_rewritten_loop_samples_the_plain_pictures(name, batch, uncompiled):
+    compiled_is_plain(name, batch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, batch", [("unipc", 3), ("karras", 3), ("ddpm", 8)])
+def test_compiled_loop_samples_the_plain_pictures(name, batch):
+    torch._dynamo.reset()                               # every compilation of step counts as one more of the last
+    compiled_is_plain(name, batch)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8] if torch.cuda.is_available() else [2])
 def test_pictures_of_the_fused_kernels_are_the_plain_ones(batch):
     """On a CPU the interpreted kernels, on a GPU the real ones, at three batch sizes: the same images."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    config = replace(CONFIGS["digits"], classes=0, widths=(8, 16), groups=4, heads=(0, 2, 0))
+    config = replace(CONFIGS["digits"], classes=0, widths=(8, 16), groups=4, heads=(0, 2, 0), blocks=1)
     plain, fused = awake(config).to(device), awake(config, norm=group_norm_silu).to(device)
-    rows = ddpm.sampler_rows(ddpm.linear_schedule(50), [50, 25, 5], eta=1.).to(device)
+    rows = ddpm.sampler_rows(ddpm.linear_schedule(50), [50, 5], eta=1.).to(device)
     seeds = image_seeds(1, torch.arange(8, device=device))
     *_, (_, whole, _) = ddpm.sample(plain, rows, (1, 4, 4), seeds)
     *_, (_, part, _) = ddpm.sample(fused, rows, (1, 4, 4), seeds[:batch], step=sampling_step)
     assert_close(part, whole[:batch], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_what_is_compiled_to_be_trained_has_the_plain_gradients():
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     block = awake().downs[0].requires_grad_().to(device)
@@ -142,13 +159,6 @@ def test_what_is_compiled_to_be_trained_has_the_plain_gradients():
     assert sum(g is not None for g in gradients[1]) == 7                # all but conv1's bias, which is in `time`
 
 
-def test_compilation_keeps_the_precision():
-    rows = ddpm.sampler_rows(ddpm.cosine_schedule(100), [100, 50], target="v")
-    model = compile_denoiser(awake(), rows[:, 0].long())
-    output = model(torch.randn(2, 2, 8, 8), torch.tensor([100, 50]), torch.tensor([0, 1]))
-    assert output.dtype == torch.float32
-
-
 class Graph:
     """What stands for a CUDA graph on a CPU: it replays by running the step again."""
 
@@ -156,7 +166,7 @@ class Graph:
         self.reads()
 
 
-@pytest.mark.parametrize("name", CHAINS)
+@pytest.mark.parametrize("name", ["ddpm", "unipc", "heun churn", "karras"])
 def test_the_step_that_is_captured(name, monkeypatch):
     """Its buffers and its index, twice: everything of `capture` but the graph itself."""
     still = SimpleNamespace(wait_stream=lambda other: None)

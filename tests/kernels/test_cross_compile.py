@@ -18,8 +18,9 @@ import torch
 from kernels.static import compiled, machine_code, norm
 from samplers import COLUMNS
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
-SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}          # bytes of shared memory a program may have
+SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}          # bytes of shared memory that a program may have
 CIFAR10 = [(128, 32), (256, 32), (384, 32), (128, 16), (256, 16), (384, 16), (512, 16), (256, 8), (512, 8), (256, 4),
            (512, 4)]                                                # channels, height = width
 LSUN256 = [(128, 256), (256, 64), (768, 32)]
@@ -27,12 +28,12 @@ LSUN256 = [(128, 256), (256, 64), (768, 32)]
 
 def norms() -> list[partial]:
     """Both directions in bfloat16 for every shape and layout, and in float32 with every optional argument."""
-    found = []
+    launches = []
     for B, shapes in ((128, CIFAR10), (1, CIFAR10[:1]), (16, LSUN256)):
-        found += [partial(norm, B, C, H, order=order) for C, H in shapes
-                  for order in (torch.contiguous_format, torch.channels_last)]
-    found += [partial(norm, 128, C, H, dtype=torch.float32, rows=3) for C, H in ((256, 32), (512, 64))]
-    return [partial(each, back=back) for each in found for back in (False, True)]
+        launches += [partial(norm, B, C, H, order=order) for C, H in shapes
+                     for order in (torch.contiguous_format, torch.channels_last)]
+    launches += [partial(norm, 128, C, H, dtype=torch.float32, rows=3) for C, H in ((256, 32), (512, 64))]
+    return [partial(each, back=back) for each in launches for back in (False, True)]
 
 
 def steps(fused) -> None:
@@ -48,12 +49,14 @@ def steps(fused) -> None:
 
 
 def compile_all(arch: int) -> list[dict]:
-    """A line a kernel: its constants, and what it takes of a multiprocessor."""
+    """One line per kernel: its constants, and what it takes of a multiprocessor."""
     from kernels import sampling_step_triton
     launches = [launch for run in (*norms(), partial(steps, sampling_step_triton)) for launch in compiled(arch, run)]
     table = []
     for launch in {launch.built.hash: launch for launch in launches}.values():
+        tile = launch.arguments.get("tile")
         constants = {k: v for k, v in launch.arguments.items() if isinstance(v, int) and k.isupper()}
+        constants |= tile._asdict() if tile else {}
         table.append({"kernel": launch.kernel, "warps": launch.arguments["num_warps"], **constants,
                       "shared": launch.built.metadata.shared, **machine_code(launch.built.asm["cubin"])[1],
                       "min.NaN": "min.NaN" in launch.built.asm["ptx"]})
@@ -83,10 +86,12 @@ def test_every_launch_compiles_and_fits(arch, tables):
 
 
 def test_every_way_is_among_them(tables):
-    found = {(line["kernel"], line.get("PIXELS", 0) >= line.get("HW", 0)) for line in tables[90]}
-    for direction in ("forward", "backward"):
-        assert {(f"{direction}_kernel", True), (f"{direction}_kernel", False)} <= found
-        assert {f"{direction}_{part}_kernel" for part in ("part", "merge", "apply")} <= {name for name, _ in found}
+    ways = {(line["kernel"], line.get("FIND"), line.get("APPLY"), line.get("PIXELS", 0) >= line.get("HW", 0))
+            for line in tables[90]}
+    for kernel in ("forward", "backward"):
+        assert {(f"{kernel}_kernel", True, True, True), (f"{kernel}_kernel", True, True, False),
+                (f"{kernel}_kernel", True, False, False), (f"{kernel}_kernel", False, True, False)} <= ways
+        assert f"{kernel}_merge_kernel" in {name for name, *_ in ways}
 
 
 @pytest.mark.parametrize("arch", SHARED)

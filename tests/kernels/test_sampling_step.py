@@ -12,21 +12,11 @@ import ddpm
 import noise
 import samplers
 from kernels import equivalence, sampling_step
+from kernels.equivalence import KINDS, STEPS, StepCase, one_row, rows_of, sound, step_case
 from kernels.sampling_step import step_op
 
 room = sys.modules["kernels.sampling_step"]
-SCHEDULE = ddpm.linear_schedule()
-TIMES = samplers.timesteps(1000, 5)
-KINDS = {
-    "ancestral": {"eta": 1.}, "beta": {"eta": 1., "variance": "beta"}, "ddim": {}, "2m": {"sampler": "2m"},
-    "2m sde": {"sampler": "2m", "eta": 1.}, "heun": {"sampler": "heun"}, "heun churn": {"sampler": "heun", "churn": 1.},
-    "unipc": {"sampler": "unipc"}, "unipc-bh1 v": {"sampler": "unipc-bh1", "target": "v"},
-    "consistency": {"sampler": "consistency"},
-    "half v": {"eta": 0.5, "target": "v"}, "x0 unclipped": {"eta": 1., "target": "x0", "clip": False},
-    "learned": {"eta": 1., "variance": "learned"},
-}
-COPY_Z = [[7, 5, 0, 0, math.inf, 0, 0, 0, 0, 1, 0, 0]]       # a row that returns its noise
-KEEP_PREV = [[7, 5, 0, 0, 1, 0, 0, 1, 0, 0, 0, 0]]           # and one that returns x0_prev
+COPY_Z = one_row(t=7, s=5, clip=math.inf, cz=1)             # a row that returns its noise
 
 pytestmark = pytest.mark.usefixtures("poison")
 
@@ -46,37 +36,31 @@ def index(k: int, device) -> Tensor:
     return torch.tensor([k], device=device)
 
 
-def table(rows, device) -> Tensor:
-    return torch.tensor(rows, dtype=torch.float64, device=device)
-
-
 def close(got, want) -> None:
     for name, a, b in zip(("xs", "x0_hat"), got, want, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=3e-6 * (1 + b.abs().max()), msg=lambda m, n=name: f"{n}: {m}")
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("given", ["seeds", "z", "neither"])
-def test_every_kind_of_row(kind, given, device):
-    """First, middle and last step; an output of twice the channels for all: fixed variances ignore its second half."""
-    rows = samplers.sampler_rows(SCHEDULE, TIMES, **KINDS[kind]).to(device)
-    for channels, layout in ((1, torch.contiguous_format), (2, torch.channels_last), (2, torch.contiguous_format)):
-        if kind == "learned" and channels == 1:
-            continue
-        c = case((2, 3, 5, 7), device, channels, layout=layout)
-        noises = {k: c[k] for k in ("seeds", "z") if k == given}
-        _, second, third, _ = samplers.needs(rows)
-        for k in (0, 1, 2, len(rows) - 1):
-            arguments = rows, index(k, device), c["xt"], c["output"], c["x0_prev"] if second else None
-            noises["x0_prev2"] = c["x0_prev2"] if third else None
-            close(sampling_step(*arguments, **noises), samplers.step(*arguments, **noises))
+@pytest.mark.parametrize("case", STEPS, ids=lambda case: f"{case} {case.dtype} {case.layout}")
+def test_every_kind_of_row(case, device):
+    """First, second, third and last step."""
+    report = step_case(case, (2, 3, 5, 7), device)
+    assert sound(report), report["errors"]
+
+
+def test_a_fixed_variance_ignores_the_learned_one(device):
+    """An output of twice the channels for rows that need one half of them."""
+    c = case((2, 3, 5, 7), device, 2)
+    arguments = rows_of("ancestral").to(device), index(1, device), c["xt"]
+    both, half = (sampling_step(*arguments, output, None, c["seeds"]) for output in (c["output"], c["output"][:, :3]))
+    assert all(torch.equal(a, b) for a, b in zip(both, half, strict=True))
 
 
 @pytest.mark.parametrize("shape", [(3, 3, 16, 16), (2, 3, 5, 7), (1, 1, 1, 1), (2, 9), (1, 2, 3, 5, 7), (1, 1, 30, 35)])
 def test_noise_is_that_of_noise_normal(shape, device):
     """Word e % 4 of counter e // 4 with the image's key, across program borders and odd ends."""
     c = case(shape, device)
-    xs, _ = sampling_step(table(COPY_Z, device), index(0, device), c["xt"], c["output"], None, c["seeds"])
+    xs, _ = sampling_step(COPY_Z.to(device), index(0, device), c["xt"], c["output"], None, c["seeds"])
     torch.testing.assert_close(xs, noise.normal(c["seeds"], 5, shape[1:]), rtol=1e-5, atol=2e-6)
 
 
@@ -85,8 +69,7 @@ def test_noise_is_that_of_noise_normal(shape, device):
 def test_noise_that_lands_between_the_steps(s, dtype, device):
     """The fraction of s is in the counter: as float32 has it, whatever the rows' dtype."""
     c = case((2, 3, 5, 7), device)
-    rows = table(COPY_Z, device).to(dtype)
-    rows[0, 1] = s
+    rows = one_row(s=s, clip=math.inf, cz=1).to(device, dtype)
     xs, _ = sampling_step(rows, index(0, device), c["xt"], c["output"], None, c["seeds"])
     torch.testing.assert_close(xs, noise.normal(c["seeds"], s, (3, 5, 7)), rtol=1e-5, atol=2e-6)
     assert (xs - noise.normal(c["seeds"], math.floor(s), (3, 5, 7))).abs().mean() > 0.5
@@ -95,12 +78,12 @@ def test_noise_that_lands_between_the_steps(s, dtype, device):
 def test_noise_of_negative_and_small_seeds(device):
     seeds = torch.tensor([-1, 0, 2**63 - 1, 2**32, -2**63], device=device)
     x = torch.zeros(5, 1, 3, 3, device=device)
-    xs, _ = sampling_step(table(COPY_Z, device), index(0, device), x, x, None, seeds)
+    xs, _ = sampling_step(COPY_Z.to(device), index(0, device), x, x, None, seeds)
     torch.testing.assert_close(xs, noise.normal(seeds, 5, (1, 3, 3)), rtol=1e-5, atol=2e-6)
 
 
 def test_an_image_does_not_see_its_batch(device):
-    rows = samplers.sampler_rows(SCHEDULE, TIMES, eta=1.).to(device)
+    rows = rows_of("ancestral").to(device)
     c = case((3, 3, 5, 7), device)
     xs, _ = sampling_step(rows, index(1, device), c["xt"], c["output"], None, c["seeds"])
     alone, _ = sampling_step(rows, index(1, device), c["xt"][1:2], c["output"][1:2], None, c["seeds"][1:2])
@@ -109,24 +92,19 @@ def test_an_image_does_not_see_its_batch(device):
 
 def test_z_goes_before_seeds(device):
     c = case((2, 3, 4, 4), device)
-    xs, _ = sampling_step(table(COPY_Z, device), index(0, device), c["xt"], c["output"], None, c["seeds"], z=c["z"])
+    xs, _ = sampling_step(COPY_Z.to(device), index(0, device), c["xt"], c["output"], None, c["seeds"], z=c["z"])
     assert torch.equal(xs, c["z"])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_output_of_every_dtype(dtype, layout, device):
-    rows = samplers.sampler_rows(SCHEDULE, TIMES, eta=1., variance="learned").to(device)
-    c = case((2, 3, 5, 4), device, 2, dtype, layout)
-    arguments = index(1, device), c["xt"], c["output"], None, c["seeds"]
-    got = sampling_step(rows, *arguments)
-    close(got, samplers.step(rows, *arguments))
-    assert all(torch.equal(a, b) for a, b in zip(got, sampling_step(rows.float(), *arguments), strict=True))
+def test_float32_rows_give_the_same_bits(device):
+    c = case((2, 3, 5, 4), device, 2)
+    rows, arguments = rows_of("learned").to(device), (index(1, device), c["xt"], c["output"], None, c["seeds"])
+    assert all(map(torch.equal, sampling_step(rows, *arguments), sampling_step(rows.float(), *arguments)))
 
 
 def test_memory_of_any_stride(device):
     """An xt in channels_last, an output that is a slice or transposed: the same numbers, contiguous results."""
-    rows = samplers.sampler_rows(SCHEDULE, TIMES, eta=1.).to(device)
+    rows = rows_of("ancestral").to(device)
     c = case((2, 4, 6, 6), device, 2)
     want = samplers.step(rows, index(1, device), c["xt"], c["output"][:, 2:6], None, c["seeds"])
     for xt, output in ((c["xt"].to(memory_format=torch.channels_last), c["output"][:, 2:6]),
@@ -139,7 +117,7 @@ def test_memory_of_any_stride(device):
 
 def test_nan_stays_nan(device):
     """A clip that turned NaN into 1 would hide a broken network."""
-    rows = samplers.sampler_rows(SCHEDULE, TIMES).to(device)
+    rows = rows_of("ddim").to(device)
     c = case((1, 1, 3, 3), device)
     c["output"][0, 0, 1, 1], c["output"][0, 0, 0, 0], c["output"][0, 0, 2, 2] = math.nan, math.inf, -math.inf
     xs, x0_hat = sampling_step(rows, index(1, device), c["xt"], c["output"])
@@ -153,15 +131,15 @@ def test_what_is_not_needed_is_not_read(device):
     nan = torch.full_like(c["xt"], math.nan)
     c["output"][:, 2:] = math.nan
     for kind in KINDS:
-        rows = samplers.sampler_rows(SCHEDULE, TIMES, **KINDS[kind]).to(device)
+        rows = rows_of(kind).to(device)
         xs, _ = sampling_step(rows, index(len(rows) - 1, device), c["xt"], c["output"], nan, z=nan, x0_prev2=nan)
         assert xs.isfinite().all()
-    xs, _ = sampling_step(table(KEEP_PREV, device), index(0, device), c["xt"], c["output"], nan)
+    xs, _ = sampling_step(one_row(t=7, s=5, clip=1, cp=1).to(device), index(0, device), c["xt"], c["output"], nan)
     assert xs.isnan().all()
 
 
 def test_x0_hat_only_when_asked(device):
-    rows = samplers.sampler_rows(SCHEDULE, TIMES, eta=1.).to(device)
+    rows = rows_of("ancestral").to(device)
     c = case((2, 3, 4, 4), device)
     arguments = rows, index(1, device), c["xt"], c["output"], None, c["seeds"]
     xs, x0_hat = sampling_step(*arguments, keep_x0=False)
@@ -172,9 +150,9 @@ def test_x0_hat_only_when_asked(device):
 @pytest.mark.parametrize("kind", ["ancestral", "2m", "heun churn", "unipc", "consistency"])
 def test_a_whole_chain(kind, device):
     """ddpm.sample with the fused step in place of the plain one."""
-    rows = samplers.sampler_rows(SCHEDULE, TIMES, **KINDS[kind]).to(device)
+    rows = rows_of(kind).to(device)
     data = torch.randn(5, 1, 3, 3, device=device).clamp(-1, 1)
-    denoise = ddpm.exact_denoiser(ddpm.Schedule(*(t.to(device) for t in SCHEDULE)), data)
+    denoise = ddpm.exact_denoiser(ddpm.Schedule(*(t.to(device) for t in ddpm.linear_schedule())), data)
     seeds = noise.image_seeds(3, torch.arange(2)).to(device)
     chains = [list(samplers.sample(denoise, rows, (1, 3, 3), seeds, step=step))
               for step in (sampling_step, samplers.step)]
@@ -183,17 +161,15 @@ def test_a_whole_chain(kind, device):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_opcheck(layout, device):
-    rows = samplers.sampler_rows(SCHEDULE, TIMES, eta=1., variance="learned").to(device)
+@pytest.mark.parametrize("layout, full", [(torch.contiguous_format, False), (torch.channels_last, True)])
+def test_opcheck(layout, full, device):
     c = case((2, 3, 2, 4), device, 2, layout=layout)
-    state = rows, index(1, device), c["xt"], c["output"]
-    torch.library.opcheck(step_op, (*state, None, None, c["seeds"], None, True))
-    torch.library.opcheck(step_op, (*state, c["x0_prev"], c["x0_prev2"], None, c["z"], False))
+    rest = (c["x0_prev"], c["x0_prev2"], None, c["z"], False) if full else (None, None, c["seeds"], None, True)
+    torch.library.opcheck(step_op, (rows_of("learned").to(device), index(1, device), c["xt"], c["output"], *rest))
 
 
 def test_one_graph_for_every_batch_and_step(device):
-    rows = samplers.sampler_rows(SCHEDULE, TIMES, eta=1.).to(device)
+    rows = rows_of("ancestral").to(device)
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(sampling_step, fullgraph=True, backend=counter)
     for B, k in ((2, 0), (3, 2)):
@@ -207,7 +183,7 @@ def test_one_graph_for_every_batch_and_step(device):
 
 def test_on_a_cpu_it_is_the_plain_step(monkeypatch):
     monkeypatch.setattr(room, "INTERPRET", False)
-    rows = samplers.sampler_rows(SCHEDULE, TIMES, eta=1.)
+    rows = rows_of("ancestral")
     c = case((2, 3, 4, 4), "cpu")
     arguments = rows, index(1, "cpu"), c["xt"].double(), c["output"], None, c["seeds"]
     assert all(torch.equal(a, b) for a, b in zip(sampling_step(*arguments), samplers.step(*arguments), strict=True))
@@ -215,7 +191,7 @@ def test_on_a_cpu_it_is_the_plain_step(monkeypatch):
 
 
 def test_empty_batch(device):
-    rows = samplers.sampler_rows(SCHEDULE, TIMES, eta=1.).to(device)
+    rows = rows_of("ancestral").to(device)
     c = case((0, 3, 4, 4), device)
     assert sampling_step(rows, index(0, device), c["xt"], c["output"], None, c["seeds"])[0].shape == (0, 3, 4, 4)
 
@@ -250,6 +226,5 @@ def test_rounding_of_many_pixels_is_no_error(monkeypatch, wrong, ok):
         return tuple(value + wrong for value in samplers.step(*arguments, **options))
 
     monkeypatch.setattr(equivalence, "sampling_step", step)
-    rows = samplers.sampler_rows(SCHEDULE, TIMES)
-    found = equivalence.step_case(rows, (128, 3, 32, 32), torch.bfloat16, "nchw")["errors"]
-    assert all(error["ok"] for error in found.values()) == ok
+    case = StepCase("ddim", "neither", torch.bfloat16, "nchw")
+    assert sound(step_case(case, (128, 3, 32, 32), "cpu")) == ok

@@ -14,18 +14,19 @@ ROOT = Path(__file__).parents[2]
 
 def rows(text: str) -> dict[tuple[str, str], dict[str, str]]:
     """The lines of Markdown tables, by their heading and first cell."""
-    found, heading, names = {}, "", ()
+    lines, heading, names = {}, "", ()
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if line.startswith("## "):
             heading = line.removeprefix("## ")
         elif line.startswith("| shape"):
             names = cells
-        elif line.startswith("| ") and names and not line.startswith("| ---"):
-            found[heading, cells[0]] = dict(zip(names, cells, strict=True))
-    return found
+        elif line.startswith("| ") and not line.startswith("| ---"):
+            lines[heading, cells[0]] = dict(zip(names, cells, strict=True))
+    return lines
 
 
+@pytest.mark.slow
 def test_nothing_grows():
     """The frequent shapes on an H200 against bench/static.md; another Triton may need a step of registers more."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
@@ -33,7 +34,7 @@ def test_nothing_grows():
                           capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     held = rows((ROOT / "bench" / "static.md").read_text())
-    now = {key: line for key, line in rows(done.stdout).items() if "way" in line}
+    now = rows(done.stdout)
     assert len(now) == 16 and now.keys() <= held.keys()
     for key, line in now.items():
         before = held[key]
@@ -72,15 +73,3 @@ def test_reading_machine_code():
     (80, 4, 32, 40 * 1024, 4), (90, 4, 32, 40 * 1024, 5)])
 def test_programs_of_a_multiprocessor(arch, warps, registers, shared, programs):
     assert static.at_once(arch, warps, registers, shared) == programs
-
-
-def test_second_reads():
-    def hits(size, running=1, launched=4, tensors=1, walk=-1, tiles=4):
-        return static.second_reads(launched, running, tiles, tensors, 1, size, walk)
-
-    assert hits(100) == hits(100, walk=1) == hits(100, running=4, tensors=2) == 1
-    assert hits(0) == 0
-    assert hits(3, walk=1) == 0                                             # what comes next has just been dropped
-    assert hits(3) == 2 / 4             # of 0 1 2 3 | 3 2 1 0: 3; its write drops 1, and 2 is still there
-    assert hits(16, running=1, launched=1000) == 1                          # finished programs leave room
-    assert hits(100, running=50, launched=100) < hits(100, running=10, launched=100)

@@ -67,7 +67,7 @@ def alone(tmp_path_factory):
 def assert_same_run(out, other, rtol):
     curves = [[line["loss"] for line in folder.read_log(each) if "loss" in line] for each in (out, other)]
     assert_close(torch.tensor(curves[0]), torch.tensor(curves[1]), rtol=rtol, atol=0)
-    ours, theirs = (checkpoint.load(each / "last.pt") for each in (out, other))
+    ours, theirs = (checkpoint.load(each / "last.safetensors") for each in (out, other))
     assert ours.step == theirs.step
     for name in ("weights", "ema"):
         assert_close(getattr(ours, name), getattr(theirs, name), rtol=1e-3, atol=10 * rtol)
@@ -81,7 +81,7 @@ def test_the_curve_does_not_depend_on_the_number_of_processes(tmp_path, alone, n
     if begun:
         shutil.copytree(alone / begun, out)
     said = finished(torchrun(n, "train.py", *FLAGS, "--out", str(out)))
-    assert said.count("parameters") == 1 and ("last.pt at step 2" in said) == bool(begun)
+    assert said.count("parameters") == 1 and ("last.safetensors at step 2" in said) == bool(begun)
     assert_same_run(out, alone / "whole", rtol=1e-4)
     assert [line["step"] for line in folder.read_log(out)] == [1, 2, 3, 4, 4]     # by one process, once
 
@@ -92,7 +92,7 @@ def test_three_processes_resume_bitwise(tmp_path):
     for name, ends in {"whole": "6", "cut": "3"}.items():
         finished(torchrun(3, "train.py", *flags, "--steps", ends, "--out", str(tmp_path / name)))
     finished(torchrun(3, "train.py", *flags, "--steps", "6", "--out", str(tmp_path / "cut")))
-    ours, theirs = (checkpoint.load(tmp_path / name / "last.pt") for name in ("cut", "whole"))
+    ours, theirs = (checkpoint.load(tmp_path / name / "last.safetensors") for name in ("cut", "whole"))
     assert_close(ours.weights, theirs.weights, rtol=0, atol=0)
 
 
@@ -209,7 +209,7 @@ def test_a_dead_process_ends_the_job_and_is_named(tmp_path):
     os.kill(workers(process)[1], signal.SIGKILL)
     _, error = process.communicate(timeout=60)
     assert process.returncode != 0 and "Signal 9 (SIGKILL)" in error and "rank      : 1" in error
-    assert checkpoint.load(tmp_path / "last.pt").step > 0           # saved by the one that is left
+    assert checkpoint.load(tmp_path / "last.safetensors").step > 0           # saved by the one that is left
 
 
 PATIENT = ("import datetime, train; from run import processes; processes.TIMEOUT = datetime.timedelta(seconds=20); "
@@ -224,7 +224,7 @@ def test_a_process_that_hangs_ends_the_others(tmp_path):
     first, second = (subprocess.Popen([sys.executable, "-c", PATIENT, *flags], cwd=ROOT, stderr=subprocess.PIPE,
                                       env={**os.environ, **told, "RANK": rank, "LOCAL_RANK": rank}, text=True)
                      for rank in "01")
-    while not (tmp_path / "last.pt").exists():
+    while not (tmp_path / "last.safetensors").exists():
         assert first.poll() is None
     second.send_signal(signal.SIGSTOP)
     _, error = first.communicate(timeout=120)
@@ -233,20 +233,20 @@ def test_a_process_that_hangs_ends_the_others(tmp_path):
     assert first.returncode in (2, -signal.SIGABRT)                 # gloo may abort before Python hears of it
     if first.returncode == 2:
         assert "another process died or hangs, " in error and "repeat the command to resume\n" in error
-    assert checkpoint.load(tmp_path / "last.pt").step > 0
+    assert checkpoint.load(tmp_path / "last.safetensors").step > 0
 
 
 def test_a_signal_to_torchrun_ends_all_with_a_checkpoint(tmp_path):
     process = started(tmp_path)
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=60)
-    step = checkpoint.load(tmp_path / "last.pt").step
+    step = checkpoint.load(tmp_path / "last.safetensors").step
     assert f"stopped at step {step};" in said
     assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])["step"] == step
 
 
 def test_pictures_do_not_depend_on_the_number_of_processes(tmp_path):
-    flags = ["--checkpoint", "weights/digits.pt", "--n", "13", "--batch", "4", "--steps", "3", "--eta", "1", "--npz"]
+    flags = ["--n", "13", "--batch", "4", "--steps", "3", "--eta", "1", "--npz"]
     said = finished(torchrun(2, "sample.py", *flags, "--out", str(tmp_path / "two")))
     assert said.count("13 pictures in") == 1
     sample.main([*flags, "--out", str(tmp_path / "one")])

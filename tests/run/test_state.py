@@ -16,7 +16,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 import train
-from run import checkpoint, folder, state
+from run import checkpoint, folder, state, tensors
 
 ROOT = Path(__file__).parents[2]
 FLAGS = ["--T", "20", "--batch", "8", "--warmup", "2", "--final", "1", "--log_every", "2", "--sample_every", "1000000"]
@@ -69,7 +69,7 @@ def test_a_signal_to_the_whole_group_ends_the_run_with_a_checkpoint(tmp_path, st
     process = started(tmp_path, *ENDLESS, "--workers", str(count))
     os.killpg(process.pid, getattr(signal, stop))
     said, error = process.communicate(timeout=60)
-    step = checkpoint.load(tmp_path / "last.pt").step
+    step = checkpoint.load(tmp_path / "last.safetensors").step
     assert process.returncode == 0 and f"stopped at step {step};" in said and step > 0, error
 
 
@@ -93,7 +93,7 @@ def test_a_worker_that_dies_ends_the_run_with_a_checkpoint(tmp_path):
     os.kill(workers(process)[0], signal.SIGKILL)
     error, said = sentence(process)
     assert "the 2 processes that load images failed: " in error and "--workers 0" in error
-    step = checkpoint.load(tmp_path / "last.pt").step
+    step = checkpoint.load(tmp_path / "last.safetensors").step
     assert step > 0 and f"step {step} is saved" in said
 
 
@@ -129,7 +129,7 @@ def test_a_picture_that_cannot_be_read_is_one_sentence(tmp_path, monkeypatch, re
     (pictures / "17.png").write_bytes((pictures / "17.png").read_bytes()[:80])
     error = refused(train.main, [*FLAGS, *flags, "--steps", "10", "--accept_changes"])
     assert "17.png" in error and "Caught" not in error and error.count("train.py:") == 1
-    assert checkpoint.load(tmp_path / "run" / "last.pt").step >= 1
+    assert checkpoint.load(tmp_path / "run" / "last.safetensors").step >= 1
 
 
 @pytest.mark.skipif(subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode != 0
@@ -162,8 +162,8 @@ def test_an_error_between_updates_is_saved_and_resumed_bitwise(tmp_path, monkeyp
         run(tmp_path / "cut", "--steps", "6")
     assert "step 3 is saved" in capsys.readouterr().out
     run(tmp_path / "cut", "--steps", "6")
-    whole, cut = (checkpoint.load(tmp_path / name / "last.pt") for name in ("whole", "cut"))
-    for name in ("weights", "ema", "optimizer"):
+    whole, cut = (checkpoint.load(tmp_path / name / "last.safetensors") for name in ("whole", "cut"))
+    for name in checkpoint.PARTS:
         assert_close(getattr(cut, name), getattr(whole, name), rtol=0, atol=0)
     logs = [[{k: v for k, v in line.items() if k != "images_per_second"} for line in folder.read_log(tmp_path / name)]
             for name in ("whole", "cut")]
@@ -174,7 +174,7 @@ def test_an_error_between_updates_is_saved_and_resumed_bitwise(tmp_path, monkeyp
 def test_half_an_update_is_never_saved(tmp_path, monkeypatch, capsys, name):
     """Weights of one step and their average of another would be resumed as if nothing had happened."""
     run(tmp_path, "--steps", "2")
-    before, function = (tmp_path / "last.pt").read_bytes(), getattr(train, name)
+    before, function = (tmp_path / "last.safetensors").read_bytes(), getattr(train, name)
 
     def fails(*args):
         if any(type(each) is int and each == 4 for each in args):
@@ -184,36 +184,36 @@ def test_half_an_update_is_never_saved(tmp_path, monkeypatch, capsys, name):
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="in the middle"):
         patch.setattr(train, name, fails)
         run(tmp_path, "--steps", "6")
-    assert (tmp_path / "last.pt").read_bytes() == before and "is saved" not in capsys.readouterr().out
+    assert (tmp_path / "last.safetensors").read_bytes() == before and "is saved" not in capsys.readouterr().out
 
 
 def test_failed_updates_are_not_saved(tmp_path, monkeypatch, refused):
     """A run that is started again after every error would end with weights that never changed."""
     run(tmp_path, "--steps", "2")
-    before, objective = (tmp_path / "last.pt").read_bytes(), train.objective
+    before, objective = (tmp_path / "last.safetensors").read_bytes(), train.objective
     monkeypatch.setattr(train, "objective", lambda *args: objective(*args) * float("nan"))
     assert "not finite 5 steps in a row" in refused(train.main, [*FLAGS, "--steps", "20", "--out", str(tmp_path)])
-    assert (tmp_path / "last.pt").read_bytes() == before
+    assert (tmp_path / "last.safetensors").read_bytes() == before
 
 
 # Full disks
 
 @pytest.mark.parametrize("limit, flags, name", [
-    (10**6, ["--save_every", "1"], "last.pt"), (1200, ["--log_every", "1", "--steps", "20"], "log.jsonl"),
+    (10**6, ["--save_every", "1"], "last.safetensors"), (1200, ["--log_every", "1", "--steps", "20"], "log.jsonl"),
     (1000, ["--log_every", "100", "--sample_every", "1"], "samples/000003.png")])
 def test_a_full_disk_is_a_sentence_and_the_old_checkpoint_is_resumed(tmp_path, limit, flags, name):
     """No file may grow beyond the limit: what a full disk does, done by the kernel."""
     run(tmp_path, "--steps", "2", "--log_every", "100")
-    before = (tmp_path / "last.pt").read_bytes()
+    before = (tmp_path / "last.safetensors").read_bytes()
     process = started(tmp_path, "--steps", "6", *flags, until="", preexec_fn=lambda: resource.setrlimit(
         resource.RLIMIT_FSIZE, (limit, limit)))
     error, said = sentence(process)
     assert error.startswith(f"train.py: cannot write {tmp_path / name}: File too large; what was there is unchanged")
-    assert (tmp_path / "last.pt").read_bytes() == before and not list(tmp_path.rglob("*.tmp"))
-    assert name == "last.pt" or "could not be saved: cannot write" in said
+    assert (tmp_path / "last.safetensors").read_bytes() == before and not list(tmp_path.rglob("*.tmp"))
+    assert name == "last.safetensors" or "could not be saved: cannot write" in said
     assert folder.read_log(tmp_path) and "warning" not in said
     run(tmp_path, "--steps", "6")
-    assert checkpoint.load(tmp_path / "last.pt").step == 6
+    assert checkpoint.load(tmp_path / "last.safetensors").step == 6
 
 
 def test_links_are_not_followed(tmp_path):
@@ -221,7 +221,7 @@ def test_links_are_not_followed(tmp_path):
     other, out = tmp_path / "precious", tmp_path / "run"
     other.write_text("precious")
     out.mkdir()
-    for name in ("last.pt.tmp", "previous.pt.tmp", "log.jsonl.tmp", "loss.png.tmp", "loss.png"):
+    for name in ("last.safetensors.tmp", "previous.safetensors.tmp", "log.jsonl.tmp", "loss.png.tmp", "loss.png"):
         os.symlink(other, out / name)
     run(out, "--steps", "3", "--save_every", "1")
     run(out, "--steps", "4")
@@ -243,7 +243,7 @@ def test_the_folder_is_taken_before_its_checkpoint_is_read(tmp_path, monkeypatch
     monkeypatch.setattr(train.data, "load", slow)
     run(tmp_path, "--steps", "3")
     assert told[0].returncode == 2 and "another process writes into" in told[1][1]
-    assert checkpoint.load(tmp_path / "last.pt").step == 3
+    assert checkpoint.load(tmp_path / "last.safetensors").step == 3
 
 
 def test_a_folder_made_anew_under_a_job_is_left_to_the_new_one(tmp_path):
@@ -253,20 +253,20 @@ def test_a_folder_made_anew_under_a_job_is_left_to_the_new_one(tmp_path):
     new = started(out, "--steps", "4", "--save_every", "2", until="")
     error, _ = sentence(old)
     assert f"{out} is no longer this job's" in error
-    assert "last.pt" in new.communicate(timeout=120)[0] and new.returncode == 0
-    assert checkpoint.load(out / "last.pt").step == 4
+    assert "last.safetensors" in new.communicate(timeout=120)[0] and new.returncode == 0
+    assert checkpoint.load(out / "last.safetensors").step == 4
     assert [line["step"] for line in folder.read_log(out)] == [2, 4, 4]
 
 
 def test_a_folder_taken_during_a_save_is_left_alone(tmp_path, monkeypatch, refused):
-    def replaced(*args, save=torch.save):
-        save(*args)
+    def replaced(*args, save=tensors.to_bytes):
         (tmp_path / ".lock").unlink()
-        (tmp_path / "last.pt").write_bytes(b"another job's")
+        (tmp_path / "last.safetensors").write_bytes(b"another job's")
+        return save(*args)
 
-    monkeypatch.setattr(torch, "save", replaced)
+    monkeypatch.setattr(tensors, "to_bytes", replaced)
     assert "is no longer this job's" in refused(train.main, [*FLAGS, "--steps", "2", "--out", str(tmp_path)])
-    assert (tmp_path / "last.pt").read_bytes() == b"another job's" and not list(tmp_path.glob("*.tmp"))
+    assert (tmp_path / "last.safetensors").read_bytes() == b"another job's" and not list(tmp_path.glob("*.tmp"))
 
 
 def test_progress_is_none_only_within_an_update():

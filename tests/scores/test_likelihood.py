@@ -1,5 +1,7 @@
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -13,7 +15,7 @@ import train
 from run import checkpoint
 from scores.likelihood import bound, partition, sample_timesteps
 
-DIGITS = str(Path(__file__).parents[2] / "weights" / "digits.pt")
+DIGITS = str(Path(__file__).parents[2] / "weights" / "digits.safetensors")
 CHOICE = {"target": "eps", "variance": "beta_tilde", "clip": True}
 SCHEDULE = ddpm.linear_schedule(30, 1e-3, 0.4)
 
@@ -97,15 +99,15 @@ def test_nll_prints_every_term_and_plots_the_curves(tmp_path, capsys):
 
 
 def test_a_learned_variance_and_labels_are_used(tmp_path, capsys):
-    last = checkpoint.load(DIGITS)
-    weights = {**last.ema}
+    saved = checkpoint.load(DIGITS)
+    weights = {**saved.ema}
     for name in ("last.weight", "last.bias"):
         weights[name] = torch.cat([weights[name], 0 * weights[name]])   # v = 0: midway between the two variances
-    network = last.network.__class__(**{**vars(last.network), "out_channels": 2})
-    checkpoint.save(tmp_path / "x.pt", last._replace(network=network, ema=weights, weights=weights))
+    network = replace(saved.network, out_channels=2)
+    checkpoint.save(tmp_path / "x.safetensors", saved._replace(network=network, ema=weights, weights={}))
     totals = {}
     for flags in ([], ["--variance", "beta_tilde"], ["--no-labels"]):
-        evaluate.main(["nll", "--checkpoint", str(tmp_path / "x.pt"), "--n", "20", "--times", "10",
+        evaluate.main(["nll", "--checkpoint", str(tmp_path / "x.safetensors"), "--n", "20", "--times", "10",
                        "--out", str(tmp_path / "nll.png"), *flags])
         output = capsys.readouterr().out
         assert f"variance {'beta_tilde' if '--variance' in flags else 'learned'}" in output
@@ -114,30 +116,36 @@ def test_a_learned_variance_and_labels_are_used(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("flags, message", [
-    (["--times", "1000"], "times is 1000"), (["--n", "-1"], "n is -1"), (["--batch", "0"], "batch is 0"),
-    (["--weights", "best"], "weights is 'best'"),
-    (["--data", "nowhere"], "no data set 'nowhere'"), (["--data", "dead-leaves-grey"], "has no end"),
-    (["--out", "nll.xyz"], "xyz"),
-    (["--variance", "learned"], "output is (256, 1, 8, 8)"), (["--checkpoint", "no.pt"], "no checkpoint no.pt")])
-def test_bad_requests_are_one_sentence_and_exit_2(flags, message, capsys):
-    with pytest.raises(SystemExit) as stop:
-        evaluate.main(["nll", "--checkpoint", DIGITS, *flags])
-    assert stop.value.code == 2 and message in capsys.readouterr().err
+    (["--times", "-1"], "times is -1"), (["--n", "-1"], "n is -1"), (["--batch", "0"], "batch is 0"),
+    (["--weights", "best"], "weights is 'best'"), (["--data", "nowhere"], "no data set 'nowhere'"),
+    (["--data", "dead-leaves-grey"], "has no end"), (["--out", "nll.xyz"], "xyz"),
+    (["--variance", "learned"], "output is (256, 1, 8, 8)"), (["--checkpoint", "none"], "no checkpoint none")])
+def test_bad_requests_are_one_sentence_and_exit_2(flags, message, refused):
+    assert message in refused(evaluate.main, ["nll", "--checkpoint", DIGITS, *flags])
 
 
-def test_a_chain_of_one_step_has_no_bound(tmp_path, refused):
-    train.main(["--T", "1", "--steps", "1", "--batch", "2", "--out", str(tmp_path)])
-    assert "the bound needs a T of 2 or more" in refused(evaluate.main, ["nll", "--checkpoint", f"{tmp_path}/last.pt"])
+def test_a_short_chain_has_few_terms_and_one_of_one_step_no_bound(tmp_path, refused, capsys):
+    flags = ["--steps", "1", "--batch", "2", "--out", str(tmp_path)]
+    nll = ["nll", "--checkpoint", f"{tmp_path}/last.safetensors", "--n", "2", "--out", str(tmp_path / "nll.png")]
+    train.main(["--T", "1", *flags])
+    assert "the bound needs a T of 2 or more" in refused(evaluate.main, nll)
+    (tmp_path / "last.safetensors").unlink()
+    train.main(["--T", "3", *flags])
+    evaluate.main(nll)                                                  # of 50 intervals at most
+    assert "2 of 3 timesteps per picture" in capsys.readouterr().out
 
 
-def test_pictures_of_another_kind_are_refused(tmp_path, capsys):
-    last = checkpoint.load(DIGITS)
-    for name in ("cats", ""):
-        checkpoint.save(tmp_path / f"x{name}.pt", last._replace(settings={**last.settings, "data": name}))
+def test_pictures_of_another_kind_are_refused(tmp_path, refused):
+    saved, model = checkpoint.load(DIGITS), str(tmp_path / "x.safetensors")
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    for flags, message in ((["--checkpoint", str(tmp_path / "xcats.pt")], "no held-out pictures of 'cats' are known"),
-                           (["--checkpoint", str(tmp_path / "x.pt")], "does not say what it was trained on"),
-                           (["--checkpoint", DIGITS, "--data", str(tmp_path)], "(3, 8, 8); the model's are (1, 8, 8)")):
-        with pytest.raises(SystemExit):
-            evaluate.main(["nll", *flags])
-        assert message in capsys.readouterr().err
+    np.savez(tmp_path / "plain.npz", arr_0=np.zeros((4, 8, 8), np.uint8))
+    plain = ["--data", str(tmp_path / "plain.npz")]
+    for changes, flags, message in (
+            ({"settings": {**saved.settings, "data": "cats"}}, [], "no held-out pictures of 'cats' are known"),
+            ({"settings": {**saved.settings, "data": ""}}, [], "does not say what it was trained on"),
+            ({}, ["--data", str(tmp_path)], "(3, 8, 8); the model's are (1, 8, 8)"),
+            ({}, plain, "plain.npz has no labels; name a labelled set, or use --no-labels"),
+            ({"data": {**saved.data, "classes": tuple("0123456789X")}}, ["--no-labels"], "no null class"),
+            ({"data": {**saved.data, "classes": tuple("0123456789X")}}, plain, "no labels; name a labelled set\n")):
+        checkpoint.save(tmp_path / "x.safetensors", saved._replace(**changes))
+        assert message in refused(evaluate.main, ["nll", "--checkpoint", model, *flags])

@@ -3,17 +3,16 @@
 
 const POINTS = 200, STEPS = [1, 2, 3, 4, 5, 6, 8, 10, 13, 16, 20, 25, 32, 40, 50, 64, 80, 100];
 const ODE = ["ddim", "2m", "heun", "unipc"];                            // compared where no noise is added
-const CZ = COLUMNS.indexOf("cz"), LEARNED = ["log_min", "log_max"].map(name => COLUMNS.indexOf(name));
 const tables = Object.fromEntries(Object.entries(data.alphaBar).map(([k, v]) => [k, Array.from(unpack(v, Float64Array))]));
 const mixture = data.mixture;
 
-// What the controls say: the schedule, its times, and how samplerRows shall make its table.
+// What the controls say: the schedule, its times, and how samplerRows shall make its table. Others are switched off.
 function chosen() {
-  const sampler = $("sampler").value, read = (id, used) => used ? Number($(id).value) : Number($(id).dataset.off);
-  return {kind: $("kind").value, steps: Number($("steps").value), spacing: $("spacing").value,
-          shift: read("shift", $("spacing").value === "flow"), sampler, target: $("target").value,
-          variance: $("variance").value, eta: read("eta", ["ddim", "2m"].includes(sampler)),
-          churn: read("churn", sampler === "heun"), clip: $("clip").checked};
+  const value = id => $(id).type === "range" ? Number($(id).value) : $(id).value;
+  const read = ids => Object.fromEntries(ids.map(id => [id, value(id)]));
+  const used = [...data.options[$("sampler").value], ...$("spacing").value === "flow" ? ["shift"] : []];
+  for (const id of ["eta", "variance", "churn", "shift"]) $(id).disabled = !used.includes(id);
+  return {...read(["kind", "steps", "spacing", "sampler", "target", ...used]), clip: $("clip").checked};
 }
 
 function rowsOf(choice) {
@@ -22,7 +21,7 @@ function rowsOf(choice) {
 }
 
 function noisy(rows) {
-  return rows.some(row => row[CZ] !== 0);
+  return rows.some(row => row.cz !== 0);
 }
 
 // E[x0 | x_t] of the mixture, for points x0, y0, x1, y1, ...: each component's mean, weighted by how likely it is.
@@ -51,12 +50,12 @@ function meanOfMixture(xt, bar) {
 // The first x_t, then x_s after every row: the chain of these points under the exact denoiser.
 function chain(kind, rows, target, count = POINTS) {
   const noise = s => Array.from({length: count}, (_, i) => normal(imageKey(0, i), s, 2)).flat();
-  let xt = noise(rows[0][0]), x0Hat = null, x0Prev = null;
+  let xt = noise(rows[0].t), x0Hat = null, x0Prev = null;
   const states = [xt];
   for (const row of rows) {
-    const bar = alphaBarAt(tables[kind], row[0]), output = outputOf(meanOfMixture(xt, bar), xt, bar, target);
-    const sigma = Math.exp((row[LEARNED[0]] + row[LEARNED[1]]) / 4);    // a learned v of 0, halfway
-    const z = row[CZ] !== 0 ? noise(row[1]).map(each => sigma * each) : null, before = x0Hat;
+    const bar = alphaBarAt(tables[kind], row.t), output = outputOf(meanOfMixture(xt, bar), xt, bar, target);
+    const sigma = Math.exp((row.log_min + row.log_max) / 4);    // a learned v of 0, halfway
+    const z = row.cz !== 0 ? noise(row.s).map(each => sigma * each) : null, before = x0Hat;
     [xt, x0Hat] = step(row, xt, output, x0Hat, x0Prev, z);
     x0Prev = before;
     states.push(xt);
@@ -97,12 +96,12 @@ function solution(kind, first) {
 
 // The error at the end of a chain: without noise the distance to the exact path's end, with noise to the mixture.
 function error(kind, rows, x) {
-  return noisy(rows) ? sliced(x, samples(1)) : distance(x, solution(kind, rows[0][0]));
+  return noisy(rows) ? sliced(x, samples(1)) : distance(x, solution(kind, rows[0].t));
 }
 
 // Error over network evaluations, of the chosen sampler and, if it adds no noise, of the others that add none.
 function errors(choice) {
-  const names = noisy(rowsOf({...choice, steps: 2})) ? [] : ODE.filter(name => data.samplers.includes(name));
+  const names = noisy(rowsOf({...choice, steps: 2})) ? [] : ODE;
   return [...new Set([...names, choice.sampler])].map(sampler => ({name: sampler, strong: sampler === choice.sampler,
     points: STEPS.map(steps => {
       const rows = rowsOf({...choice, steps, sampler});
@@ -111,9 +110,10 @@ function errors(choice) {
 }
 
 function fill(table, rows) {
-  const shown = COLUMNS.map((_, k) => k).filter(k => k < 10 || rows.some(row => row[k] !== 0));
-  table.tHead.innerHTML = `<tr>${shown.map(k => `<th scope="col">${COLUMNS[k]}</th>`).join("")}</tr>`;
-  table.tBodies[0].innerHTML = rows.map(row => `<tr>${shown.map(k => `<td>${short(row[k])}</td>`).join("")}</tr>`).join("");
+  const shown = COLUMNS.filter(name => !name.startsWith("log_") || rows.some(row => row[name] !== 0));
+  const line = cells => `<tr>${cells.join("")}</tr>`;
+  table.tHead.innerHTML = line(shown.map(name => `<th scope="col">${name}</th>`));
+  table.tBodies[0].innerHTML = rows.map(row => line(shown.map(name => `<td>${short(row[name])}</td>`))).join("");
 }
 
 let states = [], rows = [], lines = [], shown = "";
@@ -125,26 +125,23 @@ function compute(choice) {
   slider.max = rows.length;
   if (atEnd) slider.value = rows.length;
   lines = errors(choice);
-  const found = short(error(choice.kind, rows, states.at(-1)));
+  const end = short(error(choice.kind, rows, states.at(-1)));
   $("error").textContent = noisy(rows)
-    ? `distance to samples of the mixture ${found}; between two such clouds ${short(sliced(samples(1), samples(2)))}`
-    : `root mean square distance to the end of the exact path ${found}`;
+    ? `distance to samples of the mixture ${end}; between two such clouds ${short(sliced(samples(1), samples(2)))}`
+    : `root mean square distance to the end of the exact path ${end}`;
   $("legend").innerHTML = lines.map((line, k) =>
     `<span class="key l${k}${line.strong ? " strong" : ""}">${line.name}</span>`).join(" ");
 }
 
-for (const [id, names] of Object.entries({sampler: data.samplers, spacing: data.spacings, target: data.targets,
+for (const [id, names] of Object.entries({sampler: Object.keys(data.options), spacing: data.spacings, target: data.targets,
                                            variance: data.variances, kind: Object.keys(tables)})) {
   $(id).innerHTML = names.map(name => `<option>${name}</option>`).join("");
 }
-Object.assign($("spacing"), {value: "logsnr"});
-Object.assign($("target"), {value: "v"});
+$("spacing").value = "logsnr";
+$("target").value = "v";
 
 live($("controls"), () => {
   const choice = chosen(), key = JSON.stringify(choice);
-  $("eta").disabled = !["ddim", "2m"].includes(choice.sampler);
-  $("churn").disabled = choice.sampler !== "heun";
-  $("shift").disabled = choice.spacing !== "flow";
   try {
     if (key !== shown) compute(choice);
     $("refused").textContent = "";
@@ -166,6 +163,6 @@ live($("controls"), () => {
       context.stroke();
     }
   });
-  $("where").textContent = k ? `x_s after row ${k}, s = ${short(rows[k - 1][1])}` : `x_t of the first row, t = ${short(rows[0][0])}`;
+  $("where").textContent = k ? `x_s after row ${k}, s = ${short(rows[k - 1].s)}` : `x_t of the first row, t = ${short(rows[0].t)}`;
   [...$("rows").tBodies[0].rows].forEach((row, each) => row.classList.toggle("now", each === k - 1));
 });

@@ -1,5 +1,7 @@
 """Dead leaves: the synthetic natural images of Sohl-Dickstein et al. 2015, discs that hide one another.
 
+    python train.py --data dead-leaves --size 64        endless, rendered on demand; dead-leaves-grey is grey
+
 Discs of one colour each fall one upon the other. Their radii follow a power law, so the picture looks alike at every
 scale, as natural images do (Lee, Mumford, Huang 2001). Picture i is a function of i alone: there are as many as noise
 has keys, none is stored, and each can be rendered at any size.
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor
 
 import noise
-from data.sets import ENDLESS
+from data.sets import ENDLESS, Data
 
 DISCS = 512                                 # a picture; about one pixel in 700 stays uncovered and shows the first
 SMALL, LARGE = 1 / 16, 1 / 2                # radii, in units of the picture's shorter side
@@ -67,3 +69,9 @@ class DeadLeaves:
     def __getitem__(self, indices: Sequence[int]) -> Tensor:
         few = max(1, 2**15 // math.prod(self.shape[1:]))                        # at once: what the cache can hold
         return torch.cat([render(part, self.shape) for part in torch.as_tensor(indices).split(few)])
+
+
+def load(name: str, size: tuple[int, int] | None) -> Data:
+    """The data set dead-leaves, RGB, or dead-leaves-grey, at this (H, W); what `data.load` calls."""
+    shape = (1 if name.endswith("grey") else 3, *(size or (32, 32)))
+    return Data(name, DeadLeaves(shape), None, (), shape)

@@ -1,6 +1,6 @@
 """What a network evaluation buys: the error of every sampler against their number, on three problems.
 
-    python -m examples.work_precision   about ten minutes of one CPU core
+    python -m bench.work_precision --out docs/samplers.png      # about ten minutes of one CPU core
 
 1. A mixture in one dimension. The probability-flow ODE keeps the rank of every state: x_s is the quantile of q(x_s)
    that x_t is of q(x_t), so the error of a state is known to rounding.
@@ -10,7 +10,7 @@
    Frechet distance of pictures to held-out digits.
 
 In 1 and 2 the times are even in log sigma from sigma = 20 to 0.05, and the last step to 0 is left out: log-SNR is
-infinite there, and every method is of first order.
+infinite there, and every method is of first order. tests/test_order.py asserts the orders.
 """
 
 import math
@@ -24,9 +24,11 @@ from torch import Tensor
 
 import ddpm
 import sample
+from bench.markdown import table
 from run.cli import check_range, parse, parse_integers, script
 from run.pictures import figure_path, save_figure
-from samplers import COLUMNS, alpha_bar_at, sampler_rows, step, time_at
+from samplers import column, sampler_rows, step
+from schedules import alpha_bar_at, time_at
 from scores import classes
 
 SCHEDULE = ddpm.linear_schedule()
@@ -36,12 +38,13 @@ ODE = {"DDIM": {}, "2M": {"sampler": "2m"}, "Heun": {"sampler": "heun"}, "UniPC"
        "UniPC, B1": {"sampler": "unipc-bh1"}}
 SDE = {"DDPM": {"eta": 1.}, "2M, eta 1": {"sampler": "2m", "eta": 1.},
        "Heun, churn 5": {"sampler": "heun", "churn": 5.}}
+GRID, FINE = (8, 16, 32, 64, 128, 256), 300     # steps of 1 and 2, and of the fine chain
 
 
 @dataclass(frozen=True)
 class Config:
     """Measures every sampler's error against its network evaluations, and plots it."""
-    checkpoint: str = "weights/digits.pt"       # a model of the digits
+    checkpoint: str = "weights/digits.safetensors"  # a model of the digits
     steps: str = "5,8,12,20,40"                 # of the model's chains
     n: int = 500                                # pictures of each
     spacing: str = "karras"                     # of their timesteps, as for sample.py
@@ -55,45 +58,45 @@ def times(steps: int) -> Tensor:
 
 # A mixture of three Gaussians, or of three points
 
-def components(alpha_bar: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-    """Means and deviations of q(x_t), each (3,); own: the deviations of x0."""
-    return alpha_bar.sqrt() * MEANS, (alpha_bar * own**2 + 1 - alpha_bar).sqrt()
+def components(alpha_bar: Tensor, deviations: Tensor) -> tuple[Tensor, Tensor]:
+    """Means and deviations of q(x_t), each (3,); deviations: those of x0."""
+    return alpha_bar.sqrt() * MEANS, (alpha_bar * deviations**2 + 1 - alpha_bar).sqrt()
 
 
-def rank(x: Tensor, alpha_bar: Tensor, own: Tensor) -> Tensor:
+def rank(x: Tensor, alpha_bar: Tensor, deviations: Tensor) -> Tensor:
     """The share of q(x_t) that lies below x (n,)."""
-    means, deviations = components(alpha_bar, own)
-    return (SHARES * torch.special.ndtr((x[:, None] - means) / deviations)).sum(1)
+    means, widths = components(alpha_bar, deviations)
+    return (SHARES * torch.special.ndtr((x[:, None] - means) / widths)).sum(1)
 
 
-def transported(x: Tensor, bar_t: Tensor, bar_s: Tensor, own: Tensor) -> Tensor:
+def transported(x: Tensor, bar_t: Tensor, bar_s: Tensor, deviations: Tensor) -> Tensor:
     """x_s of the same rank as x_t, by bisection."""
-    target, low, high = rank(x, bar_t, own), torch.full_like(x, -20), torch.full_like(x, 20)
+    target, low, high = rank(x, bar_t, deviations), torch.full_like(x, -20), torch.full_like(x, 20)
     for _ in range(100):
         middle = (low + high) / 2
-        below = rank(middle, bar_s, own) < target
+        below = rank(middle, bar_s, deviations) < target
         low, high = torch.where(below, middle, low), torch.where(below, high, middle)
     return middle
 
 
-def x0_mean(x: Tensor, t: Tensor, own: Tensor) -> Tensor:
+def x0_mean(x: Tensor, t: Tensor, deviations: Tensor) -> Tensor:
     """E[x0 | x_t] for x (n, 1)."""
     alpha_bar = alpha_bar_at(SCHEDULE, t)
-    means, deviations = components(alpha_bar, own)
-    likely = (SHARES.log() - deviations.log() - ((x - means) / deviations)**2 / 2).softmax(1)
-    posterior = MEANS + alpha_bar.sqrt() * own**2 / deviations**2 * (x - means)
-    return (likely * posterior).sum(1, keepdim=True)
+    means, widths = components(alpha_bar, deviations)
+    weights = (SHARES.log() - widths.log() - ((x - means) / widths)**2 / 2).softmax(1)
+    posterior = MEANS + alpha_bar.sqrt() * deviations**2 / widths**2 * (x - means)
+    return (weights * posterior).sum(1, keepdim=True)
 
 
-def state_error(steps: int, own: Tensor = DEVIATIONS, **choice) -> tuple[int, float]:
+def state_error(steps: int, deviations: Tensor = DEVIATIONS, **choice) -> tuple[int, float]:
     """Network evaluations, and the largest error at the end of nine states that begin from -2 to 2."""
     t = times(steps)
     rows, start = sampler_rows(SCHEDULE, t, target="x0", clip=False, **choice)[:-1], torch.linspace(-2, 2, 9).double()
     x, past = start[:, None], [None, None]
-    for k, row in enumerate(rows):
-        x, x0_hat = step(rows, torch.tensor([k]), x, x0_mean(x, row[0], own), past[-1], x0_prev2=past[-2])
+    for k, time in enumerate(column(rows, "t")):
+        x, x0_hat = step(rows, torch.tensor([k]), x, x0_mean(x, time, deviations), past[-1], x0_prev2=past[-2])
         past.append(x0_hat)
-    exact = transported(start, *alpha_bar_at(SCHEDULE, t[[0, -1]]), own)
+    exact = transported(start, *alpha_bar_at(SCHEDULE, t[[0, -1]]), deviations)
     return len(rows), (x[:, 0] - exact).abs().max().item()
 
 
@@ -102,15 +105,14 @@ def state_error(steps: int, own: Tensor = DEVIATIONS, **choice) -> tuple[int, fl
 def variance_error(steps: int, var: float = 0.25, **choice) -> tuple[int, float]:
     """Network evaluations, and |Var[x_s] - exact| at the end, for data N(0, var)."""
     rows = sampler_rows(SCHEDULE, times(steps), target="x0", clip=False, **choice)[:-1]
-    marginal = alpha_bar_at(SCHEDULE, torch.cat([rows[:, 0], rows[-1:, 1]])) * (var - 1) + 1      # of every x_t
+    alpha_bar = alpha_bar_at(SCHEDULE, torch.cat([column(rows, "t"), column(rows[-1:], "s")]))
+    marginal = alpha_bar * (var - 1) + 1                                          # of every x_t
     covariance = torch.zeros(3, 3, dtype=torch.float64)                           # of x, x0_prev and x0_prev2
-    covariance[0, 0] = marginal[0]
-    for row, now in zip(rows, marginal, strict=False):
-        c0, ct, cp, cz, cp2 = (row[COLUMNS.index(name)] for name in ("c0", "ct", "cp", "cz", "cp2"))
-        gain = alpha_bar_at(SCHEDULE, row[0]).sqrt() * var / now                  # E[x0 | x_t] = gain x_t
-        identity = torch.eye(3, dtype=torch.float64)
+    covariance[0, 0], identity = marginal[0], torch.eye(3, dtype=torch.float64)
+    columns = [column(rows, name) for name in ("c0", "ct", "cp", "cp2", "cz")]
+    for c0, ct, cp, cp2, cz, gain in zip(*columns, (alpha_bar.sqrt() * var / marginal)[:-1], strict=True):
         move = torch.stack([torch.stack([c0 * gain + ct, cp, cp2]), gain * identity[0], identity[1]])
-        covariance = move @ covariance @ move.T
+        covariance = move @ covariance @ move.T                                   # E[x0 | x_t] = gain x_t
         covariance[0, 0] += cz**2
     return len(rows), (covariance[0, 0] - marginal[-1]).abs().item()
 
@@ -121,7 +123,7 @@ def digits(config: Config) -> tuple[dict, dict]:
     """By sampler, lists of (network evaluations, distance to the fine chain) and of (network evaluations, FD)."""
     base = sample.Config(checkpoint=config.checkpoint, n=config.n, batch=250, spacing=config.spacing)
     reference = classes.of_digits()
-    fine = sample.generate(replace(base, sampler="unipc", steps="300", clip=False)).x
+    fine = sample.generate(replace(base, sampler="unipc", steps=str(FINE), clip=False)).x
     distance, frechet = {name: [] for name in ODE}, {name: [] for name in ODE | SDE}
     for name, choice in (ODE | SDE).items():
         for steps in parse_integers("steps", config.steps):
@@ -157,17 +159,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list]:
     config = parse(Config, argv)
     check_range(config, "n", classes.K + 1)                                       # a sample needs K neighbours
     figure_path(config.out)                                                       # fails now, not at the end
-    grid = (8, 16, 32, 64, 128, 256)
-    state = {name: [state_error(steps, **choice) for steps in grid] for name, choice in ODE.items()}
-    variance = {name: [variance_error(steps, **choice) for steps in grid] for name, choice in (ODE | SDE).items()}
+    state = {name: [state_error(steps, **choice) for steps in GRID] for name, choice in ODE.items()}
+    variance = {name: [variance_error(steps, **choice) for steps in GRID] for name, choice in (ODE | SDE).items()}
     distance, frechet = digits(config)
     plot(config.out, {"a mixture in one dimension": ("error of the state", state),
                       "a Gaussian": ("error of the variance", variance),
                       f"digits, {config.spacing} times, not clipped": ("distance to the fine chain", distance),
                       f"digits, {config.spacing} times, clipped": ("FD to held-out digits", frechet)})
-    print("\n| sampler | network evaluations: FD |\n|---|---|")
-    for name, points in frechet.items():
-        print(f"| {name} | {', '.join(f'{evaluations}: {fd:.2f}' for evaluations, fd in points)} |")
+    print(table(["sampler", "network evaluations: FD"], [[name, ", ".join(f"{n}: {fd:.2f}" for n, fd in points)]
+                                                         for name, points in frechet.items()]))
     return frechet
 
 

@@ -1,4 +1,4 @@
-"""Files, settings and hubs that mean harm or nothing: one sentence each, and nothing is run or written."""
+"""Files, settings and hubs that are damaged or mean harm: one sentence each, and nothing is run or written."""
 
 import json
 import pickle
@@ -24,8 +24,6 @@ from tests.published.networks import CONFIG, OPENAI, assert_published_output, fo
 @pytest.mark.parametrize("content", [b"", b"text", b"\x00" * 99, pickle.dumps(Trap(), 2), "evil", "list", "cut"],
                          ids=["empty", "text", "zeros", "pickle", "evil", "list", "cut"])
 def test_files_that_are_no_weights_are_refused_and_never_run(tmp_path, monkeypatch, name, content):
-    if name.endswith("safetensors"):
-        pytest.importorskip("safetensors")
     monkeypatch.chdir(tmp_path)
     if isinstance(content, bytes):
         Path(name).write_bytes(content)
@@ -33,89 +31,74 @@ def test_files_that_are_no_weights_are_refused_and_never_run(tmp_path, monkeypat
         torch.save({"evil": {"a": Trap()}, "list": [torch.zeros(2)], "cut": {"a": torch.zeros(9)}}[content], name)
     if content == "cut":
         Path(name).write_bytes(Path(name).read_bytes()[:-200])
-    with pytest.raises(ValueError, match=f"{name} (is damaged|contains)|cannot read {name}: "):
+    with pytest.raises(ValueError, match=f"cannot read {name}: "):
         published.read(name)
     assert not Path("trap-was-here").exists()
 
 
-# Hostile settings: each is one sentence with the file's name, soon, and nothing is written
+# Wrong settings: each is one sentence with the file's name, and nothing is written
 
-HOSTILE = [None, True, "x", "", -1, 0, 1.5, 10**9, 10**30, float("nan"), float("inf"), [], [1], {}, {"a": [[[]]]},
-           ["x", {}], [[1, 2], [3]], "9" * 400, [64] * 1000]
-OFTEN = {"in_channels", "block_out_channels", "layers_per_block", "norm_num_groups", "down_block_types", "sample_size",
-         "dropout", "norm_eps", "attention_head_dim", "num_class_embeds", "freq_shift", "downsample_padding"}
+WRONG = [None, True, "x", -1, 0, 1.5, 10**30, float("nan"), [], [1], {}, [[1, 2], [3]]]
 
 
 def refused_or_written(capsys, flags, name):
     """Runs convert.py: it writes a checkpoint that can be loaded, or ends in one sentence that names the file."""
     try:
-        convert.main([*flags, "--to", "new.pt"])
+        convert.main([*flags, "--to", "new.safetensors"])
     except SystemExit as stop:
-        said = capsys.readouterr().err
-        assert stop.code == 2 and said.count("\n") == 1 and name in said and len(said) < 1000, said
-        assert not Path("new.pt").exists()
+        error = capsys.readouterr().err
+        assert stop.code == 2 and error.count("\n") == 1 and name in error and len(error) < 1000, error
+        assert not Path("new.safetensors").exists()
     else:
-        checkpoint.load("new.pt")
-        Path("new.pt").unlink()
+        checkpoint.load("new.safetensors")
+        Path("new.safetensors").unlink()
 
 
-@pytest.mark.parametrize("key", sorted({*CONFIG, *published.diffusers.MODEL, "sample_size"} - {"_diffusers_version"}))
-def test_hostile_settings_of_a_network(tmp_path, monkeypatch, capsys, key):
+@pytest.mark.parametrize("value", WRONG, ids=str)
+def test_wrong_settings_of_a_network(tmp_path, monkeypatch, capsys, value):
     monkeypatch.chdir(tmp_path)
     path = folder(tmp_path / "model", "bin") / "unet" / "config.json"
-    for value in HOSTILE if key in OFTEN else HOSTILE[::4]:
+    for key in sorted({*CONFIG, *published.diffusers.MODEL, "sample_size"} - {"_diffusers_version"}):
         path.write_text(json.dumps({**CONFIG, key: value}))
         refused_or_written(capsys, ["--source", "model"], "model")
 
 
 @pytest.mark.parametrize("key", ["num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas",
                                  "clip_sample", "variance_type", "prediction_type", "thresholding"])
-def test_hostile_schedules(tmp_path, monkeypatch, capsys, key):
+def test_wrong_schedules(tmp_path, monkeypatch, capsys, key):
     monkeypatch.chdir(tmp_path)
     path = folder(tmp_path / "model", "bin") / "scheduler" / "scheduler_config.json"
-    for value in [*HOSTILE, [0.5, float("nan")], [0.5, 10**400], [1e-4] * 10]:
+    for value in [*WRONG, [0.5, float("nan")], [1e-4] * 10]:
         path.write_text(json.dumps({key: value}))
         refused_or_written(capsys, ["--source", "model"], "model")
 
 
 @pytest.mark.parametrize("key", published.openai.FLAGS)
-def test_hostile_flags(tmp_path, monkeypatch, capsys, key):
+def test_wrong_flags(tmp_path, monkeypatch, capsys, key):
     monkeypatch.chdir(tmp_path)
     torch.save(golden_network("guided_unet_improved")[0], "m.pt")
-    for value in [*HOSTILE, "1,x", "0", "-1,2", "nan,inf", "1e300", "0,0"]:
+    for value in [*WRONG, "1,x", "0", "-1,2", "nan,inf", "0,0"]:
         Path("m.json").write_text(json.dumps({**OPENAI["guided_unet_improved"], key: value}))
         refused_or_written(capsys, ["--source", "m.pt"], "m.pt")
 
 
-@pytest.mark.parametrize("content", ["", "[]", "3", "null", "[" * 10**5, '{"a": ' * 10**4, '{"block_out_channels": ' +
-                                     "9" * 5000 + "}", "\ud800", "{}", '{"sample_size": 16}'], ids=range(10))
-def test_hostile_json(tmp_path, monkeypatch, capsys, content):
+@pytest.mark.parametrize("content", ["", "[]", "[" * 10**5, "{}", '{"sample_size": 16}'], ids=range(5))
+def test_wrong_json(tmp_path, monkeypatch, capsys, content):
     monkeypatch.chdir(tmp_path)
     path = folder(tmp_path / "model", "bin") / "unet" / "config.json"
-    path.write_text(content, errors="surrogatepass")
+    path.write_text(content)
     refused_or_written(capsys, ["--source", "model"], "model")
-
-
-def test_json_is_not_read_without_end(tmp_path):
-    with (tmp_path / "config.json").open("wb") as file:
-        file.truncate(2**40)
-    with pytest.raises(ValueError, match="config.json: it has more than 67108864 bytes"):
-        published.files.read_json(tmp_path / "config.json")
 
 
 @pytest.mark.parametrize("spoil", [
     lambda w: dict.fromkeys(w, 3), lambda w: dict(enumerate(w.values())),
-    lambda w: {name: t.to_sparse() for name, t in w.items()}, lambda w: {name: t.to("meta") for name, t in w.items()},
-    lambda w: {name: torch.zeros(1).expand(t.shape) for name, t in w.items()},
-    lambda w: {name: t.cfloat() for name, t in w.items()}, lambda w: {**w, "conv_in.weight": None}], ids=range(7))
-def test_hostile_tensors(tmp_path, monkeypatch, capsys, spoil):
+    lambda w: {name: t.cfloat() for name, t in w.items()}, lambda w: {**w, "conv_in.weight": None}], ids=range(4))
+def test_wrong_tensors(tmp_path, monkeypatch, refused, spoil):
     monkeypatch.chdir(tmp_path)
     folder(tmp_path / "model", "bin")
     torch.save(spoil(golden_network("diffusers_unet")[0]), "model/unet/diffusion_pytorch_model.bin")
-    with pytest.raises(SystemExit):
-        convert.main(["--source", "model", "--to", "new.pt"])
-    said = capsys.readouterr().err
-    assert "model" in said and said.count("\n") == 1 and not Path("new.pt").exists()
+    error = refused(convert.main, ["--source", "model", "--to", "new.safetensors"])
+    assert "model" in error and error.count("\n") == 1 and not Path("new.safetensors").exists()
 
 
 # The hub, replaced by a stub
@@ -145,12 +128,7 @@ def test_an_unreachable_hub_is_a_sentence(tmp_path, monkeypatch, error):
         published.files.locate("google/ddpm-cifar10-32")
 
 
-@pytest.mark.parametrize("package, use", [
-    ("huggingface_hub", lambda: published.files.locate("google/ddpm-cifar10-32")),
-    ("safetensors", lambda: published.files.read_tensors(Path("x.safetensors")))])
-def test_a_package_that_is_not_there_is_a_sentence(tmp_path, monkeypatch, package, use):
-    monkeypatch.chdir(tmp_path)
-    for name in [name for name in sys.modules if name.split(".")[0] == package] + [package]:
-        monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ValueError, match=f"install it with: pip install {package}"):
-        use()
+def test_a_package_that_is_not_there_is_a_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ValueError, match="install it with: pip install huggingface_hub"):
+        published.files.locate("google/ddpm-cifar10-32")

@@ -1,0 +1,72 @@
+"""The equivalence report sees what is equal, and what is not; its cases pair every way with every choice."""
+
+import json
+from itertools import product
+
+import pytest
+import torch
+
+from kernels import equivalence
+from kernels.__main__ import main
+from kernels.equivalence import NORMS, SHAPES, STEPS, WAYS, Norm, sound
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """One norm and one kind of row instead of all."""
+    monkeypatch.setattr(equivalence, "NORMS", [case for case in NORMS if case.norm.rows == ("add",)][:1])
+    monkeypatch.setattr(equivalence, "STEPS", [case for case in STEPS if str(case) == "2m sde, z"])
+
+
+def test_every_network_has_its_norms():
+    assert [equivalence.SIDES[name] for name in ("digits", "fashion", "cifar10", "lsun256", "adm64")] == [
+        8, 28, 32, 256, 64]
+    assert equivalence.norms("cifar10").total() == 51
+    assert equivalence.norms("cifar10")[Norm(256, 16, 16, 32, (), False)] == 5
+    assert equivalence.norms("digits")[Norm(32, 4, 4, 8, ("add", "scale", "shift"), True)] == 5
+
+
+def test_a_network_s_norms_come_in_every_dtype_and_layout(monkeypatch):
+    monkeypatch.setattr(equivalence, "norms", lambda network: {Norm(128, 256, 256, 32, (), True): 8})
+    assert {(case.B, case.dtype, case.layout) for case in equivalence.network_norms(["lsun256"])} == set(
+        product([8], equivalence.DTYPES, equivalence.LAYOUTS))
+
+
+def test_the_cases_are_pairs_of_everything():
+    layouts = {(case.way, case.layout, case.norm.C) for case in NORMS}
+    assert {(way, C) for way, _, C in layouts} >= set(product(WAYS, [C for _, C, *_ in SHAPES.values()]))
+    assert {(way, layout) for way, layout, _ in layouts} == set(product(WAYS, equivalence.LAYOUTS))
+    assert {(case.way, case.dtype) for case in NORMS} == set(product(WAYS, equivalence.DTYPES))
+    assert {(case.noise, case.dtype) for case in STEPS} == set(product(("seeds", "z", "neither"), equivalence.DTYPES))
+
+
+def test_the_report_passes_and_can_be_read(few, tmp_path, capsys):
+    main(["--networks", "digits", "--json", str(tmp_path / "report.json")])
+    noise, step, norm = json.loads((tmp_path / "report.json").read_text())
+    assert all(map(sound, (noise, step, norm)))
+    assert norm["errors"].keys() == {"y", "dx", "dweight", "dbias", "dadd"} and norm["way"] == "resident/resident"
+    assert noise["errors"]["z"]["kernel"] < 1e-6 and step["case"] == "2m sde, z"
+    assert "3 cases, 0 fail" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name, fault", [
+    ("group_norm_silu", lambda right: lambda x, *args, **kwargs: right(x, *args, **kwargs) * (1 + 2e-5)),
+    ("sampling_step", lambda right: lambda *args, **kwargs: tuple(2e-5 + 1.00002 * x for x in right(*args, **kwargs))),
+    ("sampling_step", lambda right: lambda *args, **kwargs: tuple(x + torch.nan for x in right(*args, **kwargs))),
+], ids=["norm", "step", "nan"])
+def test_a_wrong_kernel_fails(name, fault, few, monkeypatch, capsys):
+    monkeypatch.setattr(equivalence, name, fault(getattr(equivalence, name)))
+    with pytest.raises(SystemExit) as stop:
+        main([])
+    assert stop.value.code == 1 and f"fails: {name}" in capsys.readouterr().out
+
+
+def test_other_bits_the_second_time_and_another_layout_fail():
+    report = {"errors": {}, "repeats": True, "like x": True}
+    assert sound(report) and not sound(report | {"repeats": False}) and not sound(report | {"like x": False})
+
+
+def test_an_unknown_network_is_one_sentence(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--networks", "nowhere"])
+    assert stop.value.code == 2 and "networks is 'nowhere'" in capsys.readouterr().err
