@@ -70,7 +70,11 @@ SCRIPTS = {
     "memorise": Script("examples/memorise.py --n 1 --steps 1", "examples.memorise.Config", "", "n"),
     "swiss_roll_variants": Script("examples/swiss_roll_variants.py --steps 1", "examples.swiss_roll_variants.Config",
                                   "", "steps", "examples.swiss_roll_variants.learn"),
-    "kernels": Script("-m kernels.__main__", "kernels.__main__.Config", long="kernels.__main__.report"),
+    "kernels": Script("-m kernels.__main__", "kernels.__main__.Config", long="kernels.__main__.reports"),
+    "bench": Script("-m bench.__main__ --out new", "bench.__main__.Config", long="bench.__main__.pytest"),
+    "work_precision": Script("-m bench.work_precision --n 4 --steps 1", "bench.work_precision.Config",
+                             long="bench.work_precision.state_error"),
+    "tables": Script("-m bench.tables --out folder", "bench.tables.Config"),
     "memory": Script("-m bench.memory --networks digits --out new.md", "bench.memory.Config"),
 }
 
