@@ -27,8 +27,8 @@ import published
 import samplers
 from kernels.compile import compile_denoiser, compile_loop, fast_norm
 from noise import image_seeds, normal
-from run import arrays, checkpoint, pictures, processes
-from run.checkpoint import WEIGHTS, Checkpoint
+from run import arrays, pictures, processes
+from run.checkpoint import WEIGHTS, Checkpoint, load, load_unet
 from run.cli import DTYPES, check_range, choose_device, parse, parse_integers, script
 from run.labels import choose_labels
 from run.pictures import Samples
@@ -75,24 +75,23 @@ def check(config: Config) -> None:
 
 # The chain
 
-def sampler_table(last: Checkpoint, config: Config) -> Tensor:
+def sampler_table(checkpoint: Checkpoint, config: Config) -> Tensor:
     """The sampler's rows (S, 12), on the CPU."""
-    steps = parse_integers("steps", config.steps)
-    schedule = ddpm.from_betas(last.beta)
+    steps, schedule = parse_integers("steps", config.steps), ddpm.from_betas(checkpoint.beta)
     if len(steps) > 1 and (config.spacing, config.shift) != ("trailing", 1):
         raise ValueError(f"steps lists the timesteps, so spacing {config.spacing} and shift {config.shift:g} would do "
                          f"nothing; leave them out, or give the number of steps")
     times = samplers.spaced_times(schedule, steps[0], config.spacing, config.shift) if len(steps) == 1 else steps
-    if config.variance == "learned" and not last.network.learns_variance:
+    if config.variance == "learned" and not checkpoint.network.learns_variance:
         raise ValueError(f"variance is learned, but {config.checkpoint} learned none; use beta_tilde or beta")
+    if config.variance and "eta" in samplers.options_of(config.sampler) and not config.eta:
+        raise ValueError(f"variance is {config.variance}, but with eta 0 no noise is added; use --eta 1")
     options = {name: value for name in ("eta", "churn", "variance") if (value := getattr(config, name))}
     if "variance" in samplers.options_of(config.sampler):
-        options.setdefault("variance", last.variance)
-    return samplers.sampler_rows(schedule, times, sampler=config.sampler, target=last.settings["target"],
-                                 clip=config.clip and last.clip, **options)
+        options.setdefault("variance", checkpoint.variance)
+    return samplers.sampler_rows(schedule, times, sampler=config.sampler, target=checkpoint.settings["target"],
+                                 clip=config.clip and checkpoint.clip, **options)
 
-
-# Batches
 
 class Plan(NamedTuple):
     """What will be sampled. What cannot work is refused while it is made, before anything is written."""
@@ -105,85 +104,86 @@ class Plan(NamedTuple):
     labels: tuple[Tensor, ...] | None           # the same; None for a network without classes
 
 
-def plan(config: Config, last: Checkpoint, weights: dict[str, Tensor] | None = None) -> Plan:
+def make_plan(config: Config, checkpoint: Checkpoint, weights: dict[str, Tensor] | None = None) -> Plan:
     """The network, the chain and the batches that config asks for. weights: used instead of the checkpoint's."""
     device, config = choose_device(config.device), replace(config, checkpoint=config.from_ or config.checkpoint)
     norm = fast_norm(device) if config.compile else group_norm_silu_plain
-    unet = checkpoint.load_unet(last, config.weights, config.dtype, config.device, norm, weights)
-    rows, choices, world = sampler_table(last, config).to(device), choose_labels(last, config), processes.world_size()
+    unet = load_unet(checkpoint, config.weights, config.dtype, config.device, norm, weights)
+    rows, choices = sampler_table(checkpoint, config).to(device), choose_labels(checkpoint, config)
+    world = processes.world_size()
     rounds = math.ceil(config.n / (config.batch * world))
     size = math.ceil(config.n / (rounds * world))                                 # of every process's every batch
     index = torch.arange(rounds * world * size)
     labels = None if choices is None else choices[index % len(choices)].to(device).split(size)
-    return Plan(config, unet, rows, tuple(last.data["shape"]), tuple(last.data["classes"]),
+    return Plan(config, unet, rows, tuple(checkpoint.data["shape"]), tuple(checkpoint.data["classes"]),
                 image_seeds(config.seed, index).to(device).split(size), labels)
 
 
-def make_chain(chosen: Plan, y: Tensor | None) -> Callable:
+def make_chain(plan: Plan, y: Tensor | None) -> Callable:
     """seeds -> `ddpm.sample`'s iterator, for the plan's batches, whose labels are read from y."""
-    config, rows, shape, seeds = chosen.config, chosen.rows, chosen.shape, chosen.seeds[0]
+    rows, shape, seeds = plan.rows, plan.shape, plan.seeds[0]
 
     def denoiser(model: Callable) -> Callable:
-        return model if y is None else ddpm.guided(model, y, len(chosen.classes), config.guidance)
+        return model if y is None else ddpm.guided(model, y, len(plan.classes), plan.config.guidance)
 
-    if config.compile:
+    if plan.config.compile:
         began = time.perf_counter()
-        chain = compile_loop(denoiser(compile_denoiser(chosen.unet, samplers.network_times(rows))), rows, shape, seeds)
+        chain = compile_loop(denoiser(compile_denoiser(plan.unet, samplers.network_times(rows))), rows, shape, seeds)
         print(f"compiled in {time.perf_counter() - began:.0f} s")
         return chain
     elements = len(seeds) * math.prod(shape)
     ahead = max(1, min(64, 2**17 // elements)) if rows.device.type == "cpu" else 1      # noise that fits in the caches
-    return partial(ddpm.sample, denoiser(chosen.unet), rows, shape, ahead=ahead)
+    return partial(ddpm.sample, denoiser(plan.unet), rows, shape, ahead=ahead)
 
+
+# Batches
 
 Keep = Callable[[list[int]], set[int]]          # the timesteps of a chain -> those whose x_t is kept
 
 
 def generate(config: Config, keep: Keep = lambda times: set(), weights: dict[str, Tensor] | None = None) -> Samples:
     """The pictures that config asks for, and x_t at the timesteps that `keep` chooses among those of the chain."""
-    return pictures.concatenate(list(sample_batches(plan(config, read(config), weights), keep)))
+    return pictures.concatenate(list(sample_batches(make_plan(config, read(config), weights), keep)))
 
 
 def read(config: Config) -> Checkpoint:
     """The model to sample from. Raises ValueError if the processes do not read the same one."""
     check(config)
-    last = (published.read(config.from_) if config.from_ else
-            checkpoint.load(config.checkpoint, [WEIGHTS[config.weights]]))
-    if last.step != processes.broadcast_first(last.step):
+    checkpoint = published.read(config.from_) if config.from_ else load(config.checkpoint, [WEIGHTS[config.weights]])
+    if checkpoint.step != processes.broadcast_first(checkpoint.step):
         raise ValueError(f"{config.checkpoint} was replaced while it was read; sample again")
-    return last
+    return checkpoint
 
 
-def sample_batches(chosen: Plan, keep: Keep, done: int = 0) -> Iterator[Samples]:
+def sample_batches(plan: Plan, keep: Keep, done: int = 0) -> Iterator[Samples]:
     """What `generate` returns, batch by batch; a batch is shared by all processes, and complete on each of them.
 
     done: how many pictures exist already; a batch that lies within them is reported, but not sampled again.
     """
-    config, _, rows, shape, classes, seeds, labels = chosen
-    times, world = samplers.as_python(rows[:, 0]), processes.world_size()
-    kept, rounds = {0, *keep([*times, 0])}, len(seeds) // world
-    y = None if labels is None else labels[0].clone()                             # a captured chain reads them here
-    chain = make_chain(chosen, y)
-    with tqdm(total=rounds * len(rows), unit=" steps", leave=False, disable=processes.rank() > 0) as bar:
-        for k in range(0, len(seeds), world):
-            began, first, mine = time.perf_counter(), k * len(seeds[0]), k + processes.rank()
-            n = min(world * len(seeds[0]), config.n - first)
-            requested = None if labels is None else torch.cat(labels[k:k + world])[:n].cpu()
+    times, world, size = samplers.as_python(samplers.column(plan.rows, "t")), processes.world_size(), len(plan.seeds[0])
+    kept, steps = {0, *keep([*times, 0])}, len(times)
+    y = None if plan.labels is None else plan.labels[0].clone()                   # a captured chain reads them here
+    chain = make_chain(plan, y)
+    with tqdm(total=len(plan.seeds) // world * steps, unit=" steps", leave=False, disable=processes.rank() > 0) as bar:
+        for k in range(0, len(plan.seeds), world):
+            began, first, own = time.perf_counter(), k * size, k + processes.rank()
+            n = min(world * size, plan.config.n - first)
+            labels = None if plan.labels is None else torch.cat(plan.labels[k:k + world])[:n].cpu()
             if first + n <= done:
-                bar.update(len(rows))
-                yield Samples(n, None, requested, classes, {}, 0., 0)
+                bar.update(steps)
+                yield Samples(n, None, labels, plan.classes, {}, 0., 0)
                 continue
             if y is not None:
-                y.copy_(labels[mine])
-            states, start = {}, (times[0], normal(seeds[mine], times[0], shape), None)
-            for s, xs, _ in itertools.chain([start], chain(seeds[mine])):
+                y.copy_(plan.labels[own])
+            states, start = {}, (times[0], normal(plan.seeds[own], times[0], plan.shape), None)
+            for s, xs, _ in itertools.chain([start], chain(plan.seeds[own])):
                 bar.update(s < times[0])                                          # x_T took no step
                 if s in kept:
                     states[s] = processes.all_gather(xs)[:n].cpu()
             if not states[0].isfinite().all():
-                raise ValueError(f"{config.checkpoint} made pictures that are not finite; its training went wrong, or "
-                                 f"guidance {config.guidance:g} is too large")
-            yield Samples(n, states[0], requested, classes, states, time.perf_counter() - began, len(rows))
+                raise ValueError(f"{plan.config.checkpoint} made pictures that are not finite; its training went "
+                                 f"wrong, or guidance {plan.config.guidance:g} is too large")
+            yield Samples(n, states[0], labels, plan.classes, states, time.perf_counter() - began, steps)
 
 
 # The command
@@ -193,8 +193,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse(Config, argv)
     keep = partial(pictures.kept_times, parse_integers("snapshots", config.snapshots), config.gif)
     with processes.group(config.device):
-        last = read(config)
-        samples = arrays.write(partial(sample_batches, plan(config, last), keep), config, last)
+        checkpoint = read(config)
+        samples = arrays.write(partial(sample_batches, make_plan(config, checkpoint), keep), config, checkpoint)
     if samples:
         print(f"{config.n} pictures in {samples.seconds:.2f} s, {samples.n / (samples.seconds or math.inf):.1f} "
               f"images/s, {samples.evaluations} network evaluations{' of twice the batch' if config.guidance else ''}; "

@@ -57,10 +57,10 @@ class Reverse(nn.Module):
         h = self.first(torch.cat([xt, waves.sin(), waves.cos()], dim=-1))
         for layer, shift, scale in zip(self.hidden, film[::2], film[1::2], strict=True):
             h = h + nn.functional.silu(layer((h + shift) * (1 + scale)))
-        v, g, *more = self.last(h).split(2, dim=-1)
+        v, g, *rest = self.last(h).split(2, dim=-1)
         mean, _, _ = q_posterior(schedule, predict(schedule, v, xt, t, "v")[0], xt, t)
         least, most = broadcast_to(xt, schedule.beta_tilde[t], schedule.beta[t])  # if x0 were known, or N(0, I)
-        return mean, (least + (most - least) * g.clamp(max=60).exp()).log(), *more
+        return mean, (least + (most - least) * g.clamp(max=60).exp()).log(), *rest
 
 def bound(model, schedule, x0, eps, kl=normal_kl):
     """K <= E log2 p(x0) (eq. 14): what the entropies leave, less the KL of every learned step."""
@@ -82,11 +82,11 @@ def train(model, K, optimisers, steps, limit=K_STAR):
 
 @torch.no_grad()
 def sample(model, schedule, seeds, turn=lambda z: z):
-    """x_0, x_1, ... x_T of reverse chains, one a seed, each (n, 2)."""
+    """x_0, x_1, ... x_T of reverse chains, one per seed, each (n, 2)."""
     chain = [normal(seeds, len(schedule.beta) - 1, (2,))]
     for t in range(len(schedule.beta) - 1, 1, -1):
-        mean, log_var, *more = model(schedule, chain[0][None], torch.tensor([t]))
-        chain.insert(0, (mean + turn((log_var / 2).exp() * normal(seeds, t - 1, (2,)), *more))[0])
+        mean, log_var, *rest = model(schedule, chain[0][None], torch.tensor([t]))
+        chain.insert(0, (mean + turn((log_var / 2).exp() * normal(seeds, t - 1, (2,)), *rest))[0])
     return [q_step(schedule, chain[0], torch.tensor([1]), normal(seeds, 0, (2,))), *chain]  # p(x0 | x1) mirrors q
 
 def scores(x, y):

@@ -86,7 +86,7 @@ FREE = {"steps", "recompute", "compile", "deterministic", "device", "workers",  
 
 
 def check(config: Config) -> None:
-    """Raises ValueError for settings that cannot work, naming the first."""
+    """Raises ValueError for settings that cannot work, or whose batch the processes cannot share, naming the first."""
     for name, allowed in {"network": CONFIGS, "target": ddpm.TARGETS, "loss": LOSSES, "sampling": SAMPLINGS,
                           "schedule": ddpm.SCHEDULES, "dtype": DTYPES}.items():
         ddpm.check_choice(name, getattr(config, name), allowed)
@@ -107,16 +107,12 @@ def check(config: Config) -> None:
     check_range(config, "warmup", 0)
     check_range(config, "workers", 0, 1000)
     check_range(config, "seed", -1)
-    if config.accumulate > config.batch:
-        raise ValueError(f"accumulate is {config.accumulate}; it must be at most the batch, {config.batch}")
-
-
-def check_share(config: Config) -> None:
-    """Raises ValueError unless the processes can share the batch equally."""
     n = processes.world_size()
-    if config.batch % n or config.accumulate > config.batch // n:
-        raise ValueError(f"batch is {config.batch} and accumulate {config.accumulate}; for {n} processes batch must be "
-                         f"a multiple of {n}, and accumulate at most {max(1, config.batch // n)}")
+    if config.batch % n:
+        raise ValueError(f"batch is {config.batch}; for {n} processes it must be a multiple of {n}")
+    if config.accumulate > config.batch // n:
+        raise ValueError(f"accumulate is {config.accumulate}; it must be at most {config.batch // n}, one "
+                         f"process's share of the batch")
 
 
 def network_for(config: Config, dataset: data.Data) -> UNetConfig:
@@ -323,13 +319,13 @@ def train(run: Run) -> None:
 def prepare(config: Config, check_folder: Callable[[], None]) -> Run:
     """The run, resumed if its folder has a checkpoint. check_folder: raises ValueError if it is another job's now."""
     out = Path(config.out)
-    path, last = latest(out) or (None, None)
-    step = last.step if last else 0
+    path, checkpoint = latest(out) or (None, None)
+    step = checkpoint.step if checkpoint else 0
     if step != processes.broadcast_first(step):
         raise ValueError(f"{path} is at step {step} for one process and not for another; --out must be a folder that "
                          f"all of them share")
     if config.seed == -1:
-        seed = last.settings.get("seed", 0) if last else processes.broadcast_first(random.randrange(2**31))
+        seed = checkpoint.settings.get("seed", 0) if checkpoint else processes.broadcast_first(random.randrange(2**31))
         config = replace(config, seed=seed)
     dataset = data.load(config.data, config.size, config.fit)
     run = start(config, dataset)._replace(digest=data.digest(dataset), check_folder=check_folder)
@@ -337,8 +333,8 @@ def prepare(config: Config, check_folder: Callable[[], None]) -> Run:
         describe(run)
         if scores_are_cheap(config):
             run = run._replace(score=scorer(dataset, config.data, config.size, config.fit))
-    if last:
-        resume(run, path, last, FREE)
+    if checkpoint:
+        resume(run, path, checkpoint, FREE)
     if processes.rank() == 0:
         folder.truncate_log(out, step)
     return run
@@ -347,12 +343,11 @@ def prepare(config: Config, check_folder: Callable[[], None]) -> Run:
 @script
 def main(argv: Sequence[str] | None = None) -> None:
     config = parse(Config, argv, PRESETS)
-    check(config)
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")               # or cuBLAS would refuse
         torch.use_deterministic_algorithms(True)
     with processes.group(config.device):
-        check_share(config)
+        check(config)
         with folder.lock(Path(config.out)) as check_folder:
             train(prepare(config, check_folder))
 

@@ -150,11 +150,13 @@ def test_shares_are_the_batch(monkeypatch):
     assert_close(torch.cat([y for _, y in parts]), labels)
 
 
-@pytest.mark.parametrize("config", [{"batch": 6}, {"batch": 8, "accumulate": 3}])
-def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch, config):
+@pytest.mark.parametrize("config, says", [
+    ({"batch": 6}, "for 4 processes it must be a multiple of 4"),
+    ({"batch": 8, "accumulate": 3}, "accumulate is 3; it must be at most 2")])
+def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch, config, says):
     monkeypatch.setattr(processes, "world_size", lambda: 4)
-    with pytest.raises(ValueError, match="for 4 processes batch must be a multiple of 4, and accumulate at most"):
-        train.check_share(train.Config(**config))
+    with pytest.raises(ValueError, match=says):
+        train.check(train.Config(**config))
 
 
 def workers(process):
