@@ -107,7 +107,7 @@ def known_flags(base: Path, rng: random.Random) -> Iterator[Case]:
             ("sample", "--n=1" + "0" * 30, "n is 10+; it"), ("sample", "--guidance=1e300", "not finite"),
             ("classes", "--n=3", "n is 3"), ("classes", "--guidance=1e300", "not finite"),
             ("classes", "--among=-1", "among is -1"), ("classes", "--held_out=dead-leaves-grey", "has no end"),
-            ("classifier", "--data=dead-leaves", "has no held-out pictures"),
+            ("classifier", "--data=dead-leaves", "no held-out pictures of 'dead-leaves'"),
             ("neighbours", "--among=-1", "among is -1"),
             ("neighbours", "--among=1", "of 1 pictures"), ("nll", "--n=-1", "n is -1"), ("fid", "--n=-1", "n is -1"),
             ("fid", "--batch=0", "batch is 0"), ("classifier", "--steps=0", "steps is 0"),
