@@ -84,7 +84,7 @@ def flags(base: Path, rng: random.Random) -> Iterator[Case]:
     for script in SCRIPTS.values():
         module, name = script.config.rsplit(".", 1)
         choices = [f for f in fields(getattr(import_module(module), name)) if f.name not in script.never.split()]
-        for _ in range(12 if script.run.startswith(("train", "sample")) else 5):
+        for _ in range(12 if script.run.startswith(("train", "sample")) else 4):
             argv = []
             for field in rng.sample(choices, min(len(choices), rng.randint(1, 3))):
                 flag = field.name.rstrip("_")

@@ -44,7 +44,7 @@ def writers(base: Path) -> dict[str, tuple[dict[str, Any], list[str]]]:
 def disks(base: Path, rng: random.Random) -> Iterator[Case]:
     """Scripts whose files may not grow beyond some size."""
     for name, (files, command) in writers(base).items():
-        for least, most in ((0, 0), (1, 600), (600, 8000), (8000, 10**5), (10**5, 10**6)):
+        for least, most in ((0, 0), (1, 8000), (8000, 10**5), (10**5, 10**6)):
             size = rng.randint(least, most)
             yield Case("full disk", f"{name}, {size} bytes", files, command, disk=size, midway=True)
 
