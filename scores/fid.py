@@ -97,7 +97,8 @@ def halves(pictures: data.Data, features: Features, batch: int, cache: Path) -> 
         with reading(path, "remove it"):
             kept, _ = tensors.load(path, remedy="remove it")
             D = len(kept["mean0"])
-            if any(x.shape not in ((D,), (D, D)) or not x.isfinite().all() for x in kept.values()):
+            if any(x.dtype != torch.float64 or x.shape not in ((D,), (D, D)) or not x.isfinite().all()
+                   for x in kept.values()):
                 raise ValueError("it holds no statistics")
             return tuple(Statistics((n + 1 - k) // 2, kept[f"mean{k}"], kept[f"scatter{k}"]) for k in (0, 1))
     x = torch.cat([features(to_rgb(pictures.images[c])) for c in tqdm(chunks, unit=" batches", leave=False)])
