@@ -23,8 +23,8 @@ __all__ = ["from_diffusers", "from_openai", "to_diffusers"]
 @dataclass(frozen=True)
 class Config:
     """Converts published weights to a checkpoint, or a checkpoint to a diffusers folder."""
-    source: str = "google/ddpm-cifar10-32"      # diffusers folder, file or hub id; .pt of OpenAI or train.py
-    to: str = "weights/cifar10.safetensors"              # a .safetensors for a checkpoint, else a folder for diffusers
+    source: str = "google/ddpm-cifar10-32"      # diffusers folder, file or hub id; .pt of OpenAI; a checkpoint of ours
+    to: str = "weights/cifar10.safetensors"     # a .safetensors for a checkpoint; anything else is diffusers' folder
     flags: str = ""                             # published flags of an OpenAI .pt, or a .json; empty is the .pt's .json
 
 
@@ -33,13 +33,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse(Config, argv)
     if Path(config.to).suffix == ".pt":
         raise ValueError(f"to is {config.to}; a checkpoint ends in {SUFFIX}")
-    last = read(config.source, config.flags)
+    model = read(config.source, config.flags)
     if Path(config.to).suffix == SUFFIX:
-        checkpoint.save(config.to, last)
+        checkpoint.save(config.to, model)
     else:
-        write_diffusers(last, config.to)
-    print(f"{config.to}: {sum(w.numel() for w in last.ema.values()):,} parameters for pictures of "
-          f"{' x '.join(map(str, last.data['shape']))}, T = {len(last.beta)}, target {last.settings['target']}")
+        write_diffusers(model, config.to)
+    print(f"{config.to}: {sum(w.numel() for w in model.ema.values()):,} parameters for pictures of "
+          f"{' x '.join(map(str, model.data['shape']))}, T = {len(model.beta)}, target {model.settings['target']}")
 
 
 if __name__ == "__main__":

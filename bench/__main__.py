@@ -19,7 +19,7 @@ from run.cli import check_range, parse, script
 
 ROOT = Path(__file__).parents[1]
 TESTS = [*(f"tests/kernels/test_{name}.py" for name in ("group_norm_silu", "sampling_step", "compile")),
-         "-k", "not compiled_loop and not precision"]           # those compile for a CPU
+         "tests/bench/test_same.py", "-k", "not compiled_loop and not precision"]           # those compile for a CPU
 END = 15.                               # seconds that tables and plots take
 
 

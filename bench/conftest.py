@@ -65,7 +65,7 @@ class Recorder:
     def expected(self, case: str) -> float:
         """Seconds that a case takes: the most that one of its kind did, or a guess."""
         seconds = [line["seconds"] for line in self.lines if "seconds" in line and rank(line["case"]) == rank(case)]
-        return max(seconds, default=[*VALUE.values()][rank(case)])
+        return max(seconds, default=guess(case))
 
     def pytest_collection_modifyitems(self, config, items) -> None:
         outcomes, crashes = self.outcomes(), self.crashes()
@@ -80,9 +80,10 @@ class Recorder:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item):
-        """A case that takes four times as long as expected, and a minute, or that goes on after the deadline, ends with
-        its process: a kernel that hangs cannot be ended otherwise."""
-        limit = min(4 * self.expected(item.nodeid) + 60, self.deadline + GRACE - time.monotonic())
+        """A case that goes on after the deadline, or on a GPU takes four times as long as expected, and a minute, ends
+        with its process: a kernel that hangs cannot be ended otherwise."""
+        seconds = max(self.expected(item.nodeid), guess(item.nodeid))
+        limit = min(4 * seconds + 60 if CUDA else 86400, self.deadline + GRACE - time.monotonic())
         self.add(case=item.nodeid, outcome="begun", time=time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()))
         signal.alarm(math.ceil(limit))
         try:
@@ -114,6 +115,11 @@ class Recorder:
 def rank(case: str) -> int:
     """The place of a case's pattern in VALUE."""
     return next(k for k, pattern in enumerate(VALUE) if re.search(pattern, case))
+
+
+def guess(case: str) -> float:
+    """The seconds that VALUE says."""
+    return [*VALUE.values()][rank(case)]
 
 
 def answers() -> bool:

@@ -1,7 +1,7 @@
 """The numbers of docs/peers.md, from what `pytest bench` measured on a CPU: ours beside published implementations.
 
     pip install -r bench/requirements.txt               # in an environment of its own: it may replace torch
-    python -m pytest bench -k "test_sampler or test_loop or test_update"
+    pytest bench -k "test_sampler or test_loop or test_update"
     python -m bench.peers
 """
 

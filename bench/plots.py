@@ -6,15 +6,16 @@ from pathlib import Path
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+
+from run.pictures import panels, save_figure
 
 COLOURS = {"eager": "0.55", "compiled": "tab:orange", "triton": "tab:blue"}
 
 
 def plot(path: Path, fill: Callable[[Axes], None], size: tuple[float, float] = (8, 4.5)) -> None:
-    figure = Figure(size, layout="constrained")
-    fill(figure.subplots())
-    figure.savefig(path, dpi=130)
+    figure, axes = panels(1, 1, size)
+    fill(axes)
+    save_figure(figure, path, dpi=130)
 
 
 def roofline(path: Path, points: pd.DataFrame) -> None:

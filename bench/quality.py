@@ -104,7 +104,7 @@ def joined(state: Any, named: dict[str, Tensor]) -> Any:
     """The state that `split` took apart."""
     if isinstance(state, dict):
         return named[state["tensor"]] if "tensor" in state else {k: joined(v, named) for k, v in state["items"]}
-    return [joined(value, named) for value in state] if isinstance(state, list) else state
+    return [joined(value, named) for value in state] if isinstance(state, list | tuple) else state
 
 
 def train_until(seconds: float, contender: Contender, batches: data.Batches, seed: int, step: int,

@@ -6,6 +6,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -65,6 +66,7 @@ def rates(done: pd.DataFrame) -> tuple[float, float]:
     return ((machine.bytes / machine.us / 1e3).max(), (machine.flop / machine.us / 1e6).max())
 
 
+@cache
 def flops(network: str) -> dict[str, int]:
     """Of one picture and one step, by kind: two for each product, counted on a network without numbers."""
     from torch.utils.flop_counter import FlopCounterMode
@@ -201,8 +203,8 @@ def profile_section(row: pd.Series, copy: float, rate: float) -> str:
     kinds.loc["between kernels"] = [np.nan, row.us - kinds.us.sum()]
     kinds.loc["a step"] = [kinds.launches.sum(), row.us]
     kinds.insert(2, "%", 100 * kinds.us / row.us)
-    kinds["floor us"] = pd.Series(floors_us(row.network, int(row.B), copy, rate))
-    kinds.loc["a step", "floor us"] = kinds["floor us"].sum()
+    floors = floors_us(row.network, int(row.B), copy, rate)
+    kinds["floor us"] = pd.Series({**floors, "a step": sum(floors.values())})
     kernels.index = "`" + kernels.index.str[:100] + "`"
     return f"\n## {row.group}\n\n{markdown(kinds)}\n{markdown(kernels[:15].rename_axis('longest'))}"
 

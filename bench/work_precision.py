@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 from torch import Tensor
 
@@ -26,7 +25,7 @@ import ddpm
 import sample
 from bench.markdown import table
 from run.cli import check_range, parse, parse_integers, script
-from run.pictures import figure_path, save_figure
+from run.pictures import figure_path, panels, save_figure
 from samplers import column, sampler_rows, step
 from schedules import alpha_bar_at, time_at
 from scores import classes
@@ -138,11 +137,11 @@ def digits(config: Config) -> tuple[dict, dict]:
 
 # The picture
 
-def plot(out: str, panels: dict[str, tuple[str, dict[str, list]]]) -> None:
+def plot(out: str, plots: dict[str, tuple[str, dict[str, list]]]) -> None:
     """A panel for each title: its y label, and by sampler (network evaluations, error)."""
-    figure = Figure(figsize=(10, 7.6), layout="constrained")
+    figure, axes = panels(2, 2, (10, 7.6))
     colours = {name: f"C{k}" for k, name in enumerate(ODE | SDE)}
-    for axis, (title, (label, curves)) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
+    for axis, (title, (label, curves)) in zip(axes.flat, plots.items(), strict=True):
         for name, points in curves.items():
             axis.plot(*zip(*points, strict=True), marker="o", ms=3, color=colours[name], label=name,
                       ls="--" if name in SDE else "-", lw=4 if name == "2M" else 1.5)       # UniPC may lie on it

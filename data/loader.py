@@ -3,6 +3,7 @@
 import functools
 import os
 import signal
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -67,15 +68,17 @@ def batches(data: Data, batch: int, seed: int, steps: range, flip: bool = False,
 def from_workers(wanted: Batches, steps: range, workers: int) -> Iterator[Iterable[Tensor]]:
     """The batches of these steps, prepared by this many processes of a DataLoader."""
     loader = DataLoader(wanted, batch_size=None, sampler=steps, num_workers=workers, collate_fn=to_arrays,
-                        worker_init_fn=leave_group, generator=torch.Generator())
+                        worker_init_fn=leave_group, generator=torch.Generator(),
+                        multiprocessing_context="fork" if sys.platform == "linux" else None)     # shares the pixels
     try:
         for arrays in start(loader):
             yield map(torch.from_numpy, arrays)
     except ValueError as error:                         # of a worker: its traceback, which ends in the sentence
         raise ValueError(str(error).splitlines()[-1].removeprefix("ValueError: ")) from error
     except (RuntimeError, OSError) as error:
-        raise ValueError(f"the {workers} processes that load images failed: {str(error).splitlines()[-1]}; use fewer "
-                         f"--workers, or --workers 0") from error
+        reason = (str(error) or type(error).__name__).splitlines()[-1]
+        raise ValueError(f"the {workers} processes that load images failed: {reason}; use fewer --workers, or "
+                         f"--workers 0") from error
 
 
 def to_arrays(tensors: tuple[Tensor, ...]) -> list[np.ndarray]:

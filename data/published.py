@@ -113,12 +113,12 @@ def load_table(name: str, source: Source, size: tuple[int, int] | None, fit: str
 def as_rows(name: str, source: Source, rows, shape: tuple[int, int, int], fit: str) -> Data:
     """A table whose pictures can be asked for in any order, read at once if they are small enough."""
     with reading(name, "see that its files are whole"):
-        labels = torch.as_tensor(rows.with_format("numpy")[source.label][:]).long()
+        labels = torch.as_tensor(rows.with_format("numpy")[source.label][:])
     classes = sets.name_classes(name, labels, getattr(rows.features[source.label], "names", None) or ())
     images = Rows(name, rows.select_columns([source.image]), source.image, shape, fit)
     if len(images) * math.prod(shape) <= sets.IN_MEMORY:
         images = images[range(len(images))]
-    return Data(name, images, labels, classes, shape)
+    return Data(name, images, labels.long(), classes, shape)
 
 
 def decode(cell: dict | None, shape: tuple[int, int, int], fit: str, name: str) -> Tensor:

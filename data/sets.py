@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.lib.npyio import NpzFile
 from torch import Tensor
 
 from data.files import reading
@@ -54,8 +55,9 @@ def from_arrays(name: str, images: np.ndarray, labels: np.ndarray | None, names:
 
 def name_classes(name: str, labels: Tensor, names: Sequence[str] = ()) -> tuple[str, ...]:
     """The classes' names, numbers if the set has more classes. Raises ValueError for labels that cannot be meant."""
-    if not len(labels) or labels.min() < 0 or labels.max() >= CLASSES:
-        raise ValueError(f"{name} has no labels, or some that are not from 0 to {CLASSES - 1}; choose another set")
+    if labels.is_floating_point() or not len(labels) or labels.min() < 0 or labels.max() >= CLASSES:
+        raise ValueError(f"{name} has no labels, or some that are not whole numbers from 0 to {CLASSES - 1}; choose "
+                         f"another set")
     top = int(labels.max())
     return tuple(names) if top < len(names) else tuple(str(k) for k in range(top + 1))
 
@@ -72,7 +74,7 @@ def digits(held_out: bool = False) -> Data:
 
 def read_npz(path: Path) -> Data:
     """Pictures arr_0, uint8 (N, H, W) or (N, H, W, C), and labels arr_1 (N,) if there; never unpickles."""
-    with reading(path, "it must hold uint8 pictures under arr_0"), np.load(path, allow_pickle=False) as arrays:
+    with reading(path, "it must hold uint8 pictures under arr_0"), NpzFile(path, allow_pickle=False) as arrays:
         images, labels = arrays["arr_0"], arrays.get("arr_1")
     images = images[..., None] if images.ndim == 3 else images
     if images.dtype != np.uint8 or images.ndim != 4 or not images.size or images.shape[-1] not in MODES:

@@ -44,7 +44,7 @@ class Config:
 def digits(path: Path) -> None:
     """One hundred samples of the committed weights, one column per class."""
     samples = sample.generate(sample.Config(checkpoint=DIGITS))
-    pictures.grid(samples.x, *pictures.columns(samples)).save(path)
+    pictures.save(pictures.grid(samples.x, *pictures.columns(samples)), path)
 
 
 def clothes(n: int = 100) -> pictures.Samples:

@@ -1,1 +1,1 @@
-"""Short scripts on the unchanged core: inpainting, interpolation, inversion, 1-D signals, memorisation, and 2015."""
+"""Short scripts on the unchanged core: posteriors, paths, inversion, signals, memorisation, dead leaves, and 2015."""

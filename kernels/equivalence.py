@@ -78,8 +78,8 @@ class NormCase(NamedTuple):
     way: str = ""                   # resident, loop or split, whatever the size; else as `plan` decides
 
     def __str__(self) -> str:
-        given = " ".join((*self.norm.rows, *([] if self.norm.silu else ["no silu"])))
-        return f"{self.B},{self.norm.C},{self.norm.H},{self.norm.W}/{self.norm.groups} {given}".strip()
+        options = " ".join((*self.norm.rows, *([] if self.norm.silu else ["no silu"])))
+        return f"{self.B},{self.norm.C},{self.norm.H},{self.norm.W}/{self.norm.groups} {options}".strip()
 
 
 ROWS = ("scale", "shift", "add")
@@ -89,13 +89,13 @@ SHAPES = {"even": (2, 8, 8, 8, 2), "three a group": (1, 6, 7, 5, 2), "twelve a g
 
 
 def small_norms() -> list[NormCase]:
-    """Every way with every shape; and with every choice of arguments, in which the dtypes take turns."""
+    """Every way with every shape; and, two groups of three channels per program, with every choice of arguments."""
     layouts, dtypes = cycle(LAYOUTS), cycle(DTYPES[1:])
     cases = [NormCase(Norm(C, H, W, G, ROWS, True), B, torch.float32, next(layouts), way=way)
              for way, (B, C, H, W, G) in product(WAYS, SHAPES.values())]
     for way, (rows, silu) in product(WAYS, (((), True), (("add",), True), (("scale", "shift"), True), (ROWS, False))):
         dtype = next(dtypes) if rows == () or not silu else torch.float32
-        cases.append(NormCase(Norm(6, 4, 7, 2, rows, silu), 2, dtype, next(layouts), torch.float32 if silu else dtype,
+        cases.append(NormCase(Norm(12, 4, 7, 4, rows, silu), 2, dtype, next(layouts), torch.float32 if silu else dtype,
                               0.1, way))
     return cases
 
@@ -205,8 +205,8 @@ KINDS = {
     "consistency": {"sampler": "consistency"}, "half v": {"eta": 0.5, "target": "v"},
     "x0 unclipped": {"eta": 1., "target": "x0", "clip": False}, "learned": {"eta": 1., "variance": "learned"},
 }
-STEPS = [StepCase(kind, given, *output) for (given, kind), output in zip(product(("seeds", "z", "neither"), KINDS),
-                                                                         cycle(product(DTYPES, LAYOUTS)))]
+STEPS = [StepCase(kind, source, *output) for (source, kind), output in zip(product(("seeds", "z", "neither"), KINDS),
+                                                                           cycle(product(DTYPES, LAYOUTS)))]
 
 
 def rows_of(kind: str) -> Tensor:

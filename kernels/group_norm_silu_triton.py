@@ -282,10 +282,21 @@ def normalise(x, coefficients, SILU):
 
 
 @triton.jit
+def normalise_tiles(x_ptr, y_ptr, coefficients, c, start, stop, tile):
+    """Every tile of the pixels start..stop, the last one first."""
+    last_tile = start + (stop - start - 1) // tile.PIXELS * tile.PIXELS
+    for p in range(start, stop, tile.PIXELS):
+        at, ok = positions(c, last_tile - (p - start), stop, tile)
+        for j in tl.static_range(len(coefficients)):
+            x = read(x_ptr, at, ok, j, tile)
+            write(y_ptr, at, normalise(x, coefficients[j], tile.SILU), ok, j, tile)
+
+
+@triton.jit
 def forward_kernel(
-    x_ptr, y_ptr,                                               # (B, C, HW) in either layout; y only if APPLY
-    stats_ptr,                                                  # (B, 2, G): mean, rstd; of a chunk (B, chunks, 2, C):
-    rows, x_stride, norm_eps,                                   # mean, m2
+    x_ptr, y_ptr,                           # (B, C, HW) in either layout; y is written if APPLY
+    stats_ptr,                              # (B, 2, G): mean, rstd; without APPLY (B, chunks, 2, C): mean, m2
+    rows, x_stride, norm_eps,
     tile: tl.constexpr, FIND: tl.constexpr, APPLY: tl.constexpr,
 ):
     PARTS: tl.constexpr = tile.CPG // tile.LANES
@@ -294,7 +305,7 @@ def forward_kernel(
     ACROSS: tl.constexpr = min(VECTOR, tile.LANES) if tile.CHANNELS_LAST else 1
     RESIDENT: tl.constexpr = FIND and APPLY and tile.PIXELS >= tile.HW
     n, k, block, c, start, stop = place(tile)
-    if FIND:                                                    # else below: so ptxas needs the fewest instructions
+    if FIND:                                # else below: so ptxas needs the fewest instructions
         x_ptr, y_ptr = x_ptr + n * x_stride, y_ptr + n * (tile.C * tile.HW)
     adds = adds_of(rows, n, c, tile)
     at, ok = positions(c, start, stop, tile)
@@ -327,12 +338,7 @@ def forward_kernel(
             for j in tl.static_range(PARTS):
                 write(y_ptr, at, normalise(x[j], coefficients[j], tile.SILU), ok, j, tile)
         else:
-            last_tile = start + (stop - start - 1) // tile.PIXELS * tile.PIXELS
-            for p in range(start, stop, tile.PIXELS):
-                at, ok = positions(c, last_tile - (p - start), stop, tile)
-                for j in tl.static_range(PARTS):
-                    x_part = read(x_ptr, at, ok, j, tile)
-                    write(y_ptr, at, normalise(x_part, coefficients[j], tile.SILU), ok, j, tile)
+            normalise_tiles(x_ptr, y_ptr, coefficients, c, start, stop, tile)
 
 
 @triton.jit
@@ -424,11 +430,24 @@ def write_rows(sums_ptr, size, rows, db, dw, sx, c1, c2, gain, rstd, n, c, tile,
 
 
 @triton.jit
+def dx_tiles(x_ptr, dy_ptr, dx_ptr, rstd, coefficients, gains, c1, c2, c, start, stop, tile):
+    """Every tile of the pixels start..stop, the last one first."""
+    last_tile = start + (stop - start - 1) // tile.PIXELS * tile.PIXELS
+    for p in tl.range(start, stop, tile.PIXELS, loop_unroll_factor=2):
+        at, ok = positions(c, last_tile - (p - start), stop, tile)
+        for j in tl.static_range(len(coefficients)):
+            centered = read(x_ptr, at, ok, j, tile) - coefficients[j][0][None, :]
+            g = silu_backward(centered, read(dy_ptr, at, ok, j, tile), coefficients[j], tile.SILU)
+            write(dx_ptr, at, dx_of(centered, g, rstd, gains[j], c1, c2), ok, j, tile)
+
+
+@triton.jit
 def backward_kernel(
-    x_ptr, dy_ptr, dx_ptr,                                      # (B, C, HW) in either layout; without APPLY no dx
-    stats_ptr, group_sums_ptr,                                  # (B, 2, G): mean, rstd; c1, c2, unless found here
-    sums_ptr,                                                   # (2 to 5, B, C): dweight, dbias, dscale, dshift, dadd;
-    rows, x_stride, dy_stride, size,                            # of a chunk (B, chunks, 3, C): db, dw, sx. B * C
+    x_ptr, dy_ptr, dx_ptr,                  # (B, C, HW) in either layout; dx is written if APPLY
+    stats_ptr, group_sums_ptr,              # (B, 2, G): mean, rstd; c1, c2, which are read unless FIND
+    sums_ptr,                               # (2 to 5, B, C): dweight, dbias, and dscale, dshift, dadd where given;
+                                            # without APPLY (B, chunks, 3, C): db, dw, sx of a chunk
+    rows, x_stride, dy_stride, size,        # size: B * C
     tile: tl.constexpr, FIND: tl.constexpr, APPLY: tl.constexpr,
 ):
     PARTS: tl.constexpr = tile.CPG // tile.LANES
@@ -437,7 +456,7 @@ def backward_kernel(
     n, k, block, c, start, stop = place(tile)
     mean, rstd = of_groups(stats_ptr, n, c, tile)
     coefficients, gains = affine(mean, rstd, adds_of(rows, n, c, tile), rows, n, c, tile)
-    x_ptr, dy_ptr = x_ptr + n * x_stride, dy_ptr + n * dy_stride
+    x_ptr, dy_ptr, dx_ptr = x_ptr + n * x_stride, dy_ptr + n * dy_stride, dx_ptr + n * (tile.C * tile.HW)
     at, ok = positions(c, start, stop, tile)
     if RESIDENT:
         sums, centered, g = resident_sums(x_ptr, dy_ptr, rstd, coefficients, at, ok, tile)
@@ -461,18 +480,11 @@ def backward_kernel(
         c1, c2 = of_groups(group_sums_ptr, n, c, tile)
 
     if APPLY:
-        dx_ptr += n * (tile.C * tile.HW)
         if RESIDENT:
             for j in tl.static_range(PARTS):
                 write(dx_ptr, at, dx_of(centered[j], g[j], rstd, gains[j], c1, c2), ok, j, tile)
         else:
-            last_tile = start + (stop - start - 1) // tile.PIXELS * tile.PIXELS
-            for p in tl.range(start, stop, tile.PIXELS, loop_unroll_factor=2):
-                at, ok = positions(c, last_tile - (p - start), stop, tile)
-                for j in tl.static_range(PARTS):
-                    x = read(x_ptr, at, ok, j, tile) - coefficients[j][0][None, :]
-                    dz = silu_backward(x, read(dy_ptr, at, ok, j, tile), coefficients[j], tile.SILU)
-                    write(dx_ptr, at, dx_of(x, dz, rstd, gains[j], c1, c2), ok, j, tile)
+            dx_tiles(x_ptr, dy_ptr, dx_ptr, rstd, coefficients, gains, c1, c2, c, start, stop, tile)
 
 
 @triton.jit
@@ -500,7 +512,7 @@ SECTOR = 64                 # bytes that must lie together for a read to waste n
 class Sizes(NamedTuple):
     resident: int           # elements of a program whose groups stay in registers
     loop: int               # elements of a tile otherwise
-    a_thread: int           # elements of a tile per thread
+    per_thread: int         # elements of a tile per thread
     share: int              # elements of a program per thread, or sums over threads cost more than the elements
     channels: int           # channels a thread may have of a group in parts, or registers spill
     slab: int = 96 * 1024   # bytes a program may read twice: the second read then comes from a cache
@@ -522,8 +534,8 @@ def pow2(n: int) -> int:
     return 1 << max(n, 1).bit_length() - 1
 
 
-def warps(elements: int, a_thread: int) -> int:
-    return min(16, pow2(elements // (32 * a_thread)))
+def warps(elements: int, per_thread: int) -> int:
+    return min(16, pow2(elements // (32 * per_thread)))
 
 
 @cache
@@ -561,8 +573,8 @@ def whole_groups(shape: tuple[int, ...], G: int, itemsize: int, channels_last: b
         return lanes, groups, whole, min(most, warps(groups * lanes * whole, vector))
     slab = sizes.slab if B * G // groups >= sizes.programs else sizes.slab // 4
     if width * HW * itemsize <= slab and width <= sizes.loop // 4:
-        most = min(warps(sizes.loop, sizes.a_thread), warps(width * HW, sizes.share))
-        loads = max(1, sizes.a_thread // (vector * (CPG // lanes)))     # of a thread, from each part
+        most = min(warps(sizes.loop, sizes.per_thread), warps(width * HW, sizes.share))
+        loads = max(1, sizes.per_thread // (vector * (CPG // lanes)))     # of a thread, from each part
         pixels = pow2(min(sizes.loop // width, 32 * most * vector * loads // (groups * lanes)))
         return lanes, groups, pixels, min(most, warps(groups * lanes * pixels, vector))
     return None
@@ -577,7 +589,7 @@ def split(shape: tuple[int, ...], G: int, channels_last: bool, sizes: Sizes) -> 
     tiles = triton.cdiv(H * W, pixels)
     chunk = max(1, min(16, tiles * (C // channels) * B // (4 * sizes.programs)))        # in tiles
     chunk = max(chunk, triton.cdiv(tiles * triton.next_power_of_2(C // G), 16384))      # so that a merge is one tile
-    return channels, pixels, chunk * pixels, warps(pixels * channels, sizes.a_thread)
+    return channels, pixels, chunk * pixels, warps(pixels * channels, sizes.per_thread)
 
 
 # Launchers
@@ -624,7 +636,7 @@ def backward(dy: Tensor, x: Tensor, stats: Tensor, weight: Tensor, bias: Tensor,
         return
     chunks, group_sums = triton.cdiv(tile.HW, tile.CHUNK), torch.empty_like(stats)
     part = x.new_empty(shape[0], chunks, 3, tile.C, dtype=torch.float32)
-    run(x, dy, None, stats, None, part, *tail, True, False, num_warps=count)
+    run(x, dy, dx, stats, None, part, *tail, True, False, num_warps=count)
     backward_merge_kernel[(shape[0] * G,)](part, stats, group_sums, sums, rows, size, tile,
                                            num_warps=warps(tile.C // G * chunks, 16))
     run(x, dy, dx, stats, group_sums, None, *tail, False, True, num_warps=count)

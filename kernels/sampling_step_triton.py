@@ -76,7 +76,7 @@ def step_kernel(
 
 
 WARPS = 4
-BLOCK = 4 * 32 * WARPS              # four elements a thread, one Philox block: no exchange between threads
+BLOCK = 4 * 32 * WARPS              # four elements per thread, one Philox block: no exchange between threads
 
 
 def step(rows: Tensor, i: Tensor, xt: Tensor, output: Tensor, x0_prev: Tensor | None, x0_prev2: Tensor | None,

@@ -8,7 +8,6 @@ convolution. Triton compiles each launch as it would there, to machine code, and
 - registers, shared memory, spills: as ptxas reports them; barriers: those in the code;
 - width: bits of the loads of x (and dy) and of the stores of y (or dx);
 - programs: how many a multiprocessor holds at once; waves: all programs, over those that run at once on the GPU;
-- in flight: KB that a multiprocessor's threads have asked for before they first wait;
 - instructions per element: what a thread executes, over its elements. A loop that loads counts as often as its loads
   make up the thread's elements, all else once, branches that are not taken included;
 - bound: what takes longest at least: memory (at a copy's speed), issue (four warps' instructions a cycle and
@@ -45,7 +44,7 @@ GPUS = {80: GPU("A100", 108, 1.41, 1400, 164), 90: GPU("H200", 132, 1.755, 4300,
         100: GPU("B200", 148, 1.85, 7200, 228)}
 REGISTERS, WARPS, PROGRAMS = 65536, 64, 32              # of a multiprocessor
 COLUMNS = ("shape (how often)", "way", "warps", "registers", "shared", "barriers", "spills", "width", "programs",
-           "waves", "KB in flight", "instructions", "bound: issue, special")
+           "waves", "instructions", "bound: issue, special")
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,6 @@ class Config:
     """Compiles the norms of a U-Net for GPUs that need not be there, and prints Markdown."""
     network: str = "cifar10"                    # name in unet.CONFIGS
     archs: str = "80,90,100"                    # compute capabilities
-    rare: bool = True                           # also the shapes that occur once
 
 
 # Compiling without a GPU
@@ -118,7 +116,7 @@ def norm(B: int, C: int, H: int, back: bool, dtype=torch.bfloat16, order=torch.c
 # Reading machine code
 
 def machine_code(cubin: bytes) -> tuple[list[tuple[int, str]], dict[str, int]]:
-    """(address, instruction) up to the end of the kernel, and registers a thread and bytes of its stack."""
+    """(address, instruction) up to the end of the kernel, registers per thread and bytes of its stack."""
     from triton import knobs
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
@@ -154,24 +152,10 @@ def executed(code: list[tuple[int, str]], bits: float, pattern: str = "") -> flo
     return count
 
 
-def in_flight(lines: Sequence[str]) -> int:
-    """The most bits a thread has asked for before it uses any of them."""
-    most, waiting = 0, set()
-    for line in lines:
-        registers = [int(r) for r in re.findall(r"\bR(\d+)\b", line)]
-        if re.search(r"\bLDG\b", line):
-            waiting = waiting if waiting.isdisjoint(registers[1:]) else set()
-            waiting |= set(range(registers[0], registers[0] + widths([line], "LDG")[0] // 32))
-            most = max(most, 32 * len(waiting))
-        elif not waiting.isdisjoint(registers):
-            waiting = set()
-    return most
-
-
 # What follows
 
 def at_once(arch: int, warps: int, registers: int, shared: int) -> int:
-    """Programs that a multiprocessor holds. Registers go by 8 a thread; each program costs 1 KB of shared memory."""
+    """Programs that a multiprocessor holds. Registers go by 8 per thread; each program costs 1 KB of shared memory."""
     return min(REGISTERS // (32 * warps * -(-registers // 8) * 8), GPUS[arch].shared * 1024 // (shared + 1024),
                WARPS // warps, PROGRAMS)
 
@@ -187,15 +171,13 @@ def measured(arch: int, C: int, H: int, back: bool, B: int = 128) -> dict:
     programs = at_once(arch, warps, used["reg"], launch.built.metadata.shared)
     rate = gpu.multiprocessors * gpu.GHz
     times = {"memory": 2 * (tensors + 1) / gpu.copy, "issue": count[""] / (128 * rate),
-             "special": count["MUFU"] / (16 * rate)}                                        # ns an element
+             "special": count["MUFU"] / (16 * rate)}                                        # ns per element
     bound, share = max(times, key=times.get), {k: 100 * v / times["memory"] for k, v in times.items()}
-    running = min(programs, launch.programs / gpu.multiprocessors)
     return {"way": "resident" if pixels <= launch.arguments["tile"].PIXELS else "loop", "warps": warps,
             "registers": used["reg"], "shared": launch.built.metadata.shared, "spills": used["stack"] + used["local"],
             "barriers": sum("BAR.SYNC" in line for line in lines),
             "width": f"{max(widths(lines, 'LDG'))}/{max(widths(lines, 'STG'))}", "programs": programs,
-            "waves": launch.programs / (programs * gpu.multiprocessors),
-            "KB in flight": running * 32 * warps * in_flight(lines) / 8192, "instructions": count[""],
+            "waves": launch.programs / (programs * gpu.multiprocessors), "instructions": count[""],
             "bound: issue, special": f"{bound}: {share['issue']:.0f}, {share['special']:.0f}"}
 
 
@@ -235,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     archs = parse_integers("archs", config.archs)
     for arch in archs:
         check_choice("archs", arch, GPUS)
-    counts = {shape: count for shape, count in shapes(config.network).items() if config.rare or count > 1}
+    counts = shapes(config.network)
     print(HEAD, flush=True)
     for arch, back in product(archs, (False, True)):
         print("\n" + table(arch, back, counts), flush=True)

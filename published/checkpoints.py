@@ -65,9 +65,9 @@ def from_pickled(content: dict[str, Any]) -> Checkpoint:
         updates=int(adam[0]["step"]) if adam else 0, losses=content["losses"], history=content.get("history")))
 
 
-def write_diffusers(last: Checkpoint, folder: str) -> None:
+def write_diffusers(saved: Checkpoint, folder: str) -> None:
     """Writes a diffusers folder with the checkpoint's EMA weights, schedule and picture size."""
-    unet = checkpoint.empty_unet(last.network, len(last.ema))
-    unet.load_state_dict(last.ema, assign=True)
-    to_diffusers(unet, ddpm.from_betas(last.beta), folder, target=last.settings["target"],
-                 variance=last.variance, clip=last.clip, size=last.data["shape"][1:])
+    unet = checkpoint.empty_unet(saved.network, len(saved.ema))
+    unet.load_state_dict(saved.ema, assign=True)
+    to_diffusers(unet, ddpm.from_betas(saved.beta), folder, target=saved.settings["target"],
+                 variance=saved.variance, clip=saved.clip, size=saved.data["shape"][1:])

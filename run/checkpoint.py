@@ -29,6 +29,7 @@ FORMAT = "minimal-diffusion 2"
 LAST, PREVIOUS = f"last{SUFFIX}", f"previous{SUFFIX}"                           # of a run
 MOMENTS = ("exp_avg", "exp_avg_sq")             # Adam's, by the name of the weight
 PARTS = ("weights", "ema", *MOMENTS)            # what a checkpoint has of every weight
+FACTS = ("step", "updates", "settings", "data", "versions")
 WEIGHTS = {"ema": "ema", "raw": "weights"}      # of --weights, their place in a checkpoint
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -72,7 +73,7 @@ def save(path: str | Path, checkpoint: Checkpoint, previous: Path | None = None,
         content["losses"] = torch.stack([*checkpoint.losses])
     if checkpoint.history is not None:
         content["history"] = checkpoint.history
-    facts = {name: getattr(checkpoint, name) for name in ("step", "updates", "settings", "data", "versions")}
+    facts = {name: getattr(checkpoint, name) for name in FACTS}
     tensors.save(path, content, {"format": FORMAT, "network": asdict(checkpoint.network), **facts}, previous, check)
 
 
@@ -91,11 +92,9 @@ def load(path: str | Path, parts: Sequence[str] = PARTS) -> Checkpoint:
             raise ValueError("it is no checkpoint of train.py")
         copies = {part: {name.removeprefix(f"{part}."): w for name, w in content.items() if name.startswith(f"{part}.")}
                   for part in PARTS}
-        step, updates, settings, versions = (facts[name] for name in ("step", "updates", "settings", "versions"))
         return check(Checkpoint(
-            UNetConfig(**with_tuples(facts["network"])), **copies, step=step, beta=content["beta"], settings=settings,
-            data=with_tuples(facts["data"]), versions=versions, updates=updates, losses=[*content.get("losses", ())],
-            history=content.get("history")))
+            UNetConfig(**facts["network"]), beta=content["beta"], losses=[*content.get("losses", ())],
+            history=content.get("history"), **copies, **{name: facts[name] for name in FACTS}))
 
 
 def check_there(path: Path) -> None:
@@ -108,11 +107,6 @@ def check_there(path: Path) -> None:
         new = path.with_suffix(SUFFIX)
         remedy = f"use {new}" if new.is_file() else "train one with: python train.py"
         raise ValueError(f"no checkpoint {path}; {remedy}")
-
-
-def with_tuples(values: dict[str, Any]) -> dict[str, Any]:
-    """The values as they were before JSON made lists of tuples."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def check(checkpoint: Checkpoint) -> Checkpoint:

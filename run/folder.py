@@ -17,7 +17,7 @@ from torch import Tensor
 from data.files import reading, writing
 from run import processes
 from run.cli import make_parent
-from run.pictures import save_figure
+from run.pictures import panels, save_figure
 
 PARTS = ("loss", "simple", "bound")
 PATIENCE = 6                        # seconds to wait for a lock: workers of a killed job hold it until they notice, 5 s
@@ -132,10 +132,8 @@ def plot_log(out: Path, path: Path | None = None) -> None:
     lines, scored = ([line for line in log if name in line] for name in ("loss", "FD"))
     if not lines:
         return
-    from matplotlib.figure import Figure
-    panels = 3 if scored else 2
-    figure = Figure(figsize=(4.5 * panels, 3.5), layout="constrained")
-    whole, quarters, *rest = figure.subplots(1, panels)
+    columns = 3 if scored else 2
+    figure, (whole, quarters, *rest) = panels(1, columns, (4.5 * columns, 3.5), grid=True)
     steps = [line["step"] for line in lines]
     for name in (name for name in PARTS if name in lines[0]):
         whole.plot(steps, [line.get(name, torch.nan) for line in lines], label=name)
@@ -144,7 +142,6 @@ def plot_log(out: Path, path: Path | None = None) -> None:
         quarters.plot(steps, loss, label=name, color=f"C{q}")
     for axes, title in ((whole, "loss"), (quarters, "loss by quarter of 1..T")):
         axes.set(xlabel="step", yscale="log", title=title)
-        axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     for axes in rest:
         plot_scores(axes, scored)
@@ -160,4 +157,3 @@ def plot_scores(axes, lines: list[dict]) -> None:
     for name, place, color in zip(SCORES, (axes, share), ("C0", "C1"), strict=True):
         place.plot(steps, [line.get(name, torch.nan) for line in lines], color=color, marker=".")
         place.set_ylabel(SCORES[name], color=color)
-    axes.grid(alpha=0.3)

@@ -8,12 +8,12 @@ from torch import Tensor
 from run.checkpoint import Checkpoint
 
 
-def choose_labels(last: Checkpoint, settings: Any) -> Tensor | None:
+def choose_labels(checkpoint: Checkpoint, settings: Any) -> Tensor | None:
     """The labels that sample.py's settings ask for, to be repeated as often as needed; None for a network without.
 
     Raises ValueError for labels, and for a guidance, that the network cannot do.
     """
-    classes, rows, path = list(last.data["classes"]), last.network.classes, settings.checkpoint
+    classes, rows, path = list(checkpoint.data["classes"]), checkpoint.network.classes, settings.checkpoint
     if not rows:
         if settings.labels or settings.guidance:
             raise ValueError(f"{path} has no classes; leave --labels and --guidance alone")

@@ -69,7 +69,8 @@ def resume(run: Run, path: Path, checkpoint: Checkpoint, free: set[str]) -> None
         run.history.copy_(checkpoint.history)
     load_optimizer(run, checkpoint)
     run.progress.step = run.progress.saved = checkpoint.step
-    run.progress.records, run.progress.sound = list(checkpoint.losses), path.name == LAST
+    run.progress.records = [losses.to(run.schedule.beta.device) for losses in checkpoint.losses]
+    run.progress.sound = path.name == LAST
     if processes.rank() == 0:
         print(f"resuming {path} at step {checkpoint.step}")
 

@@ -27,7 +27,7 @@ def save(path: str | Path, tensors: dict[str, Tensor], facts: dict[str, Any], pr
 
 def load(path: str | Path, leave_out: tuple[str, ...] = (), remedy: str = "use another file"
          ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors, on the CPU, and the facts; none in a file of another program. JSON makes lists of tuples.
+    """The tensors, on the CPU, and the facts, whose lists come back as tuples; none in a file of another program.
 
     leave_out: tensors whose names begin so are not read. Raises ValueError, which ends with the remedy, for a file that
     is damaged or of another format.
@@ -35,9 +35,14 @@ def load(path: str | Path, leave_out: tuple[str, ...] = (), remedy: str = "use a
     with reading(path, remedy):
         try:
             with safe_open(path, "pt") as file:
-                facts = json.loads((file.metadata() or {}).get("facts", "{}"))
+                facts = json.loads((file.metadata() or {}).get("facts", "{}"), object_hook=with_tuples)
                 # cloned, as they are views of the file, which another program may overwrite
                 return {name: file.get_tensor(name).clone() for name in file.keys()  # noqa: SIM118
                         if not name.startswith(leave_out)}, facts
         except SafetensorError as error:
             raise ValueError(f"it is damaged, cut short or no safetensors file ({error})") from None
+
+
+def with_tuples(values: dict[str, Any]) -> dict[str, Any]:
+    """The values, tuples in place of JSON's lists."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}

@@ -97,14 +97,16 @@ def halves(pictures: data.Data, features: Features, batch: int, cache: Path) -> 
         with reading(path, "remove it"):
             kept, _ = tensors.load(path, remedy="remove it")
             D = len(kept["mean0"])
-            if any(x.dtype != torch.float64 or x.shape not in ((D,), (D, D)) or not x.isfinite().all()
-                   for x in kept.values()):
+            shapes = {"mean0": (D,), "mean1": (D,), "scatter0": (D, D), "scatter1": (D, D)}
+            if {name: (*x.shape,) for name, x in kept.items()} != shapes or not all(
+                    x.dtype == torch.float64 and x.isfinite().all() for x in kept.values()):
                 raise ValueError("it holds no statistics")
             return tuple(Statistics((n + 1 - k) // 2, kept[f"mean{k}"], kept[f"scatter{k}"]) for k in (0, 1))
     x = torch.cat([features(to_rgb(pictures.images[c])) for c in tqdm(chunks, unit=" batches", leave=False)])
     both = statistics(x[::2]), statistics(x[1::2])
     try:
-        tensors.save(path, {f"{name}{k}": getattr(both[k], name) for k in (0, 1) for name in ("mean", "scatter")}, {})
+        named = {f"{name}{k}": getattr(both[k], name) for k in (0, 1) for name in ("mean", "scatter")}
+        tensors.save(path, named, {"pictures": n})
     except OSError as error:
         print(f"warning: {error}")
     return both

@@ -49,7 +49,7 @@ def folders_of_pictures(base: Path, rng: random.Random) -> Iterator[Case]:
     for size in ((50000, 50000), (14000, 14000), (2**31 - 1, 1)):
         yield Case("images", f"a png of {size}", {**sound, "pics/x.png": png_of(*size)}, train_on("pics"),
                    "cannot read the image .*x.png: .*exceeds limit")
-    strange = {"a pipe": ("x.png", os.mkfifo, "x.png: .* is no file"), "a folder": ("x.png", Path.mkdir, ""),
+    strange = {"a pipe": ("x.png", os.mkfifo, ""), "a folder": ("x.png", Path.mkdir, ""),
                "a link to itself": ("x.png", lambda path: path.symlink_to("x.png"), "x.png"),
                "a link to nowhere": ("x.png", lambda path: path.symlink_to("nowhere"), "x.png"),
                "a link to its folder": ("again", lambda path: path.symlink_to(path.parent.resolve()), ""),
@@ -72,9 +72,9 @@ def arrays(base: Path, rng: random.Random) -> Iterator[Case]:
             yield Case("npz", f"{shape} {descr}", {"x.npz": npz_with_header(shape, descr)}, train_on("x.npz"))
     objects = np.array([Trap()] * 3, object)
     for name, (content, says) in {
-            "a bomb": (zip_bomb(), "cannot read"),
-            "a pickle": (pickle.dumps(Trap()), ""),
-            "empty": (b"", ""), "PK": (b"PK", ""), "encrypted": (encrypted(npz()), "encrypted"),
+            "a bomb": (zip_bomb(), "reading array data"),
+            "a pickle": (pickle.dumps(Trap()), "not a zip"),
+            "empty": (b"", "not a zip"), "PK": (b"PK", "not a zip"), "encrypted": (encrypted(npz()), "encrypted"),
             "pictures of objects": (npz(images=objects), "allow_pickle=False"),
             "labels of objects": (npz(labels=objects), "allow_pickle=False"),
             "no pixels": (npz(images=np.zeros((3, 0, 8), np.uint8)), "uint8"),
@@ -107,8 +107,8 @@ def authors_files(base: Path, rng: random.Random) -> Iterator[Case]:
         if name == "mnist packed":
             bomb = gzip.compress(bytes(2**26)) * 64                                                         # 4 GiB
             yield Case("sets of pictures", "a bomb", {**files, "set/train-images-idx3-ubyte.gz": bomb}, command,
-                       "train-images-idx3-ubyte.gz")
-    yield Case("sets of pictures", "a pipe", {"set/train.bin": os.mkfifo}, train_on("cifar100:set"), "set")
+                       "train-images-idx3-ubyte.gz: it is no IDX file")
+    yield Case("sets of pictures", "a pipe", {"set/train.bin": os.mkfifo}, train_on("cifar100:set"), "no images")
     for name, changes in {
             "labels of text": {"label": (["a"] * 4, "string")}, "labels of floats": {"label": ([0.5] * 4, "float64")},
             "no labels": {"label": ([-1] * 4, "")}, "labels of nothing": {"label": ([None] * 4, "")},

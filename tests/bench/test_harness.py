@@ -55,6 +55,7 @@ def name_of(case: str) -> str:
     return re.search(r"\[(.*)\]", case)[1]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(measure.CUDA, reason="the folder is called as the GPU is")
 def test_killed_and_resumed_it_loses_nothing_and_measures_nothing_twice(command):
     status, _, first = command("-k", "not hangs")
@@ -71,6 +72,7 @@ def test_killed_and_resumed_it_loses_nothing_and_measures_nothing_twice(command)
     assert [name_of(line["case"]) for line in third[8:]] == ["elsewhere", "elsewhere", "wrong", "wrong"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(measure.CUDA, reason="the folder is called as the GPU is")
 def test_a_case_without_end_takes_its_process_along(command):
     status, _, begun = command("-k", "hangs", "--minutes", "0.01", VALUE={"": 0.}, GRACE=0.5)

@@ -92,6 +92,8 @@ def cut(path, n):
     ("mnist", lambda d: cut(d / "train-images-idx3-ubyte", 0), "cannot read .*train-images-idx3-ubyte: .*; fetch it"),
     ("mnist", lambda d: mnist(d, packed=True) and (d / "train-images-idx3-ubyte").unlink()
      or cut(d / "train-images-idx3-ubyte.gz", 3000), "cannot read .*train-images-idx3-ubyte.gz: "),
+    ("mnist", lambda d: (d / "train-images-idx3-ubyte").write_bytes(b"\0\0\x0d\1\0\0\0\0"),
+     "it is no IDX file of bytes"),
     ("mnist", lambda d: (d / "train-labels-idx1-ubyte").unlink(), "cannot read .*train-labels-idx1-ubyte"),
     ("mnist", lambda d: write_idx(d / "train-labels-idx1-ubyte", np.zeros(3, np.uint8)),
      r"pictures \(10, 28, 28\), and the labels beside it are \(3,\)"),
@@ -203,6 +205,9 @@ def test_held_out_parquet_and_folders_of_images(tmp_path, datasets):
         for prefix, n in (("", 4), ("test:", 2)):
             loaded = data.load(f"{prefix}mini-imagenet:{tmp_path / folder}", "64")
             assert len(loaded.images) == n and loaded.shape == (3, 64, 64)
+    (tmp_path / "p" / "data" / "test-0.parquet").unlink()
+    with pytest.raises(ValueError, match="p has no held-out pictures of mini-imagenet"):
+        data.load(f"test:mini-imagenet:{tmp_path / 'p'}", "64")
 
 
 def test_cars_of_many_sizes_from_parquet_train(datasets, tmp_path):
@@ -317,7 +322,11 @@ def test_a_label_that_is_missing_is_named(datasets, tmp_path, label):
     datasets.Dataset.from_dict(columns, features).to_parquet(tmp_path / "a.parquet")
     with pytest.raises(ValueError, match=f"row 0 of .* has the label {label}"):
         data.load(f"stream:cifar10:{tmp_path}").labels[[0]]
-    with pytest.raises(ValueError, match="cifar10:.* has no labels, or some that are not from 0"):
-        data.load(f"cifar10:{tmp_path}")
+    for column in (features["label"], datasets.Value("float64")):
+        table = datasets.Dataset.from_dict(columns | {"label": [label or 0.5 if column.dtype == "float64" else label]},
+                                           datasets.Features(img=features["img"], label=column))
+        table.to_parquet(tmp_path / "a.parquet")
+        with pytest.raises(ValueError, match="cifar10:.* has no labels, or some that are not whole numbers from 0"):
+            data.load(f"cifar10:{tmp_path}")
     with pytest.raises(ValueError, match="row 3 of cars has the label 2"):            # the library writes no such table
         published.one_label(2, 2, "row 3 of cars")

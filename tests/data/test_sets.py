@@ -130,7 +130,7 @@ def test_bad_folders_are_refused_by_name(tmp_path, spoil, says):
     ({"other": np.zeros(3)}, "arr_0"),
     ({"arr_0": np.array([{}], object)}, "cannot read"),
     ({"arr_0": np.zeros((2, 4, 4), np.uint8), "arr_1": np.array([0., 1.])}, "arr_1"),
-    ({"arr_0": np.zeros((2, 4, 4), np.uint8), "arr_1": np.array([0, -1])}, "not from 0 to 999999")])
+    ({"arr_0": np.zeros((2, 4, 4), np.uint8), "arr_1": np.array([0, -1])}, "not whole numbers from 0 to 999999")])
 def test_bad_npz_is_refused(tmp_path, arrays, says):
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(ValueError, match=says):

@@ -28,14 +28,14 @@ def rows(text: str) -> dict[tuple[str, str], dict[str, str]]:
 
 @pytest.mark.slow
 def test_nothing_grows():
-    """The frequent shapes on an H200 against bench/static.md; another Triton may need a step of registers more."""
+    """On an H200, against bench/static.md; another Triton may need a step of registers more."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, "-m", "kernels.static", "--archs", "90", "--no-rare"], cwd=ROOT,
-                          capture_output=True, text=True, env=environment)
+    done = subprocess.run([sys.executable, "-m", "kernels.static", "--archs", "90"], cwd=ROOT, capture_output=True,
+                          text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     held = rows((ROOT / "bench" / "static.md").read_text())
     now = rows(done.stdout)
-    assert len(now) == 16 and now.keys() <= held.keys()
+    assert len(now) == 22 and now.keys() <= held.keys()
     for key, line in now.items():
         before = held[key]
         assert line["spills"] == "0" and all(line[name] == before[name] for name in ("way", "warps", "width")), key
@@ -64,8 +64,6 @@ def test_reading_machine_code():
     assert static.executed(code, 192) == 7                                  # the loop once
     assert static.executed(code, 4 * 192) == 2 + 4 * 5
     assert static.executed(code, 4 * 192, "MUFU") == 4
-    assert static.in_flight(lines) == 192
-    assert static.in_flight([lines[1], "FADD R1, R7, R7", lines[2]]) == 128     # the first load is waited for
 
 
 @pytest.mark.parametrize("arch, warps, registers, shared, programs", [

@@ -237,6 +237,7 @@ CIFAR10 = {"act_fn": "silu", "attention_head_dim": None, "block_out_channels": [
            "up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"]}
 
 
+@pytest.mark.slow
 def test_the_cifar10_network_has_the_output_of_diffusers():
     diffusers = pytest.importorskip("diffusers")
     model = perturbed(diffusers.UNet2DModel(**CIFAR10))

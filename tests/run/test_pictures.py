@@ -1,6 +1,5 @@
 """run/pictures.py: where pictures and figures go, and that they are written whole or not at all."""
 
-import os
 
 import pytest
 import torch
@@ -99,7 +98,6 @@ def test_what_is_no_grid_of_the_run_is_left_out(tmp_path):
     save_grids(tmp_path, [2, 3])
     save_grids(tmp_path, [1], size=(30, 30))
     (tmp_path / "000000.png").write_bytes(b"no picture")
-    os.mkfifo(tmp_path / "000004.png")
     (tmp_path / "notes.png").write_bytes(b"no step")
     save_grids(tmp_path, [5])
     pictures.progress(tmp_path, 5, tmp_path / "p.gif")

@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from torch.testing import assert_close
 
 import train
 from run import checkpoint, folder, state, tensors
+from tests.forks import forked, run_forked
 
 ROOT = Path(__file__).parents[2]
 FLAGS = ["--T", "20", "--batch", "8", "--warmup", "2", "--final", "1", "--log_every", "2", "--sample_every", "1000000"]
@@ -24,37 +25,23 @@ ENDLESS = ["--steps", "1000000", "--save_every", "1000000"]
 linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the workers in /proc")
 
 
-STARTED = []
-
-
-@pytest.fixture(autouse=True)
-def ended():
-    """No process outlives a test that failed."""
-    yield
-    while STARTED:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(STARTED.pop().pid, signal.SIGKILL)
-
-
 def run(out, *flags):
     train.main([*FLAGS, "--out", str(out), *flags])
 
 
-def started(out, *flags, until="log.jsonl", **kwargs):
+@contextlib.contextmanager
+def started(out, *flags, until="log.jsonl", before=None):
     """train.py as a process that leads a group of its own, as a shell's and a scheduler's jobs do."""
-    process = subprocess.Popen([sys.executable, "train.py", *FLAGS, "--out", str(out), *flags], cwd=ROOT, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, **kwargs)
-    STARTED.append(process)
-    while until and not (out / until).exists():
-        assert process.poll() is None, process.communicate()
-    return process
+    with forked(["train.py", *FLAGS, "--out", str(out), *flags], before=before) as process:
+        if until:
+            process.until((out / until).exists)
+        yield process
 
 
 def sentence(process):
     """What a process says that must end in one sentence with exit status 2; and its standard output."""
-    said, error = process.communicate(timeout=120)
-    assert process.returncode == 2 and "Traceback" not in error, error
-    return error.splitlines()[-1], said
+    assert process.wait() == 2 and "Traceback" not in process.stderr, process.stderr
+    return process.stderr.splitlines()[-1], process.stdout
 
 
 def workers(process):
@@ -63,50 +50,48 @@ def workers(process):
 
 # Signals
 
-@pytest.mark.parametrize("stop, count", [("SIGTERM", 2), ("SIGINT", 2), ("SIGHUP", 2), ("SIGHUP", 0)])
+@pytest.mark.parametrize("stop, count", [("SIGTERM", 2), ("SIGINT", 0), ("SIGHUP", 0)])
 def test_a_signal_to_the_whole_group_ends_the_run_with_a_checkpoint(tmp_path, stop, count):
     """As Ctrl-C, a closed terminal and most schedulers send it: to the workers, too."""
-    process = started(tmp_path, *ENDLESS, "--workers", str(count))
-    os.killpg(process.pid, getattr(signal, stop))
-    said, error = process.communicate(timeout=60)
-    step = checkpoint.load(tmp_path / "last.safetensors").step
-    assert process.returncode == 0 and f"stopped at step {step};" in said and step > 0, error
+    with started(tmp_path, *ENDLESS, "--workers", str(count)) as process:
+        os.killpg(process.pid, getattr(signal, stop))
+        assert process.wait() == 0, process.stderr
+        step = checkpoint.load(tmp_path / "last.safetensors").step
+        assert f"stopped at step {step};" in process.stdout and step > 0
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="there is no SIGHUP")
 def test_a_signal_that_is_ignored_stays_ignored(tmp_path):
     """As nohup does."""
-    process = started(tmp_path, *ENDLESS, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
-    process.send_signal(signal.SIGHUP)
-    size = (tmp_path / "log.jsonl").stat().st_size
-    while (tmp_path / "log.jsonl").stat().st_size < size + 1000:
-        assert process.poll() is None
-    process.terminate()
-    assert "stopped at step" in process.communicate(timeout=60)[0] and process.returncode == 0
+    with started(tmp_path, *ENDLESS, before=partial(signal.signal, signal.SIGHUP, signal.SIG_IGN)) as process:
+        process.send_signal(signal.SIGHUP)
+        size = (tmp_path / "log.jsonl").stat().st_size
+        process.until(lambda: (tmp_path / "log.jsonl").stat().st_size > size + 1000)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == 0 and "stopped at step" in process.stdout
 
 
 # Workers
 
 @linux
 def test_a_worker_that_dies_ends_the_run_with_a_checkpoint(tmp_path):
-    process = started(tmp_path, *ENDLESS, "--workers", "2")
-    os.kill(workers(process)[0], signal.SIGKILL)
-    error, said = sentence(process)
+    with started(tmp_path, *ENDLESS, "--workers", "2") as process:
+        os.kill(workers(process)[0], signal.SIGKILL)
+        error, output = sentence(process)
     assert "the 2 processes that load images failed: " in error and "--workers 0" in error
     step = checkpoint.load(tmp_path / "last.safetensors").step
-    assert step > 0 and f"step {step} is saved" in said
+    assert step > 0 and f"step {step} is saved" in output
 
 
 @linux
-def test_workers_end_with_the_run(tmp_path):
-    process = started(tmp_path, *ENDLESS, "--workers", "2")
-    pids = workers(process)
-    process.kill()
-    process.communicate()
-    until = time.monotonic() + 60
-    while not all(map(gone, pids)) and time.monotonic() < until:
-        time.sleep(0.05)
-    assert pids and all(map(gone, pids))
+@pytest.mark.slow
+def test_workers_end_with_the_run_and_free_its_folder(tmp_path):
+    with started(tmp_path, *ENDLESS, "--workers", "2", "--save_every", "2") as process:
+        pids = workers(process)
+        process.kill()
+        process.wait()
+        run(tmp_path, "--steps", "1")
+        assert pids and all(map(gone, pids))
 
 
 def gone(pid):
@@ -132,6 +117,7 @@ def test_a_picture_that_cannot_be_read_is_one_sentence(tmp_path, monkeypatch, re
     assert checkpoint.load(tmp_path / "run" / "last.safetensors").step >= 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode != 0
                     if shutil.which("unshare") else True, reason="cannot mount a /dev/shm of its own")
 @pytest.mark.parametrize("size, works", [("128k", True), ("4k", False)])
@@ -139,8 +125,7 @@ def test_a_small_shared_memory_does_not_hang(tmp_path, size, works):
     """As a container's: batches do not go through it; where not even a semaphore fits, --workers 0 is named."""
     command = (f"mount -t tmpfs -o size={size} tmpfs /dev/shm && exec {sys.executable} train.py {' '.join(FLAGS)} "
                f"--steps 3 --batch 1024 --workers 2 --out {tmp_path}")
-    result = subprocess.run(["unshare", "-rm", "sh", "-c", command], cwd=ROOT, text=True, capture_output=True,
-                            timeout=120)
+    result = subprocess.run(["unshare", "-rm", "sh", "-c", command], cwd=ROOT, text=True, capture_output=True)
     assert result.returncode == (0 if works else 2), result.stderr
     assert works or "--workers 0" in result.stderr and "Traceback" not in result.stderr
 
@@ -191,7 +176,7 @@ def test_failed_updates_are_not_saved(tmp_path, monkeypatch, refused):
     """A run that is started again after every error would end with weights that never changed."""
     run(tmp_path, "--steps", "2")
     before, objective = (tmp_path / "last.safetensors").read_bytes(), train.objective
-    monkeypatch.setattr(train, "objective", lambda *args: objective(*args) * float("nan"))
+    monkeypatch.setattr(train, "objective", lambda *args: {"loss": objective(*args)["loss"] * float("nan")})
     assert "not finite 5 steps in a row" in refused(train.main, [*FLAGS, "--steps", "20", "--out", str(tmp_path)])
     assert (tmp_path / "last.safetensors").read_bytes() == before
 
@@ -205,55 +190,44 @@ def test_a_full_disk_is_a_sentence_and_the_old_checkpoint_is_resumed(tmp_path, l
     """No file may grow beyond the limit: what a full disk does, done by the kernel."""
     run(tmp_path, "--steps", "2", "--log_every", "100")
     before = (tmp_path / "last.safetensors").read_bytes()
-    process = started(tmp_path, "--steps", "6", *flags, until="", preexec_fn=lambda: resource.setrlimit(
-        resource.RLIMIT_FSIZE, (limit, limit)))
-    error, said = sentence(process)
+    limited = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit))
+    with started(tmp_path, "--steps", "6", *flags, until="", before=limited) as process:
+        error, output = sentence(process)
     assert error.startswith(f"train.py: cannot write {tmp_path / name}: File too large; what was there is unchanged")
     assert (tmp_path / "last.safetensors").read_bytes() == before and not list(tmp_path.rglob("*.tmp"))
-    assert name == "last.safetensors" or "could not be saved: cannot write" in said
-    assert folder.read_log(tmp_path) and "warning" not in said
+    assert name == "last.safetensors" or "could not be saved: cannot write" in output
+    assert folder.read_log(tmp_path) and "warning" not in output
     run(tmp_path, "--steps", "6")
     assert checkpoint.load(tmp_path / "last.safetensors").step == 6
 
 
-def test_links_are_not_followed(tmp_path):
-    """Neither those that a temporary file finds in its place, nor the run's own files."""
-    other, out = tmp_path / "precious", tmp_path / "run"
-    other.write_text("precious")
-    out.mkdir()
-    for name in ("last.safetensors.tmp", "previous.safetensors.tmp", "log.jsonl.tmp", "loss.png.tmp", "loss.png"):
-        os.symlink(other, out / name)
-    run(out, "--steps", "3", "--save_every", "1")
-    run(out, "--steps", "4")
-    assert other.read_text() == "precious"
-    assert [path.name for path in out.iterdir() if path.is_symlink() or path.suffix == ".tmp"] == []
-
-
 # One folder, one job
+
+def impatient():
+    folder.PATIENCE = 0
+
 
 def test_the_folder_is_taken_before_its_checkpoint_is_read(tmp_path, monkeypatch):
     """Data may take long to read; a job that ran to its end meanwhile would be overwritten."""
-    load, told = train.data.load, []
+    load, ended = train.data.load, []
 
     def slow(*args):
-        told.append(started(tmp_path, "--steps", "2", until=""))
-        told.append(told[0].communicate(timeout=120))
+        ended.append(run_forked(["train.py", *FLAGS, "--out", str(tmp_path), "--steps", "2"], before=impatient))
         return load(*args)
 
     monkeypatch.setattr(train.data, "load", slow)
     run(tmp_path, "--steps", "3")
-    assert told[0].returncode == 2 and "another process writes into" in told[1][1]
+    assert ended[0].returncode == 2 and "another process writes into" in ended[0].stderr
     assert checkpoint.load(tmp_path / "last.safetensors").step == 3
 
 
 def test_a_folder_made_anew_under_a_job_is_left_to_the_new_one(tmp_path):
     out = tmp_path / "run"
-    old = started(out, *ENDLESS)
-    out.rename(tmp_path / "gone")
-    new = started(out, "--steps", "4", "--save_every", "2", until="")
-    error, _ = sentence(old)
+    with started(out, *ENDLESS) as old:
+        out.rename(tmp_path / "gone")
+        run(out, "--steps", "4", "--save_every", "2")
+        error, _ = sentence(old)
     assert f"{out} is no longer this job's" in error
-    assert "last.safetensors" in new.communicate(timeout=120)[0] and new.returncode == 0
     assert checkpoint.load(out / "last.safetensors").step == 4
     assert [line["step"] for line in folder.read_log(out)] == [2, 4, 4]
 
@@ -272,6 +246,7 @@ def test_a_folder_taken_during_a_save_is_left_alone(tmp_path, monkeypatch, refus
 def test_progress_is_none_only_within_an_update():
     progress = state.Progress()
     progress.step = None
-    for step, norm in ((7, 1.), (8, torch.nan)):
-        progress.complete(step, lambda losses: torch.zeros(4, 2), torch.tensor(norm), torch.zeros(1, 4))
-    assert (progress.step, progress.failures, len(progress.records)) == (8, 1, 1)
+    for step, finite in ((7, True), (8, False)):
+        progress.count(step, torch.tensor(finite), torch.ones(4, 2))
+    assert (progress.step, progress.failures) == (8, 1)
+    assert [record.sum() for record in progress.records] == [8, 0]
