@@ -38,7 +38,7 @@ def places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 def with_hostile_value(rng: random.Random, facts: dict) -> dict:
     """A copy in which one place has a hostile value, or is missing."""
-    facts = copy.deepcopy(facts)
+    facts = copy.deepcopy(facts) or {"a fact": 1}
     holder, key = rng.choice([*places(facts)])
     if rng.random() < 0.15:
         del holder[key]
