@@ -100,8 +100,8 @@ def write(run: Run, stop: bool) -> None:
     if processes.rank() > 0:
         return
     config, step, out = run.config, run.progress.step, Path(run.config.out)
-    run.check_folder()
     if due(run, config.sample_every):
+        run.check_folder()
         facts = save_samples(run, out / "samples" / f"{step:06d}.png")
         folder.append_log(out, {"step": step, **facts, **score_samples(run)})
         pictures.progress(out / "samples", step, out / "progress.gif")
@@ -113,6 +113,7 @@ def save(run: Run) -> None:
     """Writes the last complete step to last.safetensors, keeps what that was as the previous one, plots the curves."""
     progress, path = run.progress, Path(run.config.out, LAST)
     progress.saved = progress.step
+    run.check_folder()
     facts = {"name": run.dataset.name, "shape": run.dataset.shape, "classes": run.dataset.classes, "digest": run.digest}
     adam = {name: run.optimizer.state[w] for name, w in run.weights.items()}
     moments = {part: {name: state[part] for name, state in adam.items()} for part in MOMENTS}
@@ -120,7 +121,7 @@ def save(run: Run) -> None:
     checkpoint.save(path, Checkpoint(
         run.unet.config, run.weights, run.ema, progress.step, run.schedule.beta[1:], asdict(run.config), facts,
         checkpoint.versions(), **moments, updates=updates, losses=progress.records, history=run.history),
-        path.with_name(PREVIOUS) if progress.sound else None, run.check_folder)
+        path.with_name(PREVIOUS) if progress.sound else None)
     progress.sound = True
     folder.plot_log(Path(run.config.out))
 
@@ -136,13 +137,9 @@ def saved_on_error(run: Run) -> Iterator[None]:
         yield
     except Exception:
         step = run.progress.step or 0
-        if processes.rank() == 0 and step > run.progress.saved:
-            try:
-                if run.progress.failures < PATIENCE:
-                    save(run)
-                    print(f"an error ended the run; step {step} is saved, repeat the command to resume")
-            except Exception as error:
-                print(f"an error ended the run, and step {step} could not be saved: {error}")
+        if processes.rank() == 0 and step > run.progress.saved and run.progress.failures < PATIENCE:
+            save(run)
+            print(f"an error ended the run; step {step} is saved, repeat the command to resume")
         raise
 
 
