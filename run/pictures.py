@@ -38,15 +38,11 @@ def concatenate(batches: Sequence[Samples]) -> Samples:
                    sum(batch.seconds for batch in batches), sum(batch.evaluations for batch in batches))
 
 
-def enlarge(image: Image.Image, least: int = 64) -> Image.Image:
-    """A small picture, smoothly enlarged by a whole factor until its shorter side has `least` pixels."""
-    factor = math.ceil(least / min(image.size))
-    return image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
-
-
 def grid(x: Tensor, columns: int, heads: Sequence[str] = ()) -> Image.Image:
     """Pictures (N, C, H, W) in [-1, 1] row by row on white; `heads` are written above the columns."""
-    tiles = [enlarge(to_image(p)) for p in to_pixels(x)]
+    tiles = [to_image(p) for p in to_pixels(x)]
+    factor = math.ceil(64 / min(tiles[0].size))                     # small pictures are enlarged smoothly
+    tiles = [tile.resize((tile.width * factor, tile.height * factor), Image.Resampling.BICUBIC) for tile in tiles]
     gap, top = 4, 24 if heads else 4
     w, h = tiles[0].width + gap, tiles[0].height + gap
     rows = math.ceil(len(tiles) / columns)

@@ -146,7 +146,7 @@ def saved_on_error(run: Run) -> Iterator[None]:
 def save_samples(run: Run, path: Path) -> dict[str, list[float]]:
     """Saves five samples of each class, of 20 classes at most, always from the same noise; returns their statistics."""
     shown = data.even_indices(len(run.dataset.classes) if run.unet.classes else 0, SHOWN)
-    x0, _ = sampled(run, 5 * len(shown) or 16, grid_rows(run), shown)
+    x0, _ = sampled(run, 5 * len(shown) or 16, shown, SHOWN_STEPS, "ddim")
     heads = [run.dataset.classes[k] for k in shown]
     pictures.save(pictures.grid(x0, len(heads) or 4, heads), path)
     real = data.to_unit(data.evenly_spaced(run.dataset, 512))
@@ -157,7 +157,7 @@ def score_samples(run: Run) -> dict[str, float]:
     """The scores of samples of all classes, always from the same noise, if the run has a score."""
     if run.score is None:
         return {}
-    x0, labels = sampled(run, SCORED, grid_rows(run, SCORED_STEPS, "2m"), torch.arange(len(run.dataset.classes)))
+    x0, labels = sampled(run, SCORED, torch.arange(len(run.dataset.classes)), SCORED_STEPS, "2m")
     return run.score(x0.cpu(), None if labels is None else labels.cpu())
 
 
@@ -170,15 +170,15 @@ def scores_are_cheap(config: Any) -> bool:
     return pictures_trained_on >= 50 * SCORED * SCORED_STEPS / 3
 
 
-def grid_rows(run: Run, steps: int = SHOWN_STEPS, sampler: str = "ddim") -> Tensor:
-    """The sampler's rows. Raises ValueError for a schedule that cannot be sampled."""
-    return ddpm.sampler_rows(run.schedule, ddpm.timesteps(run.config.T, min(steps, run.config.T)), sampler=sampler,
-                             target=run.config.target, variance=run.unet.config.variance)
-
-
 @torch.no_grad()
-def sampled(run: Run, n: int, rows: Tensor, classes: Tensor) -> tuple[Tensor, Tensor | None]:
-    """n samples of the averaged weights (n, C, H, W), of these classes in turn, and their labels, if there are any."""
+def sampled(run: Run, n: int, classes: Tensor, steps: int, sampler: str) -> tuple[Tensor, Tensor | None]:
+    """n samples of the averaged weights (n, C, H, W), of these classes in turn, and their labels, if there are any.
+
+    Raises ValueError for a schedule that cannot be sampled.
+    """
+    times = ddpm.timesteps(run.config.T, min(steps, run.config.T))
+    rows = ddpm.sampler_rows(run.schedule, times, sampler=sampler, target=run.config.target,
+                             variance=run.unet.config.variance)
     device = run.schedule.beta.device
     seeds = noise.image_seeds(0, torch.arange(n, device=device))
     labels = classes.to(device)[torch.arange(n, device=device) % len(classes)] if run.unet.classes else None

@@ -87,23 +87,6 @@ def test_a_long_run_s_film_is_thinned_and_ends_now(tmp_path):
     assert max(ImageStat.Stat(last).mean) < 16
 
 
-def test_large_grids_make_a_short_film(tmp_path, monkeypatch):
-    monkeypatch.setattr(pictures, "FILM_PIXELS", 4 * 80 * 60)
-    save_grids(tmp_path, range(1, 9))
-    pictures.progress(tmp_path, 8, tmp_path / "p.gif")
-    assert len(frames(tmp_path / "p.gif")) == 4
-
-
-def test_what_is_no_grid_of_the_run_is_left_out(tmp_path):
-    save_grids(tmp_path, [2, 3])
-    save_grids(tmp_path, [1], size=(30, 30))
-    (tmp_path / "000000.png").write_bytes(b"no picture")
-    (tmp_path / "notes.png").write_bytes(b"no step")
-    save_grids(tmp_path, [5])
-    pictures.progress(tmp_path, 5, tmp_path / "p.gif")
-    assert len(frames(tmp_path / "p.gif")) == 3
-
-
 @pytest.mark.largest_file(5000)
 def test_a_full_disk_leaves_the_old_film(tmp_path):
     save_grids(tmp_path, range(1, 30), size=(40, 20))                             # each is small enough
