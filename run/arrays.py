@@ -22,6 +22,7 @@ from data.files import writing
 from data.image_files import to_image
 from run import folder, pictures, processes
 from run.checkpoint import WEIGHTS, Checkpoint
+from run.cli import parse_integers
 from run.pictures import Samples, concatenate
 
 SHOWN = 1000                                    # pictures of a grid or a film, at most
@@ -59,7 +60,13 @@ def write(batches: Callable[[int], Iterator[Samples]], settings: Any, checkpoint
         samples = write_batches(batches, settings, checkpoint, check)
         if processes.rank() > 0:
             return None
-        pictures.write(samples, settings)
+        out, snapshots = Path(settings.out), parse_integers("snapshots", settings.snapshots)
+        pictures.save(pictures.grid(samples.x, *pictures.columns(samples)), out / "grid.png")
+        if snapshots:
+            times = [pictures.nearest(t, list(samples.states)) for t in snapshots]
+            pictures.save(pictures.strip(samples, times), out / "strip.png")
+        if settings.gif:
+            pictures.film(samples, out / "reverse.gif")
         return samples
 
 

@@ -1,10 +1,10 @@
 """Command lines from dataclasses: a field is a flag, its comment the help, its value the default."""
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import inspect
-import io
 import itertools
 import math
 import os
@@ -64,7 +64,7 @@ def script(main: Callable) -> Callable:
     """
     @functools.wraps(main)
     def run(argv: Sequence[str] | None = None):
-        if isinstance(sys.stdout, io.TextIOWrapper):                              # else a notebook's, or none at all
+        with contextlib.suppress(AttributeError, OSError):                        # a notebook's stream cannot
             sys.stdout.reconfigure(errors="backslashreplace")                     # spells out what an encoding lacks
         try:
             result = main(argv)

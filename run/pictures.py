@@ -4,7 +4,7 @@ import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -13,7 +13,6 @@ from torch import Tensor
 from data import to_pixels
 from data.files import check_writable, writing
 from data.image_files import SUFFIXES, to_image
-from run.cli import parse_integers
 
 FRAMES, GREYS = 40, 16              # of a film, at most: 100 digits then take under 2 MB
 
@@ -141,16 +140,6 @@ def progress(folder: Path, step: int, path: Path) -> None:
                                    font=ImageFont.load_default(14), anchor="mm")
         frames.append(frame.quantize(4 * GREYS, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE))
     save_film(frames, path, 250)
-
-
-def write(samples: Samples, settings: Any) -> None:
-    """Writes grid.png and, if sample.py's settings ask for them, strip.png and the film reverse.gif."""
-    out, snapshots = Path(settings.out), parse_integers("snapshots", settings.snapshots)
-    save(grid(samples.x, *columns(samples)), out / "grid.png")
-    if snapshots:
-        save(strip(samples, [nearest(t, list(samples.states)) for t in snapshots]), out / "strip.png")
-    if settings.gif:
-        film(samples, out / "reverse.gif")
 
 
 def picture_path(out: str) -> Path:
