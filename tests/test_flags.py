@@ -59,6 +59,7 @@ KNOWN = [case for case in known_flags(Path(), random.Random()) if "memory" not i
 def test_flags_that_once_caused_a_traceback_or_a_wrong_result(case, folder, monkeypatch, capsys):
     monkeypatch.chdir(folder("here"))
     main, argv = load(case.run)
+    monkeypatch.setattr(sys, "argv", [case.run[0]])             # what argparse calls itself; -c in a worker of xdist
     with pytest.raises(SystemExit) as end:
         main(argv)
     assert judge(end.value.code, *capsys.readouterr(), case.says) == "sentence"

@@ -10,24 +10,20 @@ import torch
 from torch.testing import assert_close
 
 import samplers
-from ddpm import alpha_bar_at, cosine_schedule, exact_denoiser, flow_schedule, from_betas, linear_schedule
-from noise import normal
-from samplers import COLUMNS, VARIANCES, column, sample, sampler_rows, step, timesteps
+from ddpm import alpha_bar_at, cosine_schedule, flow_schedule, from_betas, linear_schedule
+from samplers import COLUMNS, VARIANCES, column, sampler_rows, step, timesteps
 from tests.helpers import (
     FIXED,
     GOLDEN_SCHEDULES,
-    SAMPLERS,
     close,
     each_clip,
     each_schedule,
     each_target,
     golden,
     guided_diffusion,
-    last,
     output_of,
     pictures,
     same,
-    seeds_of,
 )
 
 
@@ -38,12 +34,10 @@ def each_row(rows, index, xt, output, z=None):
     return [torch.cat(x) for x in zip(*done, strict=True)]
 
 
-@pytest.mark.parametrize("T", [1, 2, 3, 7, 50, 1000])
+@pytest.mark.parametrize("T", [1, 2, 7, 50])
 @pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace"])
 def test_timesteps(T, spacing):
-    for steps in {1, 2, 3, 5, 17, T // 3, T // 2, T - 1, T}:
-        if not 1 <= steps <= T:
-            continue
+    for steps in range(1, T + 1):
         times = timesteps(T, steps, spacing)
         assert times.dtype == torch.int64 and len(times) == steps
         assert (times.diff() < 0).all() and times[-1] >= 1 and times[0] <= T
@@ -57,12 +51,6 @@ def test_timesteps(T, spacing):
 ])
 def test_timesteps_examples(T, steps, spacing, times):
     assert timesteps(T, steps, spacing).tolist() == times
-
-
-@pytest.mark.parametrize("steps, spacing", [(0, "trailing"), (11, "trailing"), (-1, "leading"), (5, "quadratic")])
-def test_timesteps_errors(steps, spacing):
-    with pytest.raises(ValueError, match=spacing if spacing == "quadratic" else str(steps)):
-        timesteps(10, steps, spacing)
 
 
 @pytest.mark.parametrize("key, spacing", [("linear/ddim50", "leading"), ("linear/10", "linspace"),
@@ -190,7 +178,7 @@ def test_spacings_are_even_in_the_noise(spacing, level):
     assert_close(steps, steps[:1].expand_as(steps), rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("shift", [0.1, 0.2, 0.3, 0.5, 1., 3.])
+@pytest.mark.parametrize("shift", [0.1, 1., 3.])
 def test_flow_spacing_shifts(shift):
     times = samplers.spaced_times(flow_schedule(), 4, "flow", shift)
     u = torch.tensor([1, 0.75, 0.5, 0.25]).double()
@@ -200,17 +188,14 @@ def test_flow_spacing_shifts(shift):
 
 
 @pytest.mark.parametrize("choice, message", [
+    ({"steps": 0}, "steps is 0"), ({"steps": 11}, "steps is 11"), ({"spacing": "karras", "steps": 11}, "steps is 11"),
     ({"spacing": "odd"}, "'odd'"), ({"shift": 3.}, "shift is 3"), ({"spacing": "flow", "shift": 0.}, "shift is 0"),
-    ({"spacing": "karras", "steps": 1001}, "steps is 1001"), ({"spacing": "flow", "shift": math.nan}, "shift is nan")])
+    ({"spacing": "flow", "shift": math.nan}, "shift is nan"),
+    ({"schedule": flow_schedule(), "spacing": "karras"}, "use trailing or flow"),
+    ({"schedule": flow_schedule(), "spacing": "logsnr"}, "use trailing or flow")])
 def test_spaced_times_errors(choice, message):
     with pytest.raises(ValueError, match=message):
-        samplers.spaced_times(linear_schedule(), **{"steps": 10} | choice)
-
-
-@pytest.mark.parametrize("spacing", ["karras", "logsnr"])
-def test_an_infinite_sigma_cannot_be_spaced(spacing):
-    with pytest.raises(ValueError, match="use trailing or flow"):
-        samplers.spaced_times(flow_schedule(), 10, spacing)
+        samplers.spaced_times(**{"schedule": linear_schedule(10), "steps": 10} | choice)
 
 
 def test_alpha_bar_between_the_times():
@@ -225,45 +210,6 @@ def test_alpha_bar_between_the_times():
     assert (alpha_bar.diff() < 0).all()
     assert_close(samplers.time_at(schedule, sigma.log()), t, rtol=0, atol=1e-9)
     same(samplers.time_at(schedule, sigma[::4].log()), t[::4])
-
-
-def test_noise_between_the_times_is_its_own():
-    """A function of the time landed on, real or whole; whole ones keep what an integer has."""
-    seeds = seeds_of(3)
-    times = [1, 1.25, 1.5, 1.5 + 1e-6, 2, 999, 999.9999, 1000, 999 + 2**-14]
-    noises = [normal(seeds, t, (1, 8, 8)) for t in times]
-    for i, a in enumerate(noises):
-        same(a, normal(seeds, torch.tensor(times[i], dtype=torch.float64), (1, 8, 8)))
-        for b in noises[:i]:
-            assert (a - b).abs().mean() > 0.5
-    for t in (1, 2, 999, 1000):
-        same(normal(seeds, float(t), (1, 8, 8)), normal(seeds, torch.tensor(t), (1, 8, 8)))
-
-
-@pytest.mark.parametrize("name", ["ddpm", "2m sde", "heun churn", "consistency"])
-@pytest.mark.parametrize("spacing", samplers.NOISE_SPACINGS)
-def test_no_two_rows_share_their_noise(name, spacing):
-    schedule, seen = linear_schedule(), []
-    rows = sampler_rows(schedule, samplers.spaced_times(schedule, 60, spacing), **SAMPLERS[name] | {"clip": True})
-    for s in [rows[0, 0].item(), *rows[column(rows, "cz") > 0][:, 1].tolist()]:
-        seen.append(normal(seeds_of(1), s, (4,)).flatten().tolist())
-    assert len({tuple(z) for z in seen}) == len(seen) > 50
-
-
-def test_the_network_is_told_the_time_between():
-    schedule, told = linear_schedule(), []
-
-    def denoise(xt, t):
-        told.append(t)
-        return 0 * xt
-
-    times = samplers.spaced_times(schedule, 5, "karras")
-    list(sample(denoise, sampler_rows(schedule, times), (1, 2, 2), seeds_of(2)))
-    assert all(t.dtype == torch.float64 and t.shape == (2,) for t in told)
-    same(torch.stack(told)[:, 0], times)
-    del told[:]
-    list(sample(denoise, sampler_rows(schedule, times.round()), (1, 2, 2), seeds_of(2)))
-    assert all(t.dtype == torch.int64 for t in told)
 
 
 @each_schedule
@@ -292,29 +238,16 @@ def test_rows_of_a_subsequence_are_those_of_the_shortened_schedule(sampler, targ
 
 @pytest.mark.parametrize("choice, message", [
     ({"eta": -0.1}, "eta is -0.1"), ({"eta": 1.1}, "eta is 1.1"), ({"eta": math.nan}, "eta is nan"),
+    ({"sampler": "heun", "churn": -1.}, "churn is -1"), ({"sampler": "heun", "churn": math.inf}, "churn is inf"),
     ({"times": []}, r"times are \[\]"), ({"times": [5, 5, 1]}, r"\[5, 5, 1\]"), ({"times": [1, 5]}, "decrease"),
-    ({"times": [11, 5]}, r"1\.\.10"), ({"times": [5, 0]}, r"1\.\.10"),
+    ({"times": [11, 5]}, r"1\.\.10"), ({"times": [5, 0]}, r"1\.\.10"), ({"times": [5., 0.5]}, r"1\.\.10"),
+    ({"times": [5 + 1e-9, 5.], "eta": 1.}, "equal in float32"), ({"times": [5 + 1e-15, 5.]}, "alpha_bar must differ"),
     ({"sampler": "euler"}, "'euler'"), ({"variance": "fixed_small"}, "'fixed_small'"), ({"target": "score"}, "'score'"),
     ({"sampler": "heun", "eta": 0.5}, "eta is 0.5, but the sampler heun takes churn; leave eta out"),
-    ({"sampler": "unipc", "eta": 1.}, "eta is 1"), ({"sampler": "consistency", "eta": 1.}, "eta is 1"),
+    ({"sampler": "unipc", "eta": 1.}, "eta is 1"), ({"sampler": "consistency", "eta": 1.}, "takes no options"),
+    ({"sampler": "heun", "variance": "beta"}, "variance is beta"),
     ({"churn": 1.}, "churn is 1.0, but the sampler ddim takes eta and variance; leave"),
-    *(({"sampler": name, "variance": variance}, f"variance is {variance}, but the sampler {name} takes")
-      for name in ("heun", "unipc", "unipc-bh1", "consistency") for variance in ("beta", "learned")),
-    ({"sampler": "heun", "churn": -1.}, "churn is -1"), ({"sampler": "heun", "churn": math.inf}, "churn is inf"),
-    ({"times": [5., 1.5, 1.5]}, "decrease"), ({"times": [5, 0.5]}, r"1\.\.10"),
-    ({"times": [5 + 1e-9, 5.], "eta": 1.}, "equal in float32"),
 ])
 def test_sampler_rows_errors(choice, message):
     with pytest.raises(ValueError, match=message):
         sampler_rows(linear_schedule(10), **{"times": range(10, 0, -1)} | choice)
-
-
-@pytest.mark.parametrize("target", ["x0", "v"])
-@pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
-def test_a_last_beta_of_one(sampler, target):
-    schedule, data = from_betas([*torch.linspace(0.001, 0.4, 9).tolist(), 1]), pictures(2, 1, 4, 4).sign() / 2
-    with pytest.raises(ValueError, match="alpha_bar is 0"):
-        sampler_rows(schedule, range(10, 0, -1), **sampler)
-    rows = sampler_rows(schedule, range(10, 0, -1), target=target, **sampler)
-    x = last(sample(exact_denoiser(schedule, data, target), rows, (1, 4, 4), seeds_of(20)))
-    assert_close(x.abs(), torch.full_like(x, 0.5), rtol=0, atol=1e-3)

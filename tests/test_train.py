@@ -417,7 +417,7 @@ def test_failures_are_counted_in_a_row_and_too_many_are_not_forgotten():
         progress.count(step, torch.tensor(finite), torch.full((4, 2), step if finite else math.nan))
         counts.append(int(progress.failures))
     assert counts == [0, 1, 2, 0, *range(1, PATIENCE + 1), PATIENCE + 1] and progress.step == len(counts)
-    assert [record[0, 0] for record in progress.records] == [1, 0, 0, 4, *[0] * PATIENCE, 0]
+    assert [record[0, 0] for record in progress.records] == [1, 0, 0, 4, *[0] * PATIENCE, len(counts)]
     with pytest.raises(ValueError, match=f"{PATIENCE} steps in a row, seen at step {len(counts)}; lower --lr"):
         progress.check_failures()
 

@@ -9,54 +9,52 @@ from torch.testing import assert_close
 from kernels import group_norm_silu_plain
 from run.memory import Cast, cast, recompute
 from tests.helpers import awake
-from unet import CONFIGS, Attention, Norm, ResBlock, UNet, UNetConfig, check_size, nearest_up, sinusoid
+from unet import CONFIGS, Attention, Norm, ResBlock, UNet, UNetConfig, nearest_up, sinusoid
 
 SMALL = UNetConfig(in_channels=3, out_channels=3, D=8, widths=(8, 16), blocks=1, heads=(0, 2, 2), groups=4)
 
 
-def inputs(config, B=2, H=8, W=8):
-    labels = torch.arange(B) % config.classes if config.classes else None
-    return torch.randn(B, config.in_channels, H, W), torch.arange(1, B + 1) * 100, labels
+def inputs(config, H=8, W=8):
+    labels = torch.arange(2) % config.classes if config.classes else None
+    return torch.randn(2, config.in_channels, H, W), torch.tensor([100, 200]), labels
 
 
-@pytest.mark.parametrize("name, parameters", [
-    ("digits", 173_921), ("cifar10", 35_746_307), ("lsun256", 113_673_219), ("improved-cifar10", 52_546_438),
-    ("adm64", 295_904_454)])
-def test_parameter_counts(name, parameters):
-    with torch.device("meta"):
-        assert sum(p.numel() for p in UNet(CONFIGS[name]).parameters()) == parameters
+def blocks_of(unet):
+    return [block for block in (*unet.downs, *unet.middle, *unet.ups) if isinstance(block, ResBlock)]
+
+
+PARAMETERS = {"digits": 173_921, "fashion": 999_460, "cifar10": 35_746_307, "lsun256": 113_673_219,
+              "improved-cifar10": 52_546_438, "adm64": 295_904_454, "mnist32": 55_852_161, "cars64": 151_634_883,
+              "folder128": 63_329_603, "imagenet64": 88_217_219}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_config_has_outputs_of_the_right_shape(name):
+def test_parameter_counts(name):
     config = CONFIGS[name]
     size = config.patch * 2 ** (len(config.widths) - 1)
     with torch.device("meta"):
-        xt, t, labels = inputs(config, B=2, H=2 * size, W=4 * size)
-        labels = None if labels is None else labels.to("meta")
-        output = UNet(config)(xt, t.to("meta"), labels)
+        unet = UNet(config)
+        output = unet(*inputs(config, 2 * size, 4 * size))
+    assert sum(p.numel() for p in unet.parameters()) == PARAMETERS[name]
     assert output.shape == (2, config.out_channels, 2 * size, 4 * size)
+    assert config.learns_variance == (name in ("improved-cifar10", "adm64")) == (config.variance == "learned")
 
 
 @pytest.mark.parametrize("change", [
-    {}, {"blocks": 2}, {"blocks": 3}, {"resample": "conv"}, {"resample": "res"}, {"scale_shift": True},
-    {"scale_shift": True, "resample": "res"}, {"classes": 4}, {"out_channels": 6},
-    {"in_channels": 1, "out_channels": 1}, {"in_channels": 4, "out_channels": 4}, {"heads": (1, 4, 0)},
-    {"widths": (8, 12, 16), "heads": (0, 0, 0, 0)}, {"patch": 2}])
+    {}, {"blocks": 3, "resample": "conv"}, {"resample": "res"}, {"scale_shift": True, "blocks": 2},
+    {"scale_shift": True, "resample": "res"}, {"classes": 4, "out_channels": 6}, {"in_channels": 1, "out_channels": 1},
+    {"heads": (1, 4, 0)}, {"widths": (8, 12, 16), "heads": (0, 0, 0, 0)}, {"patch": 2}], ids=str)
 def test_every_weight_takes_part(change):
     config = replace(SMALL, **change)
     unet = awake(config)
-    xt, t, labels = inputs(config, H=8, W=12)
-    output = unet(xt, t, labels)
+    output = unet(*inputs(config, 8, 12))
     assert output.shape == (2, config.out_channels, 8, 12)
     output.square().sum().backward()
-    idle = [name for name, p in unet.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
-    assert not idle
+    assert not [name for name, p in unet.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
 
 
 def test_depends_on_time_and_class():
-    config = replace(SMALL, classes=3)
-    unet = awake(config)
+    unet = awake(replace(SMALL, classes=3))
     xt = torch.randn(1, 3, 8, 8).expand(2, -1, -1, -1)
     one = torch.tensor([1, 1])
     by_time = unet(xt, torch.tensor([400, 401]), one)
@@ -67,8 +65,7 @@ def test_depends_on_time_and_class():
 
 def test_starts_at_zero_and_passes_its_input_through_the_blocks():
     unet = UNet(SMALL)
-    xt, t, _ = inputs(SMALL)
-    assert unet(xt, t).abs().max() == 0
+    assert unet(*inputs(SMALL)).abs().max() == 0
     block = unet.middle[0]                              # with attention; its input and output are equally wide
     x = torch.randn(2, 16, 4, 4)
     assert_close(block(x, torch.randn(2, 16)), x)
@@ -76,11 +73,8 @@ def test_starts_at_zero_and_passes_its_input_through_the_blocks():
 
 def test_initial_weights_are_glorot_by_part():
     unet = UNet(replace(SMALL, D=32, widths=(32, 64), heads=(0, 1, 1)))
-    for part, C in [(p, 64) for p in unet.middle[0].attention.qkv.weight.chunk(3)]:
-        assert_close(part.abs().max(), torch.tensor((6 / (C + C)) ** 0.5), rtol=0.02, atol=0)
-    for part in unet.time.weight.split(unet.time_widths):
-        if len(part):
-            assert_close(part.abs().max(), torch.tensor((6 / (128 + len(part))) ** 0.5), rtol=0.02, atol=0)
+    for part in (*unet.middle[0].attention.qkv.weight.chunk(3), *filter(len, unet.time.weight.split(unet.time_widths))):
+        assert_close(part.abs().max(), torch.tensor((6 / sum(part.shape)) ** 0.5), rtol=0.02, atol=0)
 
 
 def test_forward_is_trunk_of_embed():
@@ -120,30 +114,16 @@ def test_block_is_the_published_formula(scale_shift):
     assert_close(block(x, row), block.skip(x) + block.conv2(F.silu(h)))
 
 
-@pytest.mark.parametrize("scale_shift", [False, True])
-def test_the_row_is_its_formula(scale_shift):
-    unet = awake(replace(SMALL, classes=3, scale_shift=scale_shift, time_scale=0.25))
+@pytest.mark.parametrize("change", [{}, {"resample": "res"}, {"scale_shift": True}], ids=str)
+def test_the_row_is_its_formula(change):
+    """The network is told t - 1, scaled; the biases of conv1 are in the row where the time is added."""
+    unet = awake(replace(SMALL, classes=3, time_scale=0.25, **change))
     t, labels = torch.tensor([3, 900]), torch.tensor([2, 0])
     angle = (t - 1)[:, None] / 4 * 10000 ** (-torch.arange(4) / 3)
     h = unet.time_out(F.silu(unet.time_in(torch.cat([angle.sin(), angle.cos()], dim=1))))
     row = F.silu(h + unet.classes.weight[labels]) @ unet.time.weight.T + unet.time.bias
-    b = torch.cat([block.conv1.bias for block in (*unet.downs, *unet.middle, *unet.ups) if isinstance(block, ResBlock)])
-    assert_close(unet.embed(t, labels), row if scale_shift else row + b, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("change", [{}, {"resample": "res"}, {"scale_shift": True}], ids=str)
-def test_the_row_has_the_biases_where_time_is_added(change):
-    unet = awake(replace(SMALL, **change))
-    t = torch.tensor([3, 900])
-    row = unet.embed(t)
-    blocks = [block for block in (*unet.downs, *unet.middle, *unet.ups) if isinstance(block, ResBlock)]
-    biases = [block.conv1.bias.clone() for block in blocks]
-    with torch.no_grad():
-        for block in blocks:
-            block.conv1.bias.zero_()
-    widths = [width for width in unet.time_widths if width]
-    for part, bare, bias in zip(row.split(widths, 1), unet.embed(t).split(widths, 1), biases, strict=True):
-        assert torch.equal(part, bare if "scale_shift" in change else bare + bias)
+    b = torch.cat([block.conv1.bias for block in blocks_of(unet)])
+    assert_close(unet.embed(t, labels), row if "scale_shift" in change else row + b, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -183,15 +163,8 @@ def test_patches_are_channels_of_one_pixel():
     unet = awake(config)
     folded = UNet(replace(SMALL, in_channels=12, out_channels=12))
     folded.load_state_dict(unet.state_dict())
-    xt, t, _ = inputs(config, H=8, W=12)
-    assert torch.equal(unet.unfold(unet.fold(xt)), xt) and unet.fold(xt).shape == (2, 12, 4, 6)
+    xt, t, _ = inputs(config, 8, 12)
     assert_close(unet(xt, t), F.pixel_shuffle(folded(F.pixel_unshuffle(xt, 2), t), 2))
-    with pytest.raises(ValueError, match="8 x 6 .* patches of 2 and halve 1 times; .* of 4, 8 x 8 say"):
-        check_size(config, 3, 8, 6)
-    with pytest.raises(ValueError, match="8 x 9 pixels do not divide into patches of 3; .* 3, 9 x 9 say"):
-        check_size(replace(SMALL, widths=(8,), heads=(0, 0), patch=3), 3, 8, 9)
-    with pytest.raises(ValueError, match="patch is 0"):
-        replace(SMALL, patch=0)
 
 
 @pytest.mark.parametrize("time_scale", [1., 0.25])
@@ -206,10 +179,13 @@ def test_a_whole_time_is_the_same_whatever_its_dtype(dtype, time_scale):
 
 
 @pytest.mark.parametrize("name, fields", [
+    ("improved-cifar10", {"heads": (0, 4, 4, 0, 4), "dropout": 0.3, "freq_shift": 0, "time_scale": 0.25}),
+    ("adm64", {"heads": (0, 6, 9, 12, 12), "dropout": 0.1, "freq_shift": 0, "time_scale": 1.}),
     ("mnist32", {"widths": (64, 128, 256, 512), "blocks": 2, "heads": (0, 8, 0, 0, 0), "dropout": 0.1}),
     ("cars64", {"D": 32, "widths": (64, 128, 256, 512, 1024), "blocks": 1}),
     ("folder128", {"D": 64, "widths": (64, 128, 256, 512)})])
 def test_networks_of_the_tutorials(name, fields):
+    """And of the papers, where the number of parameters does not show."""
     assert fields.items() <= vars(CONFIGS[name]).items()
 
 
@@ -220,23 +196,15 @@ def test_sinusoid():
     assert_close(sinusoid(t, 4, 1)[0], torch.tensor([0., 0, 1, 1]))
 
 
-def test_the_network_is_told_t_minus_one_scaled():
-    unet, quarter = awake(SMALL), awake(replace(SMALL, time_scale=0.25))
-    assert_close(unet.embed(torch.tensor([11])), quarter.embed(torch.tensor([41])))
-
-
 def test_dropout_only_while_training():
-    config = replace(SMALL, dropout=0.5)
-    unet = awake(config)
-    xt, t, _ = inputs(config)
-    assert_close(unet(xt, t), unet(xt, t), rtol=0, atol=0)
+    unet, without, (xt, t, _) = awake(replace(SMALL, dropout=0.5)), awake(SMALL).train(), inputs(SMALL)
+    assert torch.equal(unet(xt, t), unet(xt, t)) and torch.equal(without(xt, t), without(xt, t))
     unet.train()
     assert (unet(xt, t) - unet(xt, t)).abs().max() > 0
 
 
 def test_cast_spares_the_norms_and_keeps_the_output():
-    unet = awake(SMALL)
-    xt, t, _ = inputs(SMALL)
+    unet, (xt, t, _) = awake(SMALL), inputs(SMALL)
     full = unet(xt, t)
     unet.load_state_dict(cast(unet.state_dict(), torch.bfloat16), assign=True)
     assert {p.dtype for n, p in unet.named_parameters() if "norm" in n} == {torch.float32}
@@ -250,9 +218,7 @@ def test_cast_spares_the_norms_and_keeps_the_output():
 @pytest.mark.parametrize("resample", ["conv", "res"])
 def test_recomputing_changes_no_gradient(resample, wrap):
     """Not by dropout either, which falls where it fell before."""
-    config = replace(SMALL, resample=resample, dropout=0.5)
-    xt, t, _ = inputs(config)
-    gradients = []
+    config, (xt, t, _), gradients = replace(SMALL, resample=resample, dropout=0.5), inputs(SMALL), []
     for change in (lambda unet: None, recompute):
         unet = awake(config).train()
         names = [*unet.state_dict()]
@@ -265,9 +231,8 @@ def test_recomputing_changes_no_gradient(resample, wrap):
 
 
 def test_float64_runs_throughout():
-    unet = awake(SMALL).double()
     xt, t, _ = inputs(SMALL)
-    assert unet(xt.double(), t).dtype == torch.float64
+    assert awake(SMALL).double()(xt.double(), t).dtype == torch.float64
 
 
 def test_conv_end_pads_below_and_right_only():
@@ -278,19 +243,20 @@ def test_conv_end_pads_below_and_right_only():
 
 
 @pytest.mark.parametrize("change, says", [
-    ({"heads": (0, 0)}, "heads is"), ({"resample": "pool"}, "resample is 'pool'"),
+    ({"heads": (0, 0)}, "heads is"), ({"resample": "pool"}, "resample is 'pool'"), ({"patch": 0}, "patch is 0"),
     ({"widths": (8, 10)}, r"widths \[10\]"), ({"heads": (0, 3, 0)}, r"\(16, 3\)")])
 def test_impossible_networks_are_refused(change, says):
     with pytest.raises(ValueError, match=says):
         replace(SMALL, **change)
 
 
-def test_wrong_pictures_and_labels_are_refused():
-    with pytest.raises(ValueError, match="9 x 8 pixels.*10 x 8"):
-        check_size(SMALL, 3, 9, 8)
-    with pytest.raises(ValueError, match="1 channels"):
-        UNet(SMALL)(torch.zeros(1, 1, 8, 8), torch.tensor([1]))
-    with pytest.raises(ValueError, match="labels are given"):
-        UNet(SMALL)(torch.zeros(1, 3, 8, 8), torch.tensor([1]), torch.tensor([0]))
-    with pytest.raises(ValueError, match="labels are missing"):
-        UNet(replace(SMALL, classes=3))(torch.zeros(1, 3, 8, 8), torch.tensor([1]))
+@pytest.mark.parametrize("change, shape, labels, says", [
+    ({}, (3, 9, 8), None, "9 x 8 pixels do not halve 1 times; .* 10 x 8"),
+    ({}, (1, 8, 8), None, "have 1 channels, the network takes 3"),
+    ({"patch": 2}, (3, 8, 6), None, "8 x 6 .* patches of 2 and halve 1 times; .* of 4, 8 x 8 say"),
+    ({"widths": (8,), "heads": (0, 0), "patch": 3}, (3, 8, 9), None, "into patches of 3; .* 9 x 9 say"),
+    ({}, (3, 8, 8), torch.tensor([0]), "labels are given"),
+    ({"classes": 3}, (3, 8, 8), None, "labels are missing")])
+def test_wrong_pictures_and_labels_are_refused(change, shape, labels, says):
+    with pytest.raises(ValueError, match=says):
+        UNet(replace(SMALL, **change))(torch.zeros(1, *shape), torch.tensor([1]), labels)

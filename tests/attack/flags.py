@@ -70,7 +70,11 @@ SCRIPTS = {
     "memorise": Script("examples/memorise.py --n 1 --steps 1", "examples.memorise.Config", "", "n"),
     "swiss_roll_variants": Script("examples/swiss_roll_variants.py --steps 1", "examples.swiss_roll_variants.Config",
                                   "", "steps", "examples.swiss_roll_variants.learn"),
-    "kernels": Script("-m kernels.__main__", "kernels.__main__.Config", long="kernels.__main__.report"),
+    "kernels": Script("-m kernels.__main__", "kernels.__main__.Config", long="kernels.__main__.reports"),
+    "bench": Script("-m bench.__main__ --out new", "bench.__main__.Config", long="bench.__main__.pytest"),
+    "work_precision": Script("-m bench.work_precision --n 4 --steps 1", "bench.work_precision.Config",
+                             long="bench.work_precision.state_error"),
+    "tables": Script("-m bench.tables --out folder", "bench.tables.Config"),
     "memory": Script("-m bench.memory --networks digits --out new.md", "bench.memory.Config"),
 }
 
@@ -80,7 +84,7 @@ def flags(base: Path, rng: random.Random) -> Iterator[Case]:
     for script in SCRIPTS.values():
         module, name = script.config.rsplit(".", 1)
         choices = [f for f in fields(getattr(import_module(module), name)) if f.name not in script.never.split()]
-        for _ in range(12 if script.run.startswith(("train", "sample")) else 5):
+        for _ in range(12 if script.run.startswith(("train", "sample")) else 4):
             argv = []
             for field in rng.sample(choices, min(len(choices), rng.randint(1, 3))):
                 flag = field.name.rstrip("_")
@@ -103,7 +107,7 @@ def known_flags(base: Path, rng: random.Random) -> Iterator[Case]:
             ("sample", "--n=1" + "0" * 30, "n is 10+; it"), ("sample", "--guidance=1e300", "not finite"),
             ("classes", "--n=3", "n is 3"), ("classes", "--guidance=1e300", "not finite"),
             ("classes", "--among=-1", "among is -1"), ("classes", "--held_out=dead-leaves-grey", "has no end"),
-            ("classifier", "--data=dead-leaves", "has no held-out pictures"),
+            ("classifier", "--data=dead-leaves", "no held-out pictures of 'dead-leaves'"),
             ("neighbours", "--among=-1", "among is -1"),
             ("neighbours", "--among=1", "of 1 pictures"), ("nll", "--n=-1", "n is -1"), ("fid", "--n=-1", "n is -1"),
             ("fid", "--batch=0", "batch is 0"), ("classifier", "--steps=0", "steps is 0"),

@@ -23,9 +23,9 @@ def damaged_run(base: Path, content: bytes | Callable[[Path], object]) -> dict:
 
 def checkpoints(base: Path, rng: random.Random) -> Iterator[Case]:
     """To sample from, to resume and to copy."""
-    for name, content in tensor_files(rng, base / "run" / LAST, 75):
+    for name, content in tensor_files(rng, base / "run" / LAST, 48):
         yield Case("sampled checkpoint", name, {"x.safetensors": content}, SAMPLE)
-    for name, content in tensor_files(rng, base / "run" / LAST, 75):
+    for name, content in tensor_files(rng, base / "run" / LAST, 60):
         yield Case("resumed checkpoint", name, damaged_run(base, content), RESUME)
     for name, content in tensor_files(rng, base / "digits.safetensors", 15):
         yield Case("copied checkpoint", name, {"x.safetensors": content}, COPY)
