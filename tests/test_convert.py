@@ -17,7 +17,6 @@ from convert import from_diffusers
 from run import checkpoint
 from tests.published.networks import CONFIG, OPENAI, assert_published_output, equal, folder, golden_network
 
-DIGITS = str(Path(__file__).parents[1] / "weights" / "digits.safetensors")
 
 
 @pytest.mark.parametrize("kind", ["bin", "safetensors"])
@@ -117,16 +116,6 @@ def test_a_run_from_before_safetensors_is_converted_and_resumes_to_the_bit(tmp_p
     assert ours.step == theirs.step == 6 and ours.updates == theirs.updates
     for part in (*checkpoint.PARTS, "losses", "history"):
         assert_close(getattr(ours, part), getattr(theirs, part), rtol=0, atol=0, equal_nan=True)
-
-
-@pytest.mark.parametrize("flags", [[], ["--average", "--dtype", "bf16"]])
-def test_what_was_given_away_before_safetensors_is_converted(tmp_path, flags):
-    source, to = str(tmp_path / "source.safetensors"), str(tmp_path / "new.safetensors")
-    checkpoint.main(["--source", DIGITS, "--to", source, *flags])
-    before = checkpoint.load(source)
-    write_pickled(tmp_path / "old.pt", before)
-    convert.main(["--source", str(tmp_path / "old.pt"), "--to", to])
-    assert Path(to).read_bytes() == Path(source).read_bytes()
 
 
 @pytest.mark.parametrize("source, message", [

@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-import data
 from run.cli import as_flag, choose_device, limit_threads, parse, script
 
 ROOT = Path(__file__).parents[2]
@@ -109,22 +108,3 @@ def test_names_that_cannot_be_printed_are_spelled_out(monkeypatch, encoding, tex
     monkeypatch.setattr(sys, "stdout", stream)
     script(lambda argv: print(text))([])
     assert stream.buffer.getvalue() == written
-
-
-class Bad:
-    """Pictures of which none can be read."""
-    def __len__(self):
-        return 4
-
-    def __getitem__(self, indices):
-        raise ValueError("cannot read the image x.png: broken; mend or remove it")
-
-
-def test_what_a_worker_raises_is_the_same_sentence(capsys):
-    @script
-    def main(argv):
-        next(iter(data.batches(data.Data("bad", Bad(), None, (), (1, 8, 8)), 2, 0, range(1, 3), workers=1)))
-
-    with pytest.raises(SystemExit):
-        main([])
-    assert capsys.readouterr().err == "test_cli.py: cannot read the image x.png: broken; mend or remove it\n"

@@ -101,17 +101,6 @@ def test_a_run_whose_first_updates_failed_resumes_to_the_bit(tmp_path, monkeypat
     assert_close(*weights, rtol=0, atol=0)
 
 
-def test_checkpoints_without_a_digest_are_resumed(out, capsys):
-    """From before the digest, and with fewer settings and versions."""
-    def change(content, facts):
-        del facts["data"]["digest"], facts["settings"]["accept_changes"], facts["settings"]["sampling"]
-        facts["versions"] = {"python": facts["versions"]["python"], "torch": facts["versions"]["torch"]}
-
-    rewrite(out / "last.safetensors", change)
-    resumed(out)
-    assert checkpoint.load(out / "last.safetensors").step == 4 and "warning" not in capsys.readouterr().out
-
-
 def test_other_versions_are_said(out, capsys):
     rewrite(out / "last.safetensors", lambda content, facts: facts["versions"].update(torch="1.0.0"))
     resumed(out)
