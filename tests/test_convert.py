@@ -18,7 +18,6 @@ from run import checkpoint
 from tests.published.networks import CONFIG, OPENAI, assert_published_output, equal, folder, golden_network
 
 
-
 @pytest.mark.parametrize("kind", ["bin", "safetensors"])
 @pytest.mark.parametrize("pipeline", [True, False])
 def test_folders_and_files(tmp_path, kind, pipeline):
