@@ -54,7 +54,7 @@ def flag_values(weights: dict[str, Tensor], flags: dict) -> dict[str, Any]:
             return str(value).lower() in ("true", "1")
         value = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else value
         try:
-            return type(defaults[name])(value)
+            return type(defaults[name])(str(value))
         except ValueError:
             raise ValueError(f"{name} is {value!r}; it must be a number, as {defaults[name]}") from None
 
