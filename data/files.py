@@ -5,7 +5,7 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,15 +30,13 @@ def reading(path: str | Path, remedy: str = "use another file") -> Iterator[None
 
 
 @contextlib.contextmanager
-def writing(path: str | Path, previous: Path | None = None, check: Callable[[], None] = lambda: None,
-            sync: bool = True) -> Iterator[BinaryIO]:
+def writing(path: str | Path, previous: Path | None = None, sync: bool = True) -> Iterator[BinaryIO]:
     """A new binary file that takes the place of `path` when the block ends: whole, or not at all.
 
     It is written as NAME.tmp in the same folder, which is made if need be. With `sync`, file and folder reach the disk
     before the block returns. If anything is raised, NAME.tmp is removed and `path` stays as it was. A full disk is an
     OSError that says so, and so is a folder, a device or a pipe under the name.
     previous: the file that `path` was gets this name, in the same folder; `path` itself is a whole file all the time.
-    check: called when all is written; what it raises leaves `path` as it was.
     """
     path = Path(path)
     temporary = path.parent / f"{path.name}.tmp"
@@ -53,7 +51,6 @@ def writing(path: str | Path, previous: Path | None = None, check: Callable[[], 
                 file.flush()
                 if sync:
                     os.fsync(file.fileno())
-            check()
             if previous and path.exists():
                 add_name(path, previous)
             os.replace(temporary, path)

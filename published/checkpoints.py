@@ -5,11 +5,11 @@ from typing import Any
 import ddpm
 from data.files import reading
 from published.diffusers import from_diffusers, to_diffusers
-from published.files import check_number, diffusers_files, locate, read_flags, read_tensors
+from published.files import diffusers_files, locate, read_flags, read_tensors
 from published.openai import FLAGS, from_openai
 from run import checkpoint, tensors
 from run.checkpoint import MOMENTS, Checkpoint
-from unet import UNet, UNetConfig
+from unet import UNet, UNetConfig, check_size
 
 PICKLED = "minimal-diffusion 1"         # the format of this project's checkpoints before they were safetensors
 
@@ -41,33 +41,30 @@ def read(source: str, flags: str = "") -> Checkpoint:
 
 def new_checkpoint(name: str, unet: UNet, schedule: ddpm.Schedule, choice: dict, size: int | list) -> Checkpoint:
     """The checkpoint of a model for pictures of this size. Raises an error unless the network takes them."""
-    H, W = size if isinstance(size, list) else (size, size)
-    for side in (H, W):
-        check_number("sample_size", side, 1, 2**13)
+    shape = unet.config.in_channels, *(size if isinstance(size, list) else (size, size))
+    check_size(unet.config, *shape)
     settings = {"target": choice["target"], "variance": choice["variance"], "clip_x0": choice["clip"]}
-    classes = tuple(map(str, range(unet.config.classes)))
-    facts = {"name": name, "shape": (unet.config.in_channels, H, W), "classes": classes}
-    return checkpoint.check(Checkpoint(unet.config, {}, unet.state_dict(), 0, schedule.beta[1:], settings, facts,
-                                       checkpoint.versions()))
+    facts = {"name": name, "shape": shape, "classes": tuple(map(str, range(unet.config.classes)))}
+    return Checkpoint(unet.config, {}, unet.state_dict(), 0, schedule.beta[1:], settings, facts, checkpoint.versions())
 
 
 def from_pickled(content: dict[str, Any]) -> Checkpoint:
     """The checkpoint in a .pt of this project, from before its files were safetensors."""
     if content["format"] != PICKLED:
-        raise ValueError(f"its format is {content['format']!r:.100}, not {PICKLED}")
+        raise ValueError(f"its format is {content['format']!r}, not {PICKLED}")
     weights, ema = ({name: w.clone() for name, w in content[part].items()} for part in ("weights", "ema"))
     adam = [state for _, state in sorted(content["optimizer"].get("state", {}).items())]    # empty if given away
     moments = {part: dict(zip(weights, (state[part] for state in adam), strict=bool(adam))) for part in MOMENTS}
     network, step, beta, settings, data, versions = (content[name] for name in (
         "network", "step", "beta", "settings", "data", "versions"))
-    return checkpoint.check(Checkpoint(
+    return Checkpoint(
         UNetConfig(**network), weights, ema, step, beta, settings, data, versions, **moments,
-        updates=int(adam[0]["step"]) if adam else 0, losses=content["losses"], history=content.get("history")))
+        updates=int(adam[0]["step"]) if adam else 0, losses=content["losses"], history=content.get("history"))
 
 
 def write_diffusers(saved: Checkpoint, folder: str) -> None:
     """Writes a diffusers folder with the checkpoint's EMA weights, schedule and picture size."""
-    unet = checkpoint.empty_unet(saved.network, len(saved.ema))
+    unet = checkpoint.empty_unet(saved.network)
     unet.load_state_dict(saved.ema, assign=True)
     to_diffusers(unet, ddpm.from_betas(saved.beta), folder, target=saved.settings["target"],
                  variance=saved.variance, clip=saved.clip, size=saved.data["shape"][1:])

@@ -8,15 +8,9 @@ from typing import Any
 from safetensors.torch import save as to_bytes
 
 import ddpm
+from data.files import writing
 from ddpm import Schedule
-from published.files import (
-    SCHEDULER_FILE,
-    check_number,
-    check_state_dict,
-    diffusers_files,
-    locate,
-    write_together,
-)
+from published.files import SCHEDULER_FILE, diffusers_files, locate
 from published.names import DIFFUSERS, export_weights, heads_per_level, load_weights, swap_sin_cos
 from unet import UNet, UNetConfig
 
@@ -36,11 +30,6 @@ ONLY = {"_class_name": ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler"), "thr
 TARGET = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 VARIANCE = {"fixed_small": "beta_tilde", "fixed_small_log": "beta_tilde", "fixed_large": "beta",
             "learned_range": "learned"}
-# The numbers of both: least, most, and their kind. Only those that may be None are None by default.
-NUMBERS = {"in_channels": (1, 2**10), "out_channels": (1, 2**11), "layers_per_block": (1, 2**10), "freq_shift": (0, 1),
-           "downsample_padding": (0, 2**10), "norm_num_groups": (1, 2**16), "attention_head_dim": (1, 2**16),
-           "num_class_embeds": (0, 2**20), "dropout": (0, 1, float), "norm_eps": (0, 1, float)}
-SCHEDULER_NUMBERS = {"num_train_timesteps": (1, 10**6), "beta_start": (0, 1, float), "beta_end": (0, 1, float)}
 BETAS = {"linear": ddpm.linear_schedule, "scaled_linear": ddpm.quadratic_schedule,
          "squaredcos_cap_v2": lambda T, start, end: ddpm.cosine_schedule(T)}
 
@@ -56,7 +45,6 @@ def from_diffusers(source, config: dict | None = None, scheduler: dict | None = 
         config, scheduler = config or configs[0], scheduler or configs[1]
     if config is None:
         raise ValueError("a state dict does not describe its network; pass config, the contents of config.json")
-    check_state_dict(source)
     old = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
     tensors = {re.sub(r"(?<=\.)(query|key|value|proj_attn)(?=\.)", lambda m: old[m[0]], name): w
                for name, w in source.items()}
@@ -69,7 +57,6 @@ def from_diffusers(source, config: dict | None = None, scheduler: dict | None = 
 def from_model_config(config: dict) -> UNetConfig:
     """The UNetConfig of config.json. Raises ValueError for settings that unet.UNet does not support."""
     values = {**MODEL, **{key: tuple(v) if isinstance(v, list) else v for key, v in config.items()}}
-    check_model_config(values)
     widths, res = values["block_out_channels"], values["downsample_type"] == "resnet"
     attends = (*("Attn" in kind for kind in values["down_block_types"]), values["add_attention"])
     result = UNetConfig(
@@ -87,26 +74,6 @@ def from_model_config(config: dict) -> UNetConfig:
         if key not in converted and synonyms.get(key, {}).get(values[key], values[key]) != value:
             raise ValueError(f"config.json has {key} {values[key]!r}; it must be {value!r}")
     return result
-
-
-def check_model_config(values: dict[str, Any]) -> None:
-    """Raises ValueError for settings of the wrong type or size, naming the first."""
-    if nested := [name for name in MODEL if isinstance(values[name], (dict, tuple))]:
-        raise ValueError(f"config.json has {nested[0]} {values[nested[0]]!r:.100}; it must be a single value")
-    for name, limits in NUMBERS.items():
-        if values[name] is not None or name not in ("attention_head_dim", "num_class_embeds"):
-            check_number(name, values[name], *limits)
-    for name, kind in (("block_out_channels", int), ("down_block_types", str), ("up_block_types", str)):
-        parts = values.get(name)
-        if type(parts) is not tuple or not 1 <= len(parts) <= 20 or not all(type(part) is kind for part in parts):
-            raise ValueError(f"{name} is {parts!r:.100}; it must be a list of {kind.__name__}, one for each level")
-    for width in values["block_out_channels"]:
-        check_number("block_out_channels", width, 1, 2**16)
-    if len({len(values[name]) for name in ("block_out_channels", "down_block_types", "up_block_types")}) > 1:
-        raise ValueError("block_out_channels, down_block_types and up_block_types are not equally many")
-    for name in ("add_attention", "flip_sin_to_cos"):
-        if type(values[name]) is not bool:
-            raise ValueError(f"{name} is {values[name]!r:.100}; it must be true or false")
 
 
 def to_model_config(config: UNetConfig) -> dict[str, Any]:
@@ -144,13 +111,8 @@ def from_scheduler_config(config: dict) -> tuple[Schedule, dict[str, Any]]:
                          "clip_sample": (True, False)}.items():
         if values.get(key, [*allowed][0]) not in [*allowed]:
             raise ValueError(f"scheduler_config.json has {key} {values[key]!r:.100}; it must be one of {[*allowed]}")
-    for name, limits in SCHEDULER_NUMBERS.items():
-        check_number(name, values[name], *limits)
-    if betas := values["trained_betas"]:
-        if not isinstance(betas, list) or len(betas) > 10**6 or not all(
-                type(b) in (int, float) and 0 < b <= 1 for b in betas):
-            raise ValueError("trained_betas must be a list of numbers between 0 and 1, at most a million")
-        schedule = ddpm.from_betas(betas)
+    if values["trained_betas"]:
+        schedule = ddpm.from_betas(values["trained_betas"])
     else:
         T, start, end = (values[key] for key in ("num_train_timesteps", "beta_start", "beta_end"))
         schedule = BETAS[values["beta_schedule"]](T, start, end)
@@ -175,4 +137,6 @@ def to_diffusers(unet: UNet, schedule: Schedule, folder: str | Path, *, target: 
     weights = {name: w.detach().cpu().clone() for name, w in export_weights(unet, DIFFUSERS).items()}
     contents = {"unet/diffusion_pytorch_model.safetensors": to_bytes(weights, {"format": "pt"}),
                 **{name: json.dumps(content, indent=1).encode() for name, content in files.items()}}
-    write_together(Path(folder), contents)
+    for name, content in contents.items():
+        with writing(Path(folder, name)) as file:
+            file.write(content)

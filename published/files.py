@@ -1,8 +1,6 @@
 """Reads the files of published models as tensors and JSON; never executes code from them."""
 
-import contextlib
 import json
-import math
 import re
 import warnings
 from pathlib import Path
@@ -12,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from data.files import reading, writing
+from data.files import reading
 from run.tensors import SUFFIX
 
 SCHEDULER_FILE = "scheduler_config.json"
@@ -74,31 +72,6 @@ def read_tensors(path: Path) -> dict[str, Any]:
         if not isinstance(content, dict):
             raise ValueError(f"it contains a {type(content).__name__}; it must be a state dict")
         return content
-
-
-def write_together(folder: Path, contents: dict[str, bytes]) -> None:
-    """Writes files by name under the folder; all are complete before the first takes the place of an old one."""
-    with contextlib.ExitStack() as stack:
-        for name, content in contents.items():
-            file = stack.enter_context(writing(folder / name))
-            file.write(content)
-            file.flush()
-
-
-def check_state_dict(content: dict[str, Any]) -> None:
-    """Raises ValueError for anything but tensors of real numbers by name."""
-    for name, w in content.items():
-        if not isinstance(name, str) or not isinstance(w, Tensor) or w.is_complex():
-            raise ValueError(f"{name!r:.100} is {getattr(w, 'dtype', type(w).__name__)}; a state dict has tensors of "
-                             f"real numbers")
-
-
-def check_number(name: str, value: Any, least: float, most: float, kind: type = int) -> None:
-    """Raises ValueError unless the value is a number of this kind, int or float, between least and most."""
-    kinds = (int, float) if kind is float else (int,)
-    if type(value) not in kinds or not least <= value <= most or not math.isfinite(value):
-        raise ValueError(f"{name} is {value!r:.100}; it must be a {'whole ' if kind is int else ''}number between "
-                         f"{least:g} and {most:g}")
 
 
 def read_flags(text: str, default: Path) -> dict:

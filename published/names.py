@@ -7,7 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from published.files import check_state_dict
 from run.checkpoint import empty_unet
 from unet import Attention, UNet, UNetConfig
 
@@ -94,8 +93,7 @@ def load_weights(config: UNetConfig, naming: Naming, tensors: dict[str, Tensor])
     def shape(w: Tensor) -> torch.Size:
         return w.squeeze(-1).shape if w.ndim == 3 else w.shape                    # a Conv1d of width 1 is a Linear here
 
-    check_state_dict(tensors)
-    unet = empty_unet(config, len(tensors))
+    unet = empty_unet(config)
     expected = export_weights(unet, naming)
     misshaped = [f"{name} {tuple(w.shape)} for {tuple(expected[name].shape)}" for name, w in tensors.items()
                  if name in expected and shape(w) != expected[name].shape]

@@ -1,12 +1,11 @@
 """All that sample.py writes: pictures while they are sampled, in constant memory, then their grid.
 
 Pictures are files of their own, or one .npz, which is resumable after a stop: until all of its pictures are there,
-their bytes lie one after the other in a .raw file, which `finish` packs. (Writing to a mapped array would be less code,
+their bytes lie one after the other in a .raw file, which is then packed. (Writing to a mapped array would be less code,
 but on a full disk it ends the process without a word.)
 """
 
 import hashlib
-import math
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -23,48 +22,22 @@ from data.files import writing
 from data.image_files import to_image
 from run import folder, pictures, processes
 from run.checkpoint import WEIGHTS, Checkpoint
-from run.cli import make_parent
+from run.cli import parse_integers
 from run.pictures import Samples, concatenate
 
 SHOWN = 1000                                    # pictures of a grid or a film, at most
 
 
-def count_complete(path: Path, n: int, shape: tuple[int, int, int]) -> int:
-    """How many of n pictures (C, H, W) an unfinished file holds; 0 if there is none."""
-    return min(n, path.stat().st_size // math.prod(shape)) if path.is_file() else 0
-
-
 def append(path: Path, done: int, pixels: Tensor) -> None:
-    """Writes pixels, uint8 (B, C, H, W), after the first `done` pictures; anything behind those is dropped.
-
-    They reach the disk. Raises OSError, with the remedy, if they cannot.
-    """
+    """Writes pixels, uint8 (B, C, H, W), after the first `done` pictures; anything behind those is dropped."""
     rows = pixels.permute(0, 2, 3, 1).contiguous().numpy()
     try:
-        with make_parent(path).open("r+b" if done else "wb") as file:
+        with path.open("r+b" if done else "wb") as file:
             file.truncate(done * rows[0].size)
             file.seek(0, os.SEEK_END)
             file.write(rows.data)
-            file.flush()
-            os.fsync(file.fileno())
     except OSError as error:
         raise OSError(f"cannot write {path}: {error.strerror}; make room, and repeat the command") from error
-
-
-def read(path: Path, n: int, shape: tuple[int, int, int]) -> np.memmap:
-    """The first n pictures (C, H, W) of an unfinished file: uint8 (n, H, W, C), read when they are used."""
-    C, H, W = shape
-    return np.memmap(path, np.uint8, "r", shape=(n, H, W, C))
-
-
-def finish(path: Path, npz: Path, n: int, shape: tuple[int, int, int], labels: Tensor | None) -> None:
-    """Packs the complete file into an .npz: arr_0 the pictures, arr_1 the labels if there are any.
-
-    The file is removed when the .npz is whole and on the disk.
-    """
-    with writing(npz) as file:
-        np.savez(file, read(path, n, shape), *([] if labels is None else [labels.numpy()]))
-    path.unlink()
 
 
 def digest(settings: Any, checkpoint: Checkpoint) -> str:
@@ -77,15 +50,6 @@ def digest(settings: Any, checkpoint: Checkpoint) -> str:
     return hashed.hexdigest()[:12]
 
 
-def remove_stale(folder: Path, n: int) -> None:
-    """Removes pictures of an earlier command beyond the first n, and what a killed one left: files of our names only.
-    """
-    for path in folder.glob("*.png*"):
-        number = re.fullmatch(r"([0-9]{6,})\.png(\.tmp)?", path.name)
-        if number and f"{int(number[1]):06d}" == number[1] and (int(number[1]) >= n or number[2]) and path.is_file():
-            path.unlink()
-
-
 def write(batches: Callable[[int], Iterator[Samples]], settings: Any, checkpoint: Checkpoint) -> Samples | None:
     """All that sample.py's settings ask for, into a folder that no other process writes to meanwhile.
 
@@ -96,7 +60,13 @@ def write(batches: Callable[[int], Iterator[Samples]], settings: Any, checkpoint
         samples = write_batches(batches, settings, checkpoint, check)
         if processes.rank() > 0:
             return None
-        pictures.write(samples, settings)
+        out, snapshots = Path(settings.out), parse_integers("snapshots", settings.snapshots)
+        pictures.save(pictures.grid(samples.x, *pictures.columns(samples)), out / "grid.png")
+        if snapshots:
+            times = [pictures.nearest(t, list(samples.states)) for t in snapshots]
+            pictures.save(pictures.strip(samples, times), out / "strip.png")
+        if settings.gif:
+            pictures.film(samples, out / "reverse.gif")
         return samples
 
 
@@ -107,30 +77,35 @@ def write_batches(batches: Callable[[int], Iterator[Samples]], settings: Any, ch
     Pictures of an .npz are resumed, if there is neither a film nor a strip nor a file of each. check: raises ValueError
     if the folder is another job's meanwhile.
     """
-    n, out, png, npz, writes = settings.n, Path(settings.out), settings.png, settings.npz, processes.rank() == 0
-    shape, unfinished = checkpoint.data["shape"], out / f"pictures-{digest(settings, checkpoint) if npz else ''}.raw"
+    n, out, png, npz, (C, H, W) = settings.n, Path(settings.out), settings.png, settings.npz, checkpoint.data["shape"]
+    writes, raw = processes.rank() == 0, out / f"pictures-{digest(settings, checkpoint) if npz else ''}.raw"
     resumable = npz and not (png or settings.gif or settings.snapshots)
-    done = processes.broadcast_first(count_complete(unfinished, n, shape) if resumable else 0)
+    done = raw.stat().st_size // (C * H * W) if resumable and raw.is_file() else 0
     shown, labels, seconds, evaluations, first, new = [], [], 0., 0, 0, 0
-    for batch in batches(done):
+    for batch in batches(processes.broadcast_first(done)):
         check()
-        seconds, evaluations = seconds + batch.seconds, evaluations + batch.evaluations
-        new += batch.n if batch.x is not None else 0
-        if writes and batch.x is None and first < SHOWN:
-            rows = np.array(read(unfinished, first + batch.n, shape)[first:])
-            x = to_unit(torch.from_numpy(rows).permute(0, 3, 1, 2))
-            batch = batch._replace(x=x, states={0: x})
-        elif writes and batch.x is not None:
+        sampled = batch.x is not None
+        if writes and sampled:
             pixels = to_pixels(batch.x)
             if npz:
-                append(unfinished, first, pixels)
+                append(raw, first, pixels)
             for i, picture in enumerate(pixels if png else (), first):
                 pictures.save(to_image(picture), out / "png" / f"{i:06d}.png", sync=False)
+        elif writes and first < SHOWN:
+            rows = np.fromfile(raw, np.uint8, batch.n * C * H * W, offset=first * C * H * W).reshape(-1, H, W, C)
+            x = to_unit(torch.from_numpy(rows).permute(0, 3, 1, 2))
+            batch = batch._replace(x=x, states={0: x})
         if first < SHOWN:
             shown.append(batch)
-        labels, first = [*labels, batch.labels], first + batch.n
-    if writes and png:
-        remove_stale(out / "png", n)
+        labels.append(batch.labels)
+        first, new = first + batch.n, new + batch.n * sampled
+        seconds, evaluations = seconds + batch.seconds, evaluations + batch.evaluations
+    for path in (out / "png").glob("*.png") if writes and png else ():
+        if re.fullmatch("[0-9]{6,}", path.stem) and int(path.stem) >= n:          # of an earlier command
+            path.unlink()
     if writes and npz:
-        finish(unfinished, out / "pictures.npz", n, shape, None if labels[0] is None else torch.cat(labels))
+        arr_1 = [] if labels[0] is None else [torch.cat(labels).numpy()]
+        with writing(out / "pictures.npz") as file:
+            np.savez(file, np.memmap(raw, np.uint8, "r", shape=(n, H, W, C)), *arr_1)
+        raw.unlink()
     return (concatenate(shown) if writes else shown[0])._replace(n=new, seconds=seconds, evaluations=evaluations)

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from data.files import reading
-from ddpm import TARGETS, VARIANCES, check_choice, from_betas
+from ddpm import check_choice
 from run import tensors
 from run.cli import DTYPES, choose_device, limit_threads, parse, script
 from run.memory import cast
 from run.tensors import SUFFIX
-from unet import UNet, UNetConfig, check_size, group_norm_silu_plain
+from unet import UNet, UNetConfig, group_norm_silu_plain
 
 FORMAT = "minimal-diffusion 2"
 LAST, PREVIOUS = f"last{SUFFIX}", f"previous{SUFFIX}"                           # of a run
@@ -31,7 +31,6 @@ MOMENTS = ("exp_avg", "exp_avg_sq")             # Adam's, by the name of the wei
 PARTS = ("weights", "ema", *MOMENTS)            # what a checkpoint has of every weight
 FACTS = ("step", "updates", "settings", "data", "versions")
 WEIGHTS = {"ema": "ema", "raw": "weights"}      # of --weights, their place in a checkpoint
-FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 class Checkpoint(NamedTuple):
@@ -61,12 +60,8 @@ class Checkpoint(NamedTuple):
         return self.settings.get("clip_x0", True)
 
 
-def save(path: str | Path, checkpoint: Checkpoint, previous: Path | None = None,
-         check: Callable[[], None] = lambda: None) -> None:
-    """Writes the file whole or not at all.
-
-    previous: the name that the file that was there gets. check: called before the new one takes its place.
-    """
+def save(path: str | Path, checkpoint: Checkpoint, previous: Path | None = None) -> None:
+    """Writes the file whole or not at all. previous: the name that the file that was there gets."""
     content = {f"{part}.{name}": w for part in PARTS for name, w in getattr(checkpoint, part).items()}
     content["beta"] = checkpoint.beta
     if checkpoint.losses:
@@ -74,90 +69,42 @@ def save(path: str | Path, checkpoint: Checkpoint, previous: Path | None = None,
     if checkpoint.history is not None:
         content["history"] = checkpoint.history
     facts = {name: getattr(checkpoint, name) for name in FACTS}
-    tensors.save(path, content, {"format": FORMAT, "network": asdict(checkpoint.network), **facts}, previous, check)
+    tensors.save(path, content, {"format": FORMAT, "network": asdict(checkpoint.network), **facts}, previous)
 
 
 def load(path: str | Path, parts: Sequence[str] = PARTS) -> Checkpoint:
-    """Reads what `save` wrote, onto the CPU. Raises ValueError for other files, and for what does not fit together.
+    """Reads what `save` wrote, onto the CPU. Raises ValueError for other files, and for weights of another network.
 
     parts: which of PARTS are wanted. The others are empty, and take no memory.
     """
     path = Path(path)
-    check_there(path)
-    previous = path.with_name(PREVIOUS)
+    old, new, previous = path.with_suffix(".pt"), path.with_suffix(SUFFIX), path.with_name(PREVIOUS)
+    if old.is_file() and (path == old or not path.is_file()):
+        raise ValueError(f"{old} is a checkpoint from before safetensors; convert it with: "
+                         f"python convert.py --source {old} --to {new}")
+    if not path.is_file():
+        remedy = f"use {new}" if new.is_file() else "train one with: python train.py"
+        raise ValueError(f"no checkpoint {path}; {remedy}")
     remedy = f"use {previous}" if path.name == LAST and previous.is_file() else "use another file"
     content, facts = tensors.load(path, tuple(f"{part}." for part in PARTS if part not in parts), remedy)
     with reading(path, remedy):
         if facts.get("format") != FORMAT:
             raise ValueError("it is no checkpoint of train.py")
-        copies = {part: {name.removeprefix(f"{part}."): w for name, w in content.items() if name.startswith(f"{part}.")}
-                  for part in PARTS}
-        return check(Checkpoint(
-            UNetConfig(**facts["network"]), beta=content["beta"], losses=[*content.get("losses", ())],
-            history=content.get("history"), **copies, **{name: facts[name] for name in FACTS}))
+        network, copies = UNetConfig(**facts["network"]), {}
+        unet = empty_unet(network)
+        for part in PARTS:
+            copy = {name.removeprefix(f"{part}."): w for name, w in content.items() if name.startswith(f"{part}.")}
+            if copy:
+                unet.load_state_dict(copy, assign=True)             # raises for other names and shapes
+            copies[part] = {name: copy[name] for name in unet.state_dict()} if copy else {}
+        return Checkpoint(network, beta=content["beta"], losses=[*content.get("losses", ())],
+                          history=content.get("history"), **copies, **{name: facts[name] for name in FACTS})
 
 
-def check_there(path: Path) -> None:
-    """Raises ValueError, with the remedy, if there is no file, or one of the format before safetensors."""
-    old = path.with_suffix(".pt")
-    if old.is_file() and (path == old or not path.is_file()):
-        raise ValueError(f"{old} is a checkpoint from before safetensors; convert it with: "
-                         f"python convert.py --source {old} --to {old.with_suffix(SUFFIX)}")
-    if not path.is_file():
-        new = path.with_suffix(SUFFIX)
-        remedy = f"use {new}" if new.is_file() else "train one with: python train.py"
-        raise ValueError(f"no checkpoint {path}; {remedy}")
-
-
-def check(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint, its weights in the network's order. Raises an error unless all of it fits together."""
-    network, settings, step, updates = checkpoint.network, checkpoint.settings, checkpoint.step, checkpoint.updates
-    check_data(checkpoint.data, network)
-    in_order = {}
-    for part in PARTS:
-        if copy := getattr(checkpoint, part):
-            unet = empty_unet(network, len(copy))
-            unet.load_state_dict(copy, assign=True)                 # names and shapes are the network's
-            if other := [name for name, w in copy.items() if w.dtype not in FLOATS]:
-                raise ValueError(f"{part}.{other[0]} is {copy[other[0]].dtype}")
-            in_order[part] = {name: copy[name] for name in unet.state_dict()}
-    check_choice("target", settings["target"], TARGETS)
-    check_choice("variance", checkpoint.variance, VARIANCES)
-    if checkpoint.variance == "learned" and not network.learns_variance or type(checkpoint.clip) is not bool:
-        raise ValueError(f"variance is {checkpoint.variance} and clip_x0 {checkpoint.clip}")
-    if type(step) is not int or type(updates) is not int or not 0 <= updates <= step < 2**31:
-        raise ValueError(f"step is {step}, of which {updates} changed the weights")
-    if not all(type(version) is str for version in checkpoint.versions.values()):
-        raise ValueError("a version is no text")
-    from_betas(checkpoint.beta)
-    return checkpoint._replace(**in_order)
-
-
-def empty_unet(network: UNetConfig, count: int, norm: Callable = group_norm_silu_plain) -> UNet:
-    """The network without memory for its weights. Raises ValueError for settings of another kind than its defaults.
-
-    count: the number of its tensors, as far as they are known.
-    """
-    for name, value in asdict(network).items():
-        default = getattr(UNetConfig, name)
-        if type(value) is not type(default) and (type(value), type(default)) != (int, float):
-            raise ValueError(f"{name} of the network is {value!r}")
-    if network.blocks * len(network.widths) > count:                # else a wrong number would be endless work
-        raise ValueError(f"{network.blocks} blocks on {len(network.widths)} levels do not fit {count} tensors")
+def empty_unet(network: UNetConfig, norm: Callable = group_norm_silu_plain) -> UNet:
+    """The network without memory for its weights."""
     with torch.device("meta"):
         return UNet(network, norm)
-
-
-def check_data(data: dict[str, Any], network: UNetConfig) -> None:
-    """Raises an error unless these are facts of a data set that the network can have been trained on."""
-    name, (C, H, W), classes = data["name"], data["shape"], data["classes"]
-    if not all(type(text) is str for text in (name, data.get("digest", ""), *classes)):
-        raise ValueError("the name or the digest of the data, or the name of a class, is no text")
-    if not all(type(n) is int and n > 0 for n in (C, H, W)):
-        raise ValueError(f"the shape of the pictures is {data['shape']}")
-    check_size(network, C, H, W)
-    if network.classes not in (0, len(classes), len(classes) + 1):  # trained without labels, with all, and a null class
-        raise ValueError(f"there are {network.classes} rows for {len(classes)} classes")
 
 
 def versions() -> dict[str, str]:
@@ -175,7 +122,7 @@ def load_unet(checkpoint: Checkpoint, weights: str = "ema", dtype: str = "float3
     place, chosen = choose_device(device), override or getattr(checkpoint, WEIGHTS[weights])
     if not chosen:
         raise ValueError(f"weights is {weights!r}; the checkpoint has only the averaged ones, use ema")
-    unet = empty_unet(checkpoint.network, len(chosen), norm)
+    unet = empty_unet(checkpoint.network, norm)
     unet.load_state_dict(cast(chosen, DTYPES[dtype]), assign=True)
     limit_threads(unet)
     return unet.to(place).eval().requires_grad_(False)

@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import dataclasses
-import errno
 import functools
 import inspect
 import itertools
@@ -20,12 +19,7 @@ import torch
 
 T = TypeVar("T")
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
-LIMITS = {                                              # what torch says when the machine has too little of something
-    "can't allocate memory|out of memory|bad_alloc|Storage size calculation overflowed":
-        "there is not enough memory; use a smaller batch, size, network or number of pictures",
-    "Too many open files|received 0 items of ancdata":
-        "there are too few file descriptors; raise their limit (ulimit -n), or use fewer --workers"}
-NO_MEMORY, NO_FILES = LIMITS.values()
+NO_MEMORY = "can't allocate memory|out of memory|bad_alloc|Storage size calculation overflowed"    # as torch says it
 
 
 def parse(kind: type[T], argv: Sequence[str] | None, presets: dict[str, T] | None = None) -> T:
@@ -65,47 +59,29 @@ def as_flag(name: str, value: str | float | bool) -> str:
 def script(main: Callable) -> Callable:
     """A main(argv) whose bad input ends in one sentence on stderr and exit status 2, without a traceback.
 
-    It ends quietly if the reader of what it prints has left, as head does.
+    It ends quietly if the reader of what it prints has left, as head does. A RuntimeError is a bug, and keeps its
+    traceback, unless the machine has too little memory.
     """
     @functools.wraps(main)
     def run(argv: Sequence[str] | None = None):
-        prepare_streams()
+        with contextlib.suppress(AttributeError, OSError):                        # a notebook's stream cannot
+            sys.stdout.reconfigure(errors="backslashreplace")                     # spells out what an encoding lacks
         try:
             result = main(argv)
-            sys.stdout.flush()
+            print(end="", flush=True)
             return result
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())        # Python flushes once more at its end
             raise SystemExit(1) from None
         except (ValueError, OSError, MemoryError, RuntimeError) as error:
-            if (text := sentence(error)) is None:
+            text = " ".join(str(error).split())
+            if isinstance(error, MemoryError) or isinstance(error, RuntimeError) and re.search(NO_MEMORY, text):
+                text = "there is not enough memory; use a smaller batch, size, network or number of pictures"
+            elif isinstance(error, RuntimeError):
                 raise
-            hook, sys.unraisablehook = sys.unraisablehook, lambda _: None         # half-made objects complain
-        sys.unraisablehook = hook
         print(f"{Path(sys.modules[main.__module__].__file__).name}: {text}", file=sys.stderr)
         raise SystemExit(2)
     return run
-
-
-def prepare_streams() -> None:
-    """Makes printing work without a terminal, pipe or file to print to, and spells out what an encoding lacks."""
-    while (nowhere := os.open(os.devnull, os.O_RDWR)) <= 2:         # else the next file would get what libraries print
-        pass
-    os.close(nowhere)
-    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))     # noqa: SIM115
-    with contextlib.suppress(AttributeError, OSError):  # what a notebook puts there cannot; stderr is so already
-        sys.stdout.reconfigure(errors="backslashreplace")
-
-
-def sentence(error: Exception) -> str | None:
-    """What to tell the user of this error, on one line; None for a RuntimeError of unknown cause, which is a bug."""
-    if isinstance(error, MemoryError):
-        return NO_MEMORY
-    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-        return NO_FILES
-    if isinstance(error, RuntimeError):
-        return next((text for pattern, text in LIMITS.items() if re.search(pattern, str(error))), None)
-    return " ".join(str(error).split())
 
 
 def check_range(config, names: str, least: float, most: float = math.inf) -> None:

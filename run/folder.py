@@ -16,7 +16,6 @@ from torch import Tensor
 
 from data.files import reading, writing
 from run import processes
-from run.cli import make_parent
 from run.pictures import panels, save_figure
 
 PARTS = ("loss", "simple", "bound")
@@ -36,7 +35,8 @@ def lock(folder: Path) -> Iterator[Callable[[], None]]:
         processes.broadcast_first(None)
         yield lambda: None
         return
-    path = make_parent(folder / ".lock")
+    path = folder / ".lock"
+    folder.mkdir(parents=True, exist_ok=True)
     try:
         held = FileLock(path).acquire(timeout=PATIENCE)
     except Timeout:
@@ -76,54 +76,28 @@ def mean_losses(records: list[Tensor]) -> dict:
 
 
 def read_log(out: Path) -> list[dict]:
-    """The log's lines; none before there is a log. One that a killed process left unended is none.
-
-    Lines that are no lines of a log are skipped, with one warning.
-    """
+    """The log's lines; none before there is a log. One that a killed process left unended is skipped."""
     path = out / "log.jsonl"
-    if not path.exists():
-        return []
-    with reading(path, "remove it"):
-        texts = path.read_text(errors="replace").split("\n")[:-1]
-    lines = [line for text in texts if (line := parse_line(text))]
-    if skipped := len(texts) - len(lines):
-        print(f"warning: lines of {path} that are no lines of a log were skipped: {skipped}")
-    return lines
-
-
-def parse_line(text: str) -> dict | None:
-    """A line of the log; None if it is no JSON object with a step, and numbers where `plot_log` needs them."""
-    try:
-        line = json.loads(text)
-        numbers = [line[name] for name in (*PARTS, *SCORES) if name in line]
-        if "loss" in line:
-            numbers += [0 if line["quarters"][q] is None else line["quarters"][q] for q in range(4)]
-        sum([line["step"], *numbers], 0.)                       # raises for what is no number, or too large for a float
-        return line if type(line["step"]) is int else None
-    except Exception:                                           # whatever another program or a person wrote
-        return None
+    with reading(path, "correct or remove it"):
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def append_log(out: Path, line: dict) -> None:
-    """Adds a line to the log: whole, or, on a full disk, not at all, which is an OSError."""
-    path, rest = out / "log.jsonl", (json.dumps(line) + "\n").encode()
-    with open(path, "ab", buffering=0) as file:
-        before = file.tell()
-        try:
-            while rest:
-                rest = rest[file.write(rest):]
-        except OSError as error:
-            file.truncate(before)
-            raise OSError(f"cannot write {path}: {error.strerror}; what was there is unchanged") from error
+    """Adds a line to the log. Raises OSError, which names the log, if it cannot."""
+    path = out / "log.jsonl"
+    try:
+        with path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror}") from error
 
 
 def truncate_log(out: Path, step: int) -> None:
     """Drops the log's lines after the step at which the run resumes, atomically."""
-    path = out / "log.jsonl"
-    if path.exists():
-        lines = [line for line in read_log(out) if line["step"] <= step]
-        with writing(path) as file:
-            file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
+    if lines := read_log(out):
+        with writing(out / "log.jsonl") as file:
+            file.write("".join(json.dumps(line) + "\n" for line in lines if line["step"] <= step).encode())
 
 
 def plot_log(out: Path, path: Path | None = None) -> None:
@@ -144,16 +118,11 @@ def plot_log(out: Path, path: Path | None = None) -> None:
         axes.set(xlabel="step", yscale="log", title=title)
         axes.legend(fontsize=8)
     for axes in rest:
-        plot_scores(axes, scored)
+        share = axes.twinx()                                        # of the samples that agree, from 0 to 1
+        axes.set(xlabel="step", title="samples", yscale="log")
+        share.set_ylim(0, 1)
+        for name, place, color in zip(SCORES, (axes, share), ("C0", "C1"), strict=True):
+            place.plot([line["step"] for line in scored], [line.get(name, torch.nan) for line in scored], color=color,
+                       marker=".")
+            place.set_ylabel(SCORES[name], color=color)
     save_figure(figure, path or out / "loss.png", dpi=120)
-
-
-def plot_scores(axes, lines: list[dict]) -> None:
-    """Draws the scores of the samples against the step, the share that agrees on an axis of its own."""
-    steps = [line["step"] for line in lines]
-    share = axes.twinx()
-    axes.set(xlabel="step", title="samples", yscale="log")
-    share.set_ylim(0, 1)
-    for name, place, color in zip(SCORES, (axes, share), ("C0", "C1"), strict=True):
-        place.plot(steps, [line.get(name, torch.nan) for line in lines], color=color, marker=".")
-        place.set_ylabel(SCORES[name], color=color)

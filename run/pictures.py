@@ -4,7 +4,7 @@ import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -12,11 +12,9 @@ from torch import Tensor
 
 from data import to_pixels
 from data.files import check_writable, writing
-from data.image_files import SUFFIXES, read_header, read_image, to_image
-from run.cli import parse_integers
+from data.image_files import SUFFIXES, to_image
 
 FRAMES, GREYS = 40, 16              # of a film, at most: 100 digits then take under 2 MB
-FILM_PIXELS = 2**24                 # of all grids that are read for one film: a second, and a few MB at most
 
 
 class Samples(NamedTuple):
@@ -39,15 +37,11 @@ def concatenate(batches: Sequence[Samples]) -> Samples:
                    sum(batch.seconds for batch in batches), sum(batch.evaluations for batch in batches))
 
 
-def enlarge(image: Image.Image, least: int = 64) -> Image.Image:
-    """A small picture, smoothly enlarged by a whole factor until its shorter side has `least` pixels."""
-    factor = math.ceil(least / min(image.size))
-    return image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
-
-
 def grid(x: Tensor, columns: int, heads: Sequence[str] = ()) -> Image.Image:
     """Pictures (N, C, H, W) in [-1, 1] row by row on white; `heads` are written above the columns."""
-    tiles = [enlarge(to_image(p)) for p in to_pixels(x)]
+    tiles = [to_image(p) for p in to_pixels(x)]
+    factor = math.ceil(64 / min(tiles[0].size))                     # small pictures are enlarged smoothly
+    tiles = [tile.resize((tile.width * factor, tile.height * factor), Image.Resampling.BICUBIC) for tile in tiles]
     gap, top = 4, 24 if heads else 4
     w, h = tiles[0].width + gap, tiles[0].height + gap
     rows = math.ceil(len(tiles) / columns)
@@ -97,7 +91,7 @@ def kept_times(snapshots: Sequence[int], gif: bool, times: Sequence[int]) -> set
 
 
 def save(image: Image.Image, path: str | Path, sync: bool = True, **options) -> None:
-    """Writes a picture, in the format that its name ends in: whole, or not at all (see `writing`)."""
+    """Writes a picture whole or not at all, in the format that its name ends in."""
     content = io.BytesIO()
     image.save(content, picture_format(path), **options)
     with writing(path, sync=sync) as file:
@@ -112,65 +106,46 @@ def picture_format(path: str | Path) -> str:
     return SUFFIXES[suffix]
 
 
-def picture_path(out: str) -> Path:
-    """Where a picture will go: what could not be written is refused now, and one already there is left alone."""
-    picture_format(out)
-    return check_writable(out)
+def save_film(frames: list[Image.Image], path: Path, milliseconds: int) -> None:
+    """Writes frames as a GIF that repeats, its last frame held for two seconds. Pillow merges equal frames."""
+    save(frames[0], path, save_all=True, append_images=frames[1:], loop=0,
+         duration=[milliseconds] * (len(frames) - 1) + [2000])
 
 
 def film(samples: Samples, path: Path) -> None:
-    """The reverse chain of all samples as a GIF at half the grid's size, its last frame held for two seconds.
+    """The reverse chain of all samples as a GIF at half the grid's size.
 
-    Few greys or colours a frame keep the file small: noise does not compress. Pillow merges equal frames.
+    Few greys or colours a frame keep the file small: noise does not compress.
     """
     frames = []
     for t in sorted(samples.states, reverse=True):
         sheet = grid(samples.states[t], columns(samples)[0], [f"t = {t:.6g}"]).convert("RGB").reduce(2)
         frames.append(sheet.quantize(GREYS if samples.x.shape[1] == 1 else 4 * GREYS, dither=Image.Dither.NONE))
-    save(frames[0], path, save_all=True, append_images=frames[1:], loop=0,
-         duration=[150] * (len(frames) - 1) + [2000])
+    save_film(frames, path, 150)
 
 
 def progress(folder: Path, step: int, path: Path) -> None:
     """The grids STEP.png in the folder, up to this step, as a GIF: what became of the same noise as training went on.
 
-    The latest grid is among its frames, of which there are fewer if the grids are large, to bound file and time. What
-    is no picture of the latest grid's size is left out.
+    At half their size, the step below; the latest is among them.
     """
-    found = sorted((p for p in folder.glob("*.png") if p.stem.isdecimal() and int(p.stem) <= step),
-                   key=lambda p: int(p.stem))
-    if not found:
-        return
-    size = read_header(found[-1])[1]
-    most = min(FRAMES, max(2, FILM_PIXELS // math.prod(size)))
-    frames = [frame for p in found[::-math.ceil(len(found) / most)][::-1] if (frame := progress_frame(p, size))]
-    save(frames[0], path, save_all=True, append_images=frames[1:], loop=0,
-         duration=[250] * (len(frames) - 1) + [2000])
+    steps = {int(p.stem): p for p in folder.glob("*.png") if p.stem.isdecimal() and int(p.stem) <= step}
+    chosen, frames = sorted(steps)[::-math.ceil(len(steps) / FRAMES)][::-1], []
+    for k in chosen:
+        with Image.open(steps[k]) as image:
+            sheet = image.convert("RGB").reduce(2)
+        frame = Image.new("RGB", (sheet.width, sheet.height + 20), "white")
+        frame.paste(sheet)
+        ImageDraw.Draw(frame).text((sheet.width // 2, sheet.height + 9), f"step {k}", fill="black",
+                                   font=ImageFont.load_default(14), anchor="mm")
+        frames.append(frame.quantize(4 * GREYS, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE))
+    save_film(frames, path, 250)
 
 
-def progress_frame(path: Path, size: tuple[int, int]) -> Image.Image | None:
-    """A saved grid of this (H, W) at half its size, its step below; None for any other file."""
-    try:
-        if read_header(path)[1] != size:
-            return None
-        sheet = to_image(read_image(path, (3, *size), "crop")).reduce(2)
-    except ValueError:
-        return None
-    frame = Image.new("RGB", (sheet.width, sheet.height + 20), "white")
-    frame.paste(sheet)
-    ImageDraw.Draw(frame).text((sheet.width // 2, sheet.height + 9), f"step {int(path.stem)}", fill="black",
-                               font=ImageFont.load_default(14), anchor="mm")
-    return frame.quantize(4 * GREYS, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-
-
-def write(samples: Samples, settings: Any) -> None:
-    """Writes grid.png and, if sample.py's settings ask for them, strip.png and the film reverse.gif."""
-    out, snapshots = Path(settings.out), parse_integers("snapshots", settings.snapshots)
-    save(grid(samples.x, *columns(samples)), out / "grid.png")
-    if snapshots:
-        save(strip(samples, [nearest(t, list(samples.states)) for t in snapshots]), out / "strip.png")
-    if settings.gif:
-        film(samples, out / "reverse.gif")
+def picture_path(out: str) -> Path:
+    """Where a picture will go: what could not be written is refused now, and one already there is left alone."""
+    picture_format(out)
+    return check_writable(out)
 
 
 def figure_path(out: str) -> Path:

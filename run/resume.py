@@ -5,11 +5,9 @@ from pathlib import Path
 
 import torch
 
-from data.files import reading
 from run import processes
-from run.checkpoint import LAST, MOMENTS, PREVIOUS, Checkpoint, check_there, load, versions
+from run.checkpoint import LAST, MOMENTS, PREVIOUS, Checkpoint, load, versions
 from run.cli import as_flag
-from run.importance import LATEST
 from run.state import Run
 
 
@@ -18,40 +16,17 @@ def latest(out: Path) -> tuple[Path, Checkpoint] | None:
 
     Falls back on the previous one with a printed warning. Raises ValueError if what is there is damaged.
     """
-    paths = [path for path in (out / LAST, out / PREVIOUS) if path.exists()]
-    if not paths and (out / LAST).with_suffix(".pt").exists():
-        check_there(out / LAST)                                     # says how to convert it
-    problems = [] if paths[:1] in ([], [out / LAST]) else [f"{out / LAST} is missing"]
-    for path in paths:
-        try:
-            checkpoint = load(path)
-            check_training_state(path, checkpoint)
-        except ValueError as error:
-            problems.append(error)
-            continue
-        if problems and processes.rank() == 0:
-            print(f"warning: {problems[0]}")
-        return path, checkpoint
-    if paths:
-        raise problems[-1]
-    return None
-
-
-def check_training_state(path: Path, checkpoint: Checkpoint) -> None:
-    """Raises ValueError unless what training would change, and sampling does not use, is sound and finite."""
-    history = checkpoint.history
-    with reading(path):
-        for part in ("weights", "ema", *MOMENTS):
-            for name, w in getattr(checkpoint, part).items():
-                if w.dtype != torch.float32 or not w.isfinite().all() or part == "exp_avg_sq" and (w < 0).any():
-                    raise ValueError(f"{part}.{name} is not float32, not finite, or a negative square")
-        if type(checkpoint.settings.get("seed", 0)) is not int:
-            raise ValueError("its seed is no whole number")
-        if any(loss.dtype != torch.float64 or loss.shape not in ((4, 2), (4, 4)) for loss in checkpoint.losses):
-            raise ValueError("the records of its last steps are of another shape or dtype")
-        if history is not None and (history.shape != (len(checkpoint.beta), LATEST) or history.isinf().any()
-                                    or history.dtype != torch.float32):
-            raise ValueError("the losses of each t are of another shape or dtype, or infinite")
+    last, previous = out / LAST, out / PREVIOUS
+    if not previous.exists():
+        begun = last.exists() or last.with_suffix(".pt").exists()   # load says how to convert a .pt
+        return (last, load(last)) if begun else None
+    try:
+        return last, load(last)
+    except ValueError as error:
+        checkpoint = load(previous)
+        if processes.rank() == 0:
+            print(f"warning: {error}")
+        return previous, checkpoint
 
 
 def resume(run: Run, path: Path, checkpoint: Checkpoint, free: set[str]) -> None:
@@ -60,14 +35,17 @@ def resume(run: Run, path: Path, checkpoint: Checkpoint, free: set[str]) -> None
     free: the settings that may differ. Raises ValueError for a checkpoint of another run.
     """
     check_same_run(run, path, checkpoint, free)
-    check_same_data(run, path, checkpoint)
     with torch.no_grad():
         for name in run.weights:
             run.weights[name].copy_(checkpoint.weights[name])
             run.ema[name].copy_(checkpoint.ema[name])
     if run.history is not None:
         run.history.copy_(checkpoint.history)
-    load_optimizer(run, checkpoint)
+    # Adam's moments must be laid out in memory as the weights are: fused Adam relies on it
+    state = {k: {"step": torch.tensor(float(checkpoint.updates)),
+                 **{part: torch.empty_like(w).copy_(getattr(checkpoint, part)[name]) for part in MOMENTS}}
+             for k, (name, w) in enumerate(run.weights.items())}
+    run.optimizer.load_state_dict({**run.optimizer.state_dict(), "state": state})
     run.progress.step = run.progress.saved = checkpoint.step
     run.progress.records = [losses.to(run.schedule.beta.device) for losses in checkpoint.losses]
     run.progress.sound = path.name == LAST
@@ -76,26 +54,22 @@ def resume(run: Run, path: Path, checkpoint: Checkpoint, free: set[str]) -> None
 
 
 def check_same_run(run: Run, path: Path, checkpoint: Checkpoint, free: set[str]) -> None:
-    """Raises ValueError unless the checkpoint is of a run with the same settings, but for the free ones."""
-    settings, saved, shape, classes = asdict(run.config), checkpoint.settings, *map(checkpoint.data.get, (
-        "shape", "classes"))
-    changed = [name for name, value in saved.items() if name not in free and settings.get(name) != value]
-    if changed or shape != run.dataset.shape or classes != run.dataset.classes:
-        was = " ".join(as_flag(name, saved[name]) for name in changed) or (
-            f"other data: {shape}, classes {', '.join(classes[:20]) or 'none'}")
-        raise ValueError(f"{path} was trained with {was}; repeat that, or choose another --out")
-    if not all(getattr(checkpoint, part) for part in ("weights", *MOMENTS)):
+    """Raises ValueError unless settings, but for the free ones, network and data are the checkpoint's.
+
+    Changed data may be accepted. Other versions are only said.
+    """
+    settings, saved, facts = asdict(run.config), checkpoint.settings, checkpoint.data
+    if changed := [name for name, value in saved.items() if name not in free and settings.get(name) != value]:
+        raise ValueError(f"{path} was trained with {' '.join(as_flag(name, saved[name]) for name in changed)}; "
+                         f"repeat that, or choose another --out")
+    if not checkpoint.weights or not checkpoint.exp_avg:
         raise ValueError(f"{path} was given away without its optimizer; choose another --out")
-    if checkpoint.network != run.unet.config:
-        raise ValueError(f"{path} was trained with another network; choose another --out")
-    if len(checkpoint.beta) != run.config.T or (checkpoint.history is None) != (run.history is None):
-        raise ValueError(f"{path} has another schedule, or lacks the losses of each t; choose another --out")
-
-
-def check_same_data(run: Run, path: Path, checkpoint: Checkpoint) -> None:
-    """Raises ValueError if the data set was changed since, unless that is accepted; says if the versions were."""
+    if (checkpoint.network, facts["shape"], facts["classes"]) != (
+            run.unet.config, run.dataset.shape, run.dataset.classes):
+        raise ValueError(f"{path} was trained with another network, or on pictures of another shape or of other "
+                         f"classes; choose another --out")
     first = processes.rank() == 0
-    if run.digest != checkpoint.data.get("digest", run.digest):
+    if run.digest != facts.get("digest", run.digest):
         if not run.config.accept_changes:
             raise ValueError(f"the data set {run.config.data} has changed since {path} was saved: files or pixels "
                              f"differ; restore it, choose another --out, or accept it with --accept_changes")
@@ -105,11 +79,3 @@ def check_same_data(run: Run, path: Path, checkpoint: Checkpoint) -> None:
              if checkpoint.versions.get(name, version) != version]
     if other and first:
         print(f"warning: {path} was saved with {', '.join(other)}; the run resumes, but not to the bit")
-
-
-def load_optimizer(run: Run, checkpoint: Checkpoint) -> None:
-    """Copies Adam's moments into memory laid out as the weights are, which fused Adam relies on."""
-    state = {k: {"step": torch.tensor(float(checkpoint.updates)),
-                 **{part: torch.empty_like(w).copy_(getattr(checkpoint, part)[name]) for part in MOMENTS}}
-             for k, (name, w) in enumerate(run.weights.items())}
-    run.optimizer.load_state_dict({**run.optimizer.state_dict(), "state": state})

@@ -100,8 +100,8 @@ def write(run: Run, stop: bool) -> None:
     if processes.rank() > 0:
         return
     config, step, out = run.config, run.progress.step, Path(run.config.out)
-    run.check_folder()
     if due(run, config.sample_every):
+        run.check_folder()
         facts = save_samples(run, out / "samples" / f"{step:06d}.png")
         folder.append_log(out, {"step": step, **facts, **score_samples(run)})
         pictures.progress(out / "samples", step, out / "progress.gif")
@@ -113,6 +113,7 @@ def save(run: Run) -> None:
     """Writes the last complete step to last.safetensors, keeps what that was as the previous one, plots the curves."""
     progress, path = run.progress, Path(run.config.out, LAST)
     progress.saved = progress.step
+    run.check_folder()
     facts = {"name": run.dataset.name, "shape": run.dataset.shape, "classes": run.dataset.classes, "digest": run.digest}
     adam = {name: run.optimizer.state[w] for name, w in run.weights.items()}
     moments = {part: {name: state[part] for name, state in adam.items()} for part in MOMENTS}
@@ -120,7 +121,7 @@ def save(run: Run) -> None:
     checkpoint.save(path, Checkpoint(
         run.unet.config, run.weights, run.ema, progress.step, run.schedule.beta[1:], asdict(run.config), facts,
         checkpoint.versions(), **moments, updates=updates, losses=progress.records, history=run.history),
-        path.with_name(PREVIOUS) if progress.sound else None, run.check_folder)
+        path.with_name(PREVIOUS) if progress.sound else None)
     progress.sound = True
     folder.plot_log(Path(run.config.out))
 
@@ -136,20 +137,16 @@ def saved_on_error(run: Run) -> Iterator[None]:
         yield
     except Exception:
         step = run.progress.step or 0
-        if processes.rank() == 0 and step > run.progress.saved:
-            try:
-                if run.progress.failures < PATIENCE:
-                    save(run)
-                    print(f"an error ended the run; step {step} is saved, repeat the command to resume")
-            except Exception as error:
-                print(f"an error ended the run, and step {step} could not be saved: {error}")
+        if processes.rank() == 0 and step > run.progress.saved and run.progress.failures < PATIENCE:
+            save(run)
+            print(f"an error ended the run; step {step} is saved, repeat the command to resume")
         raise
 
 
 def save_samples(run: Run, path: Path) -> dict[str, list[float]]:
     """Saves five samples of each class, of 20 classes at most, always from the same noise; returns their statistics."""
     shown = data.even_indices(len(run.dataset.classes) if run.unet.classes else 0, SHOWN)
-    x0, _ = sampled(run, 5 * len(shown) or 16, grid_rows(run), shown)
+    x0, _ = sampled(run, 5 * len(shown) or 16, shown, SHOWN_STEPS, "ddim")
     heads = [run.dataset.classes[k] for k in shown]
     pictures.save(pictures.grid(x0, len(heads) or 4, heads), path)
     real = data.to_unit(data.evenly_spaced(run.dataset, 512))
@@ -160,7 +157,7 @@ def score_samples(run: Run) -> dict[str, float]:
     """The scores of samples of all classes, always from the same noise, if the run has a score."""
     if run.score is None:
         return {}
-    x0, labels = sampled(run, SCORED, grid_rows(run, SCORED_STEPS, "2m"), torch.arange(len(run.dataset.classes)))
+    x0, labels = sampled(run, SCORED, torch.arange(len(run.dataset.classes)), SCORED_STEPS, "2m")
     return run.score(x0.cpu(), None if labels is None else labels.cpu())
 
 
@@ -173,15 +170,15 @@ def scores_are_cheap(config: Any) -> bool:
     return pictures_trained_on >= 50 * SCORED * SCORED_STEPS / 3
 
 
-def grid_rows(run: Run, steps: int = SHOWN_STEPS, sampler: str = "ddim") -> Tensor:
-    """The sampler's rows. Raises ValueError for a schedule that cannot be sampled."""
-    return ddpm.sampler_rows(run.schedule, ddpm.timesteps(run.config.T, min(steps, run.config.T)), sampler=sampler,
-                             target=run.config.target, variance=run.unet.config.variance)
-
-
 @torch.no_grad()
-def sampled(run: Run, n: int, rows: Tensor, classes: Tensor) -> tuple[Tensor, Tensor | None]:
-    """n samples of the averaged weights (n, C, H, W), of these classes in turn, and their labels, if there are any."""
+def sampled(run: Run, n: int, classes: Tensor, steps: int, sampler: str) -> tuple[Tensor, Tensor | None]:
+    """n samples of the averaged weights (n, C, H, W), of these classes in turn, and their labels, if there are any.
+
+    Raises ValueError for a schedule that cannot be sampled.
+    """
+    times = ddpm.timesteps(run.config.T, min(steps, run.config.T))
+    rows = ddpm.sampler_rows(run.schedule, times, sampler=sampler, target=run.config.target,
+                             variance=run.unet.config.variance)
     device = run.schedule.beta.device
     seeds = noise.image_seeds(0, torch.arange(n, device=device))
     labels = classes.to(device)[torch.arange(n, device=device) % len(classes)] if run.unet.classes else None

@@ -1,7 +1,6 @@
 """Files of tensors, all of them safetensors, with facts as JSON in the header."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,13 @@ from data.files import reading, writing
 SUFFIX = ".safetensors"
 
 
-def save(path: str | Path, tensors: dict[str, Tensor], facts: dict[str, Any], previous: Path | None = None,
-         check: Callable[[], None] = lambda: None) -> None:
+def save(path: str | Path, tensors: dict[str, Tensor], facts: dict[str, Any], previous: Path | None = None) -> None:
     """Writes the file whole or not at all. No two tensors may share memory; facts are anything that JSON can hold.
 
-    previous: the name that the file that was there gets. check: called before the new one takes its place.
+    previous: the name that the file that was there gets.
     """
     content = {name: w.detach().contiguous() for name, w in tensors.items()}
-    with writing(path, previous, check) as file:
+    with writing(path, previous) as file:
         file.write(to_bytes(content, {"facts": json.dumps(facts)}))
 
 

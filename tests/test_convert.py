@@ -17,8 +17,6 @@ from convert import from_diffusers
 from run import checkpoint
 from tests.published.networks import CONFIG, OPENAI, assert_published_output, equal, folder, golden_network
 
-DIGITS = str(Path(__file__).parents[1] / "weights" / "digits.safetensors")
-
 
 @pytest.mark.parametrize("kind", ["bin", "safetensors"])
 @pytest.mark.parametrize("pipeline", [True, False])
@@ -119,21 +117,6 @@ def test_a_run_from_before_safetensors_is_converted_and_resumes_to_the_bit(tmp_p
         assert_close(getattr(ours, part), getattr(theirs, part), rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("flags", [[], ["--average"], ["--average", "--dtype", "bf16"]])
-def test_what_was_given_away_before_safetensors_is_converted(tmp_path, flags):
-    source, to = str(tmp_path / "source.safetensors"), str(tmp_path / "new.safetensors")
-    checkpoint.main(["--source", DIGITS, "--to", source, *flags])
-    before = checkpoint.load(source)
-    write_pickled(tmp_path / "old.pt", before)
-    convert.main(["--source", str(tmp_path / "old.pt"), "--to", to])
-    assert Path(to).read_bytes() == Path(source).read_bytes()
-
-
-def test_a_state_dict_needs_its_config():
-    with pytest.raises(ValueError, match="pass config"):
-        from_diffusers({})
-
-
 @pytest.mark.parametrize("source, message", [
     ("nowhere", "no file or folder nowhere"), ("runs/last.pt", "no file or folder runs/last.pt"),
     ("empty", "contains no"), ("weights.pt", "flags is ''"), ("sizeless", "add sample_size"),
@@ -150,18 +133,3 @@ def test_unusable_sources_are_one_sentence_and_exit_2(tmp_path, capsys, monkeypa
             main([flag, source])
         error = capsys.readouterr().err
         assert stop.value.code == 2 and message in error and len(error.splitlines()) == 1
-
-
-@pytest.mark.largest_file(4096)
-@pytest.mark.parametrize("old", [False, True])
-def test_a_full_disk_leaves_the_old_folder(tmp_path, old, refused):
-    names = {"model_index.json", "unet/config.json", "scheduler/scheduler_config.json",
-             "unet/diffusion_pytorch_model.safetensors"}
-    for name in names if old else ():
-        (tmp_path / "to" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "to" / name).write_text("old")
-    assert "File too large; what was there is unchanged" in refused(
-        convert.main, ["--source", DIGITS, "--to", str(tmp_path / "to")])
-    files = {path.relative_to(tmp_path / "to").as_posix(): path.read_text() for path in tmp_path.rglob("*")
-             if path.is_file()}
-    assert files == (dict.fromkeys(names, "old") if old else {})

@@ -1,6 +1,5 @@
 """Hostile values in the place of sound ones, and damaged bytes."""
 
-import copy
 import json
 import pickle
 import random
@@ -14,9 +13,6 @@ from safetensors.torch import save
 from run import tensors
 from tests.helpers import Trap
 
-NUMBERS = [None, True, -1, 0, 1, 3, 1.5, 2**31, 10**9, 10**12, 10**30, float("nan"), float("inf")]
-VALUES = [*NUMBERS, "", "x", "1", "9" * 400, "\udcff", [], [1], [None], {}, {"a": [[[]]]}, [[1, 2], [3]], [64] * 1000,
-          ["x", {}], {"x": 10**30}]
 TEXTS = ("", "{", "[]", "null", "3", "[" * 10**5, '{"a":' * 10**5, "{}", '{"sample_size": 16}', "NaN", "\0" * 9)
 
 
@@ -26,25 +22,6 @@ def other_tensors(w: torch.Tensor) -> dict[str, torch.Tensor]:
             "empty": torch.empty(0), "nan": w * torch.nan, "inf": w + torch.inf, "negative": -w.abs() - 1,
             "half": w.half(), "double": w.double(), "int": w.long(), "bool": w > 0, "turned": w.mT.contiguous()
             if w.ndim > 1 else w[:, None]}
-
-
-def places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Every place within nested dicts and lists: what holds it, and its key or index there."""
-    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, part in parts:
-        yield value, key
-        yield from places(part)
-
-
-def with_hostile_value(rng: random.Random, facts: dict) -> dict:
-    """A copy in which one place has a hostile value, or is missing."""
-    facts = copy.deepcopy(facts) or {"a fact": 1}
-    holder, key = rng.choice([*places(facts)])
-    if rng.random() < 0.15:
-        del holder[key]
-    else:
-        holder[key] = rng.choice(VALUES)
-    return facts
 
 
 def with_hostile_tensor(rng: random.Random, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -120,11 +97,8 @@ def tensor_files(rng: random.Random, sound: Path, n: int) -> Iterator[tuple[str,
     yield from rng.sample([*fixed.items()], n // 3)
     for k in range(n - n // 3):
         seed = rng.randrange(2**31)
-        if k % 4 == 0:
+        if k % 2:
             yield f"bits {seed}", damaged_copy(sound, seed)
-        elif k % 4 == 1:
+        else:
             yield f"a tensor {seed}", changed_copy(sound, lambda content, facts, seed=seed: (
                 with_hostile_tensor(random.Random(seed), content), facts))
-        else:
-            yield f"a fact {seed}", changed_copy(sound, lambda content, facts, seed=seed: (
-                content, with_hostile_value(random.Random(seed), facts)))

@@ -80,12 +80,11 @@ def links(base: Path, rng: random.Random) -> Iterator[Case]:
 
 
 def streams(base: Path, rng: random.Random) -> Iterator[Case]:
-    """Closed and broken streams, no docstrings, few descriptors: fresh Pythons."""
+    """Broken streams, no docstrings, few descriptors: fresh Pythons."""
     sampled = f"sample.py --checkpoint {base / 'digits.safetensors'} --n 2 --steps 1"
     trained = "train.py --T 2 --steps 2 --batch 2 --warmup 1 --out run"
-    for line in (*(f"{sampled} {ends}" for ends in ("| true", "2>&1 | true", "2>&-", ">&-", "<&- >&- 2>&-",
-                                                    ">/dev/full", "2>/dev/full")),
-                 f"{trained} 2>&-", f"{trained} 2>&1 | head -c 9 >&2", "ddpm.py | head", "-OO ddpm.py >/dev/null",
+    for line in (*(f"{sampled} {ends}" for ends in ("| true", "2>&1 | true", ">&-", ">/dev/full", "2>/dev/full")),
+                 f"{trained} 2>&1 | head -c 9 >&2", "ddpm.py | head", "-OO ddpm.py >/dev/null",
                  f"-OO {trained} 2>/dev/null", f"{trained} --workers 3; n=12", f"{trained} --workers 3; n=24"):
         script, _, few = line.partition("; n=")
         option, script = ("-OO ", script[4:]) if script.startswith("-OO") else ("", script)

@@ -45,11 +45,7 @@ def parts_of_checkpoints(base: Path, rng: random.Random) -> Iterator[Case]:
 
 def logs(base: Path, rng: random.Random) -> Iterator[Case]:
     """Hostile lines of log.jsonl, among sound ones."""
-    lines = ["", " ", "{", "[]", "3", "null", '"x"', "{}", '{"step": null}', '{"step": "2"}', '{"step": [1]}',
-             '{"step": 1e999}', '{"step": NaN}', '{"step": ' + "9" * 5000 + "}", "[" * 10**5, '{"a": ' * 10**5,
-             '{"step": 2, "loss": "x"}', '{"step": 2, "loss": null, "quarters": 3}', "\ufeff{}", "\0" * 100,
-             '{"step": 2, "loss": 1, "quarters": [1]}', '{"step": 2, "loss": 1, "quarters": ["a", {}, [], 2]}',
-             '{"step": 2, "loss": {}, "quarters": [1, 2, 3, 4]}', '{"step": -5, "loss": 1e400}', "x" * 10**7, "\xff"]
+    lines = ["", " ", "{", "[" * 10**5, '{"a": ' * 10**5, "\ufeff{}", "\0" * 100, "x" * 10**7, "\xff"]
     whole = (base / "run" / "log.jsonl").read_bytes()
     for line in lines:
         raw, where = line.encode("latin1" if line == "\xff" else "utf8"), rng.choice(["first", "last", "torn", "alone"])

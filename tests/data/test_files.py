@@ -46,16 +46,6 @@ def test_a_full_disk_is_one_sentence(path):
     assert is_unchanged(path)
 
 
-def test_a_check_that_fails_leaves_what_was_there(path):
-    def check():
-        assert path.with_name("x.bin.tmp").read_bytes() == b"new"
-        raise ValueError("not now")
-
-    with pytest.raises(ValueError, match="not now"), writing(path, path.with_name("previous"), check) as file:
-        file.write(b"new")
-    assert is_unchanged(path)
-
-
 def test_what_was_there_can_keep_another_name(tmp_path, monkeypatch):
     """By a second name for one file, or by a copy where there are none; the first name is never free."""
     path, previous = tmp_path / "last", tmp_path / "previous"

@@ -122,23 +122,16 @@ def test_a_fixed_variance_is_the_large_one_by_default(flags, variance):
 
 # Every tensor is accounted for
 
-def corrupted(weights, name):
-    extra = {f"{name}.more": torch.zeros(2)}
-    return weights | {name: weights[name].repeat(2, *[1] * (weights[name].ndim - 1))} | extra
-
-
-@pytest.mark.parametrize("name, load, inside", [
-    ("diffusers_unet", lambda w: from_diffusers(w, CONFIG), "down_blocks.1.attentions.0.to_k.weight"),
-    ("guided_unet_adm", lambda w: from_openai(w, OPENAI["guided_unet_adm"]), "output_blocks.1.1.qkv.weight")])
-def test_missing_extra_and_misshaped_tensors_are_listed(name, load, inside):
-    weights, _ = golden_network(name)
-    first, *_, last = weights
-    weights = corrupted({key: w for key, w in weights.items() if key != last}, inside)
+def test_missing_extra_and_misshaped_tensors_are_listed():
+    weights, _ = golden_network("guided_unet_adm")
+    inside, (first, *_, last) = "output_blocks.1.1.qkv.weight", weights
+    wrong = {**weights, inside: weights[inside].repeat(2, 1, 1), f"{inside}.more": torch.zeros(2)}
+    del wrong[last]
     with pytest.raises(ValueError) as error:
-        load(weights)
+        from_openai(wrong, OPENAI["guided_unet_adm"])
     text = str(error.value)
     assert f"1 missing: {last};" in text and f"1 extra: {inside}.more;" in text
-    assert f"1 misshaped: {inside} {tuple(weights[inside].shape)} for" in text and first not in text
+    assert f"1 misshaped: {inside} {tuple(wrong[inside].shape)} for" in text and first not in text
 
 
 def test_no_kind_of_tensor_can_be_left_out_or_bent():
@@ -203,13 +196,6 @@ def test_networks_without_an_equivalent_unet2dmodel_are_not_written(tmp_path, ch
     assert not (tmp_path / "new").exists()
 
 
-def test_unknown_choices_are_not_written(tmp_path):
-    for choice in ({"target": "noise"}, {"variance": "big"}):
-        with pytest.raises(ValueError, match="must be one of"):
-            to_diffusers(UNet(SMALL), ddpm.linear_schedule(), tmp_path / "new", **choice)
-    assert not (tmp_path / "new").exists()
-
-
 # Round trip
 
 CHOICE = {"target": "v", "variance": "beta", "clip": False}
@@ -217,7 +203,7 @@ CHOICE = {"target": "v", "variance": "beta", "clip": False}
 
 @pytest.mark.parametrize("name, config", SMALLS.items())
 def test_ours_to_diffusers_to_ours_is_exact(tmp_path, name, config):
-    pytest.importorskip("safetensors")
+    """And diffusers computes the same output."""
     unet, schedule = perturbed(UNet(config)), ddpm.cosine_schedule(50)
     to_diffusers(unet, schedule, tmp_path, **CHOICE, size=(16, 24))
     again, same_schedule, choice = from_diffusers(tmp_path)
@@ -225,6 +211,12 @@ def test_ours_to_diffusers_to_ours_is_exact(tmp_path, name, config):
     equal(unet.state_dict(), again.state_dict())
     assert_close(same_schedule, schedule, rtol=0, atol=0)
     assert published.read(str(tmp_path)).data["shape"] == (config.in_channels, 16, 24)
+    model = pytest.importorskip("diffusers").DDPMPipeline.from_pretrained(tmp_path).unet
+    x, t = torch.randn(2, config.in_channels, 16, 24), torch.tensor([1, 1000])
+    labels = torch.tensor([0, 4]) if config.classes else None
+    with torch.no_grad():
+        assert_close(model(x, t - 1, class_labels=labels).sample, unet(x, t, labels), rtol=1e-5, atol=1e-5)
+    equal(dict(model.state_dict()), export_weights(unet, DIFFUSERS))
 
 
 # Comparison with diffusers
@@ -249,19 +241,6 @@ def test_the_cifar10_network_has_the_output_of_diffusers():
         assert_close(output, model(x, t).sample, rtol=1e-5, atol=1e-5 * output.abs().max().item())
         x, unet, model = x.double(), unet.double(), model.double()
         assert_close(unet(x, t + 1), model(x, t).sample, rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize("name, config", SMALLS.items())
-def test_a_written_folder_opens_in_diffusers_with_the_same_output(tmp_path, name, config):
-    diffusers = pytest.importorskip("diffusers")
-    unet = perturbed(UNet(config))
-    to_diffusers(unet, ddpm.linear_schedule(), tmp_path, size=(16, 24))
-    model = diffusers.DDPMPipeline.from_pretrained(tmp_path).unet
-    x, t = torch.randn(2, config.in_channels, 16, 24), torch.tensor([1, 1000])
-    labels = torch.tensor([0, 4]) if config.classes else None
-    with torch.no_grad():
-        assert_close(model(x, t - 1, class_labels=labels).sample, unet(x, t, labels), rtol=1e-5, atol=1e-5)
-    equal(dict(model.state_dict()), export_weights(unet, DIFFUSERS))
 
 
 @torch.no_grad()

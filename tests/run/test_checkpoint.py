@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import random
 import subprocess
 import sys
 from pathlib import Path
@@ -85,33 +84,17 @@ def test_a_damaged_last_checkpoint_names_the_one_before(tmp_path, refused):
     assert f"cannot read {damaged}: it is damaged, cut short" in error and error.endswith(f"; use {previous}\n")
 
 
-@pytest.mark.parametrize("keep", [0, 10, 0.5, 0.99])
+@pytest.mark.parametrize("keep", [0, 0.5, 0.99])
 def test_a_truncated_file_is_named(tmp_path, keep):
     path = tmp_path / "last.safetensors"
     checkpoint.save(path, example())
     whole = path.read_bytes()
-    path.write_bytes(whole[:keep if keep in (0, 10) else int(len(whole) * keep)])
+    path.write_bytes(whole[:int(len(whole) * keep)])
     with pytest.raises(ValueError, match="last.safetensors: it is damaged, cut short or no safetensors file"):
         checkpoint.load(path)
 
 
-def test_flipped_bits_are_a_sentence_or_read(tmp_path):
-    """And never anything else, wherever the damage is."""
-    checkpoint.save(tmp_path / "last.safetensors", example())
-    whole, times = (tmp_path / "last.safetensors").read_bytes(), random.Random(0)
-    header = 8 + int.from_bytes(whole[:8], "little")
-    for _ in range(200):
-        damaged = bytearray(whole)
-        damaged[times.randrange(header)] ^= 1 << times.randrange(8)
-        (tmp_path / "x.safetensors").write_bytes(damaged)
-        try:
-            assert isinstance(checkpoint.load(tmp_path / "x.safetensors"), Checkpoint)
-        except ValueError as error:
-            assert "x.safetensors" in str(error)
-
-
-@pytest.mark.parametrize("metadata", [None, {"format": "pt"}, {"facts": "[1]"}, {"facts": "{"}, {"facts": "{}"},
-                                      {"facts": json.dumps({"format": "other"})}])
+@pytest.mark.parametrize("metadata", [{"format": "pt"}, {"facts": "{"}, {"facts": json.dumps({"format": "other"})}])
 def test_another_program_s_file_is_refused(tmp_path, metadata):
     save_file({"weights.first.bias": torch.zeros(4)}, tmp_path / "x.safetensors", metadata)
     with pytest.raises(ValueError, match="cannot read .*x.safetensors: .*; use another file"):
@@ -126,42 +109,15 @@ def test_a_missing_file_is_refused(tmp_path):
         checkpoint.load(tmp_path / "x.pt")
 
 
-def change(values, name, value):
-    """The same, with one entry changed, or left out if the value is ...; a function is given the old value."""
-    value = value(values[name]) if callable(value) else value
-    return {key: w for key, w in {**values, name: value}.items() if w is not ...}
-
-
-@pytest.mark.parametrize("fact, changes", [
-    ("network", {"widths": 4}), ("network", {"widths": (2**70,)}), ("network", {"widths": ("4",)}),
-    ("network", {"widths": ()}), ("network", {"groups": 0}), ("network", {"D": -8}), ("network", {"blocks": 10**12}),
-    ("network", {"classes": 5}), ("network", {"norm_eps": "small"}), ("network", {"heads": (3, 0)}),
-    ("network", {"wings": 2}), ("network", [1, 2]), ("network", ...), ("settings", {"target": "y"}), ("settings", 3),
-    ("settings", {"variance": "learned"}), ("settings", {"variance": 3}), ("settings", {"clip_x0": "yes"}),
-    ("settings", {"target": ["v"]}), ("data", {"shape": (3, 8)}), ("data", {"shape": (1, 8, 8)}),
-    ("data", {"shape": (3, -8, 8)}), ("data", {"shape": (3, 8., 8)}), ("data", {"classes": 2}),
-    ("data", {"classes": (1, 2)}), ("data", {"name": None}), ("data", "digits"), ("data", {"digest": 3}),
-    ("versions", {"torch": 2}), ("versions", None), ("step", -1), ("step", "3"), ("step", True), ("step", 2**31),
-    ("updates", 4), ("updates", 1.5)])
-@pytest.mark.parametrize("parts", [checkpoint.PARTS, ["ema"]])
-def test_facts_that_make_no_sense_are_a_sentence(tmp_path, fact, changes, parts):
+@pytest.mark.parametrize("change", [
+    lambda content, facts: facts["network"].update(classes=4), lambda content, facts: facts["network"].update(wings=2),
+    lambda content, facts: facts.pop("settings"), lambda content, facts: content.pop("ema.first.bias"),
+    lambda content, facts: content.update({"exp_avg.first.bias": torch.zeros(3)})])
+def test_parts_that_do_not_fit_together_are_a_sentence(tmp_path, change):
     checkpoint.save(tmp_path / "x.safetensors", example())
     content, facts = tensors.load(tmp_path / "x.safetensors")
-    value = {**facts[fact], **changes} if isinstance(changes, dict) else changes
-    tensors.save(tmp_path / "x.safetensors", content, change(facts, fact, value))
-    with pytest.raises(ValueError, match="cannot read .*x.safetensors: .*; use another file"):
-        checkpoint.load(tmp_path / "x.safetensors", parts)
-
-
-@pytest.mark.parametrize("name, value", [
-    ("ema.first.bias", torch.zeros(7)), ("ema.first.bias", torch.zeros(4).int()), ("ema.first.bias", ...),
-    ("ema.first.bias", lambda w: w.to(torch.float8_e4m3fn)), ("ema.wings", torch.zeros(4)),
-    ("weights.first.bias", ...), ("exp_avg.first.bias", torch.zeros(3)), ("exp_avg_sq.first.bias", ...),
-    ("beta", torch.ones(3, 4)), ("beta", torch.full((10,), math.nan)), ("beta", torch.zeros(10)), ("beta", ...)])
-def test_tensors_that_do_not_fit_the_network_are_a_sentence(tmp_path, name, value):
-    checkpoint.save(tmp_path / "x.safetensors", example())
-    content, facts = tensors.load(tmp_path / "x.safetensors")
-    tensors.save(tmp_path / "x.safetensors", change(content, name, value), facts)
+    change(content, facts)
+    tensors.save(tmp_path / "x.safetensors", content, facts)
     with pytest.raises(ValueError, match="cannot read .*x.safetensors: .*; use another file"):
         checkpoint.load(tmp_path / "x.safetensors")
 

@@ -34,8 +34,8 @@ def test_a_folder_is_one_job_s_until_it_ends(tmp_path):
 
 
 @pytest.mark.parametrize("change", [
-    lambda out: (out / ".lock").unlink(), shutil.rmtree, lambda out: (shutil.rmtree(out), out.mkdir()),
-    lambda out: ((out / ".lock").unlink(), (out / ".lock").touch()), lambda out: out.rename(out.with_name("moved"))])
+    shutil.rmtree, lambda out: ((out / ".lock").unlink(), (out / ".lock").touch()),
+    lambda out: out.rename(out.with_name("moved"))])
 def test_a_folder_that_was_taken_away_is_noticed_and_left_alone(tmp_path, change):
     out = tmp_path / "run"
     with folder.lock(out) as check:
@@ -46,25 +46,18 @@ def test_a_folder_that_was_taken_away_is_noticed_and_left_alone(tmp_path, change
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("line", [
-    "", "nonsense", "[1]", "3", "{}", '{"step": "3"}', '{"step": 1e3}', '{"step": 1' + "0" * 400 + "}", "[" * 100000,
-    '{"step": 3, "loss": 1}', '{"step": 3, "loss": "1", "quarters": [1, 1, 1, 1]}', '{"step": 3, "FD": "1"}',
-    '{"step": 3, "loss": 1, "quarters": [1, 1, 1]}', '{"step": 3, "loss": 1, "quarters": [1, 1, 1, {}]}',
-    "\udcff\udcfe", '{"step": 3, "loss": 1, "simple": {}, "quarters": [1, 1, 1, 1]}', '{"step": 3'])
-def test_lines_that_are_none_are_skipped_with_one_warning(tmp_path, capsys, line):
-    text = json.dumps(LINE) + "\n" + line + "\n" + line + "\n" + json.dumps({**LINE, "step": 4}) + "\n"
-    (tmp_path / "log.jsonl").write_bytes(text.encode(errors="surrogateescape"))
-    assert [each["step"] for each in folder.read_log(tmp_path)] == [3, 4]
-    said = capsys.readouterr().out
-    assert said.count("\n") == 1 and "log.jsonl that are no lines of a log were skipped: 2" in said
+def test_half_a_line_of_a_killed_process_is_skipped(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text(json.dumps(LINE) + "\n" + json.dumps({**LINE, "step": 4}) + "\n" + '{"step": 5, "lo')
+    assert [line["step"] for line in folder.read_log(tmp_path)] == [3, 4]
     folder.truncate_log(tmp_path, 3)
-    capsys.readouterr()
-    assert folder.read_log(tmp_path) == [LINE] and not capsys.readouterr().out
-    folder.plot_log(tmp_path)
-    assert Image.open(tmp_path / "loss.png").width > 100
+    assert path.read_text() == json.dumps(LINE) + "\n" and folder.read_log(tmp_path) == [LINE]
+    path.write_text("a note\n" + json.dumps(LINE) + "\n")
+    with pytest.raises(ValueError, match="cannot read .*log.jsonl: .*; correct or remove it"):
+        folder.read_log(tmp_path)
 
 
-@pytest.mark.parametrize("loss", [0, -1, 1e308, -1e308, 2**62, float("nan"), float("inf"), 5e-324])
+@pytest.mark.parametrize("loss", [0, -1, 1e308, float("nan"), float("inf")])
 def test_every_number_can_be_drawn(tmp_path, curves, loss):
     for step in (1, 2, 2**31 - 1):
         folder.append_log(tmp_path, {"step": step, "loss": loss, "simple": loss, "quarters": [loss, None, 1, loss]})
@@ -76,12 +69,12 @@ def test_every_number_can_be_drawn(tmp_path, curves, loss):
 
 
 @pytest.mark.largest_file(200)
-def test_a_line_that_does_not_fit_leaves_the_log_as_it_was(tmp_path):
+def test_a_line_that_does_not_fit_is_a_sentence_and_skipped(tmp_path):
     folder.append_log(tmp_path, LINE)
     folder.append_log(tmp_path, LINE)
-    with pytest.raises(OSError, match="cannot write .*log.jsonl: File too large; what was there is unchanged"):
+    with pytest.raises(OSError, match="cannot write .*log.jsonl: File too large"):
         folder.append_log(tmp_path, LINE)
-    assert folder.read_log(tmp_path) == [LINE, LINE] and (tmp_path / "log.jsonl").read_bytes().endswith(b"\n")
+    assert folder.read_log(tmp_path) == [LINE, LINE]
     with pytest.raises(OSError, match="cannot write .*loss.png: File too large"):
         folder.plot_log(tmp_path)
     assert [each.name for each in tmp_path.iterdir()] == ["log.jsonl"]

@@ -85,29 +85,3 @@ def test_a_long_run_s_film_is_thinned_and_ends_now(tmp_path):
     assert 20 < len(found) <= pictures.FRAMES
     last = ImageChops.difference(found[-1].crop((0, 0, 40, 30)), Image.open(tmp_path / "000099.png").reduce(2))
     assert max(ImageStat.Stat(last).mean) < 16
-
-
-def test_large_grids_make_a_short_film(tmp_path, monkeypatch):
-    monkeypatch.setattr(pictures, "FILM_PIXELS", 4 * 80 * 60)
-    save_grids(tmp_path, range(1, 9))
-    pictures.progress(tmp_path, 8, tmp_path / "p.gif")
-    assert len(frames(tmp_path / "p.gif")) == 4
-
-
-def test_what_is_no_grid_of_the_run_is_left_out(tmp_path):
-    save_grids(tmp_path, [2, 3])
-    save_grids(tmp_path, [1], size=(30, 30))
-    (tmp_path / "000000.png").write_bytes(b"no picture")
-    (tmp_path / "notes.png").write_bytes(b"no step")
-    save_grids(tmp_path, [5])
-    pictures.progress(tmp_path, 5, tmp_path / "p.gif")
-    assert len(frames(tmp_path / "p.gif")) == 3
-
-
-@pytest.mark.largest_file(5000)
-def test_a_full_disk_leaves_the_old_film(tmp_path):
-    save_grids(tmp_path, range(1, 30), size=(40, 20))                             # each is small enough
-    (tmp_path / "p.gif").write_bytes(b"old")
-    with pytest.raises(OSError, match="cannot write .*p.gif: File too large; what was there is unchanged"):
-        pictures.progress(tmp_path, 29, tmp_path / "p.gif")
-    assert (tmp_path / "p.gif").read_bytes() == b"old" and not [*tmp_path.glob("*.tmp")]

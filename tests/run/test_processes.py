@@ -178,39 +178,6 @@ def started(out, *flags):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are read from Linux's /proc")
-def test_no_thread_of_gloo_is_left(tmp_path):
-    """One that still held a tensor while Python ends would abort the process, now and then."""
-    script = tmp_path / "script.py"
-    script.write_text(f"""if True:
-        import contextlib, os, sys, time
-        sys.path.insert(0, {str(ROOT)!r})
-        import torch.distributed as dist, train
-
-        def gloo():
-            there = 0
-            for thread in os.listdir("/proc/self/task"):
-                with contextlib.suppress(OSError):                  # it ended meanwhile
-                    there += "gloo" in open(f"/proc/self/task/{{thread}}/comm").read()
-            return there
-
-        def watched(destroy=dist.destroy_process_group):
-            print("before", gloo())
-            destroy()
-
-        dist.destroy_process_group = watched
-        train.main(sys.argv[1:])
-        until = time.monotonic() + 10                               # Linux lists a thread a little longer than it runs
-        while gloo() and time.monotonic() < until:
-            time.sleep(0.01)
-        print("after", gloo())
-        """)
-    said = finished(torchrun(2, script, *FLAGS, "--out", str(tmp_path / "out")))
-    counts = {word: [int(n) for n in re.findall(rf"{word} (\d+)", said)] for word in ("before", "after")}
-    assert min(counts["before"]) > 0 and len(counts["before"]) == 2 and counts["after"] == [0, 0]
-
-
-@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes in /proc")
 def test_a_dead_process_ends_the_job_and_is_named(tmp_path):
     process = started(tmp_path, "--dtype", "bf16")
@@ -218,31 +185,6 @@ def test_a_dead_process_ends_the_job_and_is_named(tmp_path):
     _, error = process.communicate(timeout=600)
     assert process.returncode != 0 and "Signal 9 (SIGKILL)" in error and "rank      : 1" in error
     assert checkpoint.load(tmp_path / "last.safetensors").step > 0           # saved by the one that is left
-
-
-PATIENT = ("import datetime, train; from run import processes; processes.TIMEOUT = datetime.timedelta(seconds=20); "
-           "train.main()")
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="stops a process")
-def test_a_process_that_hangs_ends_the_others(tmp_path):
-    """Without torchrun, which would wait for it: what it tells its processes is told here."""
-    flags = [*FLAGS, "--steps", "100000", "--save_every", "1", "--out", str(tmp_path)]
-    told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "1"}
-    first, second = (subprocess.Popen([sys.executable, "-c", PATIENT, *flags], cwd=ROOT, stderr=subprocess.PIPE,
-                                      env={**os.environ, **told, "RANK": rank, "LOCAL_RANK": rank}, text=True)
-                     for rank in "01")
-    while not (tmp_path / "last.safetensors").exists():
-        assert first.poll() is None
-    second.send_signal(signal.SIGSTOP)
-    _, error = first.communicate(timeout=6000)
-    second.kill()
-    second.communicate()
-    assert first.returncode in (2, -signal.SIGABRT)                 # gloo may abort before Python hears of it
-    if first.returncode == 2:
-        assert "another process died or hangs, " in error and "repeat the command to resume\n" in error
-    assert checkpoint.load(tmp_path / "last.safetensors").step > 0
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 """run/resume.py: what is resumed, what is refused, and that nothing saved is lost by either."""
 
-import json
 import math
 import shutil
 from pathlib import Path
@@ -9,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 from torch.testing import assert_close
 
 import data
@@ -58,38 +56,15 @@ def rewrite(path, change):
     return path.read_bytes()
 
 
-def put(name, change):
-    """A change of one tensor: its new value, or what makes it of the old one."""
-    def apply(content, facts):
-        content[name] = change(content[name]) if callable(change) else change
-    return apply
-
-
-def set_fact(name, **changes):
-    return lambda content, facts: facts[name].update(changes)
-
-
-def poisoned(w):
-    return torch.where(torch.arange(w.numel()).view(w.shape) == w.numel() - 1, math.nan, w)
-
-
 WRONG = {
-    "shape of a moment": put("exp_avg.first.bias", torch.zeros(3)), "flat": put("exp_avg.first.weight", Tensor.flatten),
-    "double": put("exp_avg.first.bias", Tensor.double), "half": put("exp_avg_sq.first.bias", Tensor.half),
-    "whole": put("exp_avg.first.bias", Tensor.int), "nan": put("exp_avg.first.weight", poisoned),
-    "infinite": put("exp_avg_sq.first.weight", lambda w: w / 0),
-    "negative square": put("exp_avg_sq.first.bias", lambda w: w - 1),
+    "shape of a moment": lambda content, facts: content.update({"exp_avg.first.bias": torch.zeros(3)}),
+    "flat": lambda content, facts: content.update({"exp_avg.first.weight": content["exp_avg.first.weight"].flatten()}),
     "a moment less": lambda content, facts: content.pop("exp_avg.first.bias"),
-    "no squares": lambda content, facts: [content.pop(name) for name in [*content] if name.startswith("exp_avg_sq")],
-    "more updates": lambda content, facts: facts.update(updates=7), "step": lambda c, facts: facts.update(step=-1),
-    "weights nan": put("weights.first.weight", poisoned), "average nan": put("ema.first.weight", poisoned),
-    "weights half": put("weights.first.weight", Tensor.half), "average double": put("ema.first.weight", Tensor.double),
     "average less": lambda content, facts: content.pop("ema.first.bias"),
-    "history": put("history", torch.zeros(20, 10)), "losses": put("losses", torch.zeros(1, 4, 2)),
-    "shape of losses": put("losses", torch.zeros(3)), "longer chain": put("beta", torch.full((21,), 0.1).double()),
-    "beta": put("beta", torch.full((20,), 2.)), "other setting": set_fact("settings", lr=1.),
-    "seed": set_fact("settings", seed=[0]), "classes": set_fact("data", classes=["a"]),
-    "pixels": set_fact("data", shape=[1, 8, 16]), "network": set_fact("network", dropout=0.5)}
+    "other setting": lambda content, facts: facts["settings"].update(lr=1.),
+    "classes": lambda content, facts: facts["data"].update(classes=["a"]),
+    "pixels": lambda content, facts: facts["data"].update(shape=[1, 8, 16]),
+    "network": lambda content, facts: facts["network"].update(dropout=0.5)}
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -109,15 +84,6 @@ def test_a_checkpoint_given_away_is_not_resumed(out, refused):
     assert "last.safetensors was given away without its optimizer; choose another --out" in error
 
 
-@pytest.mark.parametrize("change", [lambda h: h[:-1], lambda h: h.double(), lambda h: h / 0])
-def test_a_history_of_another_shape_is_refused(runs, tmp_path, refused, change):
-    shutil.copytree(runs / "importance", tmp_path / "run")
-    (tmp_path / "run" / "previous.safetensors").unlink()
-    rewrite(tmp_path / "run" / "last.safetensors", put("history", change))
-    error = refused(train.main, [*FLAGS, "--sampling", "importance", "--steps", "4", "--out", str(tmp_path / "run")])
-    assert "last.safetensors: the losses of each t are of another shape or dtype, or infinite" in error
-
-
 def test_a_run_whose_first_updates_failed_resumes_to_the_bit(tmp_path, monkeypatch):
     """Adam has moments then, of 0 updates."""
     objective, failing = train.objective, iter([math.nan] * 4)
@@ -135,19 +101,8 @@ def test_a_run_whose_first_updates_failed_resumes_to_the_bit(tmp_path, monkeypat
     assert_close(*weights, rtol=0, atol=0)
 
 
-def test_checkpoints_without_a_digest_are_resumed(out, capsys):
-    """From before the digest, and with fewer settings and versions."""
-    def change(content, facts):
-        del facts["data"]["digest"], facts["settings"]["accept_changes"], facts["settings"]["sampling"]
-        facts["versions"] = {"python": facts["versions"]["python"], "torch": facts["versions"]["torch"]}
-
-    rewrite(out / "last.safetensors", change)
-    resumed(out)
-    assert checkpoint.load(out / "last.safetensors").step == 4 and "warning" not in capsys.readouterr().out
-
-
 def test_other_versions_are_said(out, capsys):
-    rewrite(out / "last.safetensors", set_fact("versions", torch="1.0.0"))
+    rewrite(out / "last.safetensors", lambda content, facts: facts["versions"].update(torch="1.0.0"))
     resumed(out)
     said = capsys.readouterr().out
     assert f"saved with torch 1.0.0 (now {torch.__version__}); the run resumes, but not to the bit" in said
@@ -166,8 +121,7 @@ def test_the_last_two_checkpoints_are_kept(out):
 
 @pytest.mark.parametrize("spoil", [
     lambda path: path.write_bytes(path.read_bytes()[:1000]), Path.unlink,
-    lambda path: rewrite(path, put("ema.first.bias", poisoned)),
-    lambda path: rewrite(path, put("exp_avg.first.bias", torch.zeros(3)))])
+    lambda path: rewrite(path, WRONG["shape of a moment"])])
 def test_a_damaged_checkpoint_falls_back_on_the_one_before(runs, tmp_path, capsys, spoil):
     """And the damaged one never takes its place."""
     out = tmp_path / "run"
@@ -235,11 +189,3 @@ def test_changed_data_are_refused_unless_accepted(tmp_path, monkeypatch, refused
     assert "warning: the data set" in capsys.readouterr().out
     resumed(out, *flags, steps=5)                                   # it is the run's data set now
     assert checkpoint.load(out / "last.safetensors").step == 5 and "warning" not in capsys.readouterr().out
-
-
-def test_a_log_with_a_blank_line_is_resumed(out, capsys):
-    with (out / "log.jsonl").open("a") as file:
-        file.write("\n")
-    resumed(out, "--log_every", "1", steps=5)
-    assert [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()] == [3, 3, 4, 5, 5]
-    assert capsys.readouterr().out.count("are no lines of a log") == 1
