@@ -1,4 +1,4 @@
-"""The tables of bench/results/<gpu>/, made from its bench.jsonl, and of docs/peers.md, from what a CPU measured.
+"""Tables and a plot of bench/results/<gpu>/, from its bench.jsonl, and the table of docs/peers.md, from a CPU's.
 
     python -m bench.tables
     python -m bench.tables --peers docs/peers.md
@@ -18,6 +18,7 @@ from bench.markdown import fill, table
 from bench.measure import RESULTS
 from kernels.equivalence import SIDES
 from run.cli import parse, script
+from run.pictures import panels, save_figure
 from unet import CONFIGS, UNet
 
 FACTS = ["outcome", "why", "stamp", "group", "name", "us", "p25", "p75", "error", "kind", "layout", "shape", "bytes",
@@ -138,6 +139,18 @@ def sections(lines: pd.DataFrame, done: pd.DataFrame) -> dict[str, pd.DataFrame]
     return {title: frame for title, frame in tables.items() if len(frame)}
 
 
+def plot(done: pd.DataFrame, path: Path) -> None:
+    """Pictures per second of every candidate, a panel for each chain and each training."""
+    groups = dict([*done[done.parameters.notna()].set_index("name").groupby("group", sort=False)])
+    if not groups:
+        return
+    heights = [len(rows) + 2 for rows in groups.values()]
+    figure, axes = panels(len(groups), 1, (9, 0.35 * sum(heights)), squeeze=False, height_ratios=heights)
+    for panel, (name, rows) in zip(axes.flat, groups.items(), strict=True):
+        (1e6 * rows.B / rows.us)[::-1].plot.barh(ax=panel, title=name, xlabel="pictures per second", ylabel="")
+    save_figure(figure, path, dpi=100)
+
+
 @script
 def main(argv: Sequence[str] | None = None) -> None:
     config = parse(Config, argv)
@@ -150,6 +163,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if len(done):
             tables = [f"\n## {title}\n\n{markdown(frame)}" for title, frame in sections(lines, done).items()]
             path.with_suffix(".md").write_text(f"# {path.parent.name}\n\n{stamps(done)}" + "".join(tables))
+            plot(done, path.with_name("loops.png"))
             print(path.with_suffix(".md"))
             if config.peers and path.parent.name == "cpu":
                 fill(PEERS, {"comparison": f"\n\n{markdown(peers_table(done))}\n", "stamp": stamps(done).strip()},

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from data.files import reading
-from ddpm import check_choice
+from ddpm import TARGETS, check_choice, from_betas
 from run import tensors
 from run.cli import DTYPES, choose_device, limit_threads, parse, script
 from run.memory import cast
@@ -96,7 +96,12 @@ def load(path: str | Path, parts: Sequence[str] = PARTS) -> Checkpoint:
             copy = {name.removeprefix(f"{part}."): w for name, w in content.items() if name.startswith(f"{part}.")}
             if copy:
                 unet.load_state_dict(copy, assign=True)             # raises for other names and shapes
+            if wrong := [name for name, w in copy.items() if not w.is_floating_point()
+                         or part in MOMENTS and not (w.dtype == torch.float32 and w.isfinite().all())]:
+                raise ValueError(f"{part}.{wrong[0]} is {copy[wrong[0]].dtype}, or not finite")
             copies[part] = {name: copy[name] for name in unet.state_dict()} if copy else {}
+        check_choice("target", facts["settings"]["target"], TARGETS)
+        from_betas(content["beta"])
         return Checkpoint(network, beta=content["beta"], losses=[*content.get("losses", ())],
                           history=content.get("history"), **copies, **{name: facts[name] for name in FACTS})
 

@@ -112,7 +112,11 @@ def test_a_missing_file_is_refused(tmp_path):
 @pytest.mark.parametrize("change", [
     lambda content, facts: facts["network"].update(classes=4), lambda content, facts: facts["network"].update(wings=2),
     lambda content, facts: facts.pop("settings"), lambda content, facts: content.pop("ema.first.bias"),
-    lambda content, facts: content.update({"exp_avg.first.bias": torch.zeros(3)})])
+    lambda content, facts: content.update({"exp_avg.first.bias": torch.zeros(3)}),
+    lambda content, facts: content["exp_avg_sq.first.bias"].fill_(math.nan),
+    lambda content, facts: content.update({"exp_avg.first.bias": content["exp_avg.first.bias"].half()}),
+    lambda content, facts: content.update({"ema.first.bias": content["ema.first.bias"].long()}),
+    lambda content, facts: facts["settings"].update(target="score"), lambda content, facts: content["beta"].zero_()])
 def test_parts_that_do_not_fit_together_are_a_sentence(tmp_path, change):
     checkpoint.save(tmp_path / "x.safetensors", example())
     content, facts = tensors.load(tmp_path / "x.safetensors")
