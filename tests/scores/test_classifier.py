@@ -86,13 +86,9 @@ def test_a_file_of_other_weights_is_no_classifier(tmp_path, refused, facts, weig
     assert f"cannot read {path}: its" in message and message.count("\n") == 1
 
 
-def test_a_checkpoint_and_a_damaged_file_are_no_classifiers(tmp_path):
+def test_a_checkpoint_is_no_classifier():
     with pytest.raises(ValueError, match="cannot read weights/digits.safetensors: it is no classifier; train it with"):
         classifier.load(Path("weights/digits.safetensors"))
-    path = tmp_path / "c.safetensors"
-    path.write_bytes(classifier.FILES["digits"].read_bytes()[:-100])
-    with pytest.raises(ValueError, match=f"cannot read {path}: it is damaged"):
-        classifier.load(path)
 
 
 @pytest.mark.parametrize("other, fits", [
@@ -132,12 +128,3 @@ def test_what_cannot_be_trained_on_is_a_sentence(tmp_path, refused, monkeypatch,
     np.savez("plain.npz", arr_0=blobs(30, 8, 8).images[:, 0].numpy())
     assert re.search(message, refused(evaluate.main, ["classifier", "--data", "a.npz", "--steps", "1", *flags]))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "plain.npz"]
-
-
-@pytest.mark.largest_file(4096)
-def test_a_full_disk_leaves_the_old_classifier(tmp_path, refused):
-    path = tmp_path / "c.safetensors"
-    path.write_bytes(b"old")
-    message = refused(evaluate.main, ["classifier", "--steps", "1", "--out", str(path)])
-    assert "c.safetensors: File too large; what was there is unchanged" in message
-    assert path.read_bytes() == b"old" and [*tmp_path.iterdir()] == [path]
