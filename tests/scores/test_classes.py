@@ -204,8 +204,7 @@ def test_labels_are_placed_by_the_names_of_their_classes():
     (["--classifier", "weights/digits_classifier.safetensors"], "is a classifier of digits, 1 x 8 x 8, in 10 classes, "
      "the pictures are fashion-mnist, 1 x 28 x 28, in 3 classes; train one with"),
     (["--classifier", "nowhere"], "no nowhere; train it with"), (["--among", "-1"], "among is -1"),
-    (["--among", "1"], "too few"), (["--data", "digits"], "digits has the class '3'"),
-    (["--held_out", "dead-leaves-grey"], "dead-leaves-grey has no end")])
+    (["--among", "1"], "too few"), (["--data", "digits"], "digits has the class '3'")])
 def test_what_cannot_be_scored_is_a_sentence(clothes, refused, extra, message):
     assert message in refused(evaluate.main, flags(clothes, *extra))
 

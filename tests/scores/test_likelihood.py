@@ -43,14 +43,6 @@ def test_every_term_is_the_core_s():
     assert terms.t.tolist() == list(range(1, 31)) and terms.width.tolist() == [1] * 30
 
 
-@pytest.mark.parametrize("times", [0, 10])
-def test_figures_do_not_depend_on_the_batch(times):
-    one_batch, batches = (bound(SCHEDULE, model, pixels(6), None, parts=partition(30, times), batch=b, **CHOICE)
-                          for b in (1000, 4))
-    for a, b in zip(one_batch, batches, strict=True):
-        assert_close(a, b, rtol=1e-6, atol=1e-9)
-
-
 @pytest.mark.parametrize("T, times", [(1000, 50), (1000, 3), (30, 29), (2, 1), (4000, 100)])
 def test_parts_are_all_of_the_chain_once(T, times):
     parts = partition(T, times)
