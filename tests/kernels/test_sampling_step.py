@@ -20,19 +20,19 @@ COPY_Z = one_row(t=7, s=5, clip=math.inf, cz=1)             # a row that returns
 pytestmark = pytest.mark.usefixtures("poison")
 
 
-def case(shape, device, channels=1, dtype=torch.float32, layout=torch.contiguous_format) -> dict[str, Tensor]:
+def case(shape, device, channels=1) -> dict[str, Tensor]:
     g = torch.Generator().manual_seed(0)
     B, C = shape[:2]
     xt, x0_prev, z, x0_prev2 = torch.randn(4, *shape, generator=g).to(device)
-    output = torch.randn(B, channels * C, *shape[2:], generator=g).to(device, dtype)
-    if len(shape) == 4:
-        output = output.to(memory_format=layout)
+    output = torch.randn(B, channels * C, *shape[2:], generator=g).to(device)
     seeds = noise.image_seeds(2**31 - 1, torch.arange(B) + 2**32 - B).to(device)
     return {"xt": xt, "output": output, "x0_prev": x0_prev, "x0_prev2": x0_prev2, "seeds": seeds, "z": z}
 
 
-def index(k: int, device) -> Tensor:
-    return torch.tensor([k], device=device)
+def arguments(rows: Tensor, k: int, c: dict[str, Tensor]) -> tuple:
+    """What a step takes of this case at row k, with noise from the seeds."""
+    device = c["xt"].device
+    return rows.to(device), torch.tensor([k], device=device), c["xt"], c["output"], None, c["seeds"]
 
 
 def close(got, want) -> None:
@@ -50,8 +50,8 @@ def test_every_kind_of_row(case, device):
 def test_a_fixed_variance_ignores_the_learned_one(device):
     """An output of twice the channels for rows that need one half of them."""
     c = case((2, 3, 5, 7), device, 2)
-    arguments = rows_of("ancestral").to(device), index(1, device), c["xt"]
-    both, half = (sampling_step(*arguments, output, None, c["seeds"]) for output in (c["output"], c["output"][:, :3]))
+    both, half = (sampling_step(*arguments(rows_of("ancestral"), 1, c | {"output": output}))
+                  for output in (c["output"], c["output"][:, :3]))
     assert all(torch.equal(a, b) for a, b in zip(both, half, strict=True))
 
 
@@ -59,7 +59,7 @@ def test_a_fixed_variance_ignores_the_learned_one(device):
 def test_noise_is_that_of_noise_normal(shape, device):
     """Word e % 4 of counter e // 4 with the image's key, across program borders and odd ends."""
     c = case(shape, device)
-    xs, _ = sampling_step(COPY_Z.to(device), index(0, device), c["xt"], c["output"], None, c["seeds"])
+    xs, _ = sampling_step(*arguments(COPY_Z, 0, c))
     torch.testing.assert_close(xs, noise.normal(c["seeds"], 5, shape[1:]), rtol=1e-5, atol=2e-6)
 
 
@@ -68,43 +68,39 @@ def test_noise_is_that_of_noise_normal(shape, device):
 def test_noise_that_lands_between_the_steps(s, dtype, device):
     """The fraction of s is in the counter: as float32 has it, whatever the rows' dtype."""
     c = case((2, 3, 5, 7), device)
-    rows = one_row(s=s, clip=math.inf, cz=1).to(device, dtype)
-    xs, _ = sampling_step(rows, index(0, device), c["xt"], c["output"], None, c["seeds"])
+    xs, _ = sampling_step(*arguments(one_row(s=s, clip=math.inf, cz=1).to(dtype), 0, c))
     torch.testing.assert_close(xs, noise.normal(c["seeds"], s, (3, 5, 7)), rtol=1e-5, atol=2e-6)
     assert (xs - noise.normal(c["seeds"], math.floor(s), (3, 5, 7))).abs().mean() > 0.5
 
 
 def test_z_goes_before_seeds(device):
     c = case((2, 3, 4, 4), device)
-    xs, _ = sampling_step(COPY_Z.to(device), index(0, device), c["xt"], c["output"], None, c["seeds"], z=c["z"])
+    xs, _ = sampling_step(*arguments(COPY_Z, 0, c), z=c["z"])
     assert torch.equal(xs, c["z"])
 
 
 def test_float32_rows_give_the_same_bits(device):
-    c = case((2, 3, 5, 4), device, 2)
-    rows, arguments = rows_of("learned").to(device), (index(1, device), c["xt"], c["output"], None, c["seeds"])
-    assert all(map(torch.equal, sampling_step(rows, *arguments), sampling_step(rows.float(), *arguments)))
+    c, rows = case((2, 3, 5, 4), device, 2), rows_of("learned")
+    assert all(map(torch.equal, sampling_step(*arguments(rows, 1, c)), sampling_step(*arguments(rows.float(), 1, c))))
 
 
 def test_memory_of_any_stride(device):
     """An xt in channels_last, an output that is a slice or transposed: the same numbers, contiguous results."""
-    rows = rows_of("ancestral").to(device)
-    c = case((2, 4, 6, 6), device, 2)
-    want = samplers.step(rows, index(1, device), c["xt"], c["output"][:, 2:6], None, c["seeds"])
+    rows, c = rows_of("ancestral"), case((2, 4, 6, 6), device, 2)
+    want = samplers.step(*arguments(rows, 1, c | {"output": c["output"][:, 2:6]}))
     for xt, output in ((c["xt"].to(memory_format=torch.channels_last), c["output"][:, 2:6]),
                        (c["xt"], c["output"].to(memory_format=torch.channels_last)[:, 2:6]),
                        (c["xt"], c["output"].transpose(2, 3).contiguous().transpose(2, 3)[:, 2:6])):
-        got = sampling_step(rows, index(1, device), xt, output, None, c["seeds"])
+        got = sampling_step(*arguments(rows, 1, c | {"xt": xt, "output": output}))
         close(got, want)
         assert got[0].is_contiguous() and got[1].is_contiguous()
 
 
 def test_nan_stays_nan(device):
     """A clip that turned NaN into 1 would hide a broken network."""
-    rows = rows_of("ddim").to(device)
     c = case((1, 1, 3, 3), device)
     c["output"][0, 0, 1, 1], c["output"][0, 0, 0, 0], c["output"][0, 0, 2, 2] = math.nan, math.inf, -math.inf
-    xs, x0_hat = sampling_step(rows, index(1, device), c["xt"], c["output"])
+    xs, x0_hat = sampling_step(*arguments(rows_of("ddim"), 1, c))
     assert xs.isnan().nonzero().tolist() == x0_hat.isnan().nonzero().tolist() == [[0, 0, 1, 1]]
     assert x0_hat[0, 0, 0, 0] == -1 and x0_hat[0, 0, 2, 2] == 1
 
@@ -115,49 +111,46 @@ def test_what_is_not_needed_is_not_read(device):
     nan = torch.full_like(c["xt"], math.nan)
     c["output"][:, 2:] = math.nan
     for kind in KINDS:
-        rows = rows_of(kind).to(device)
-        xs, _ = sampling_step(rows, index(len(rows) - 1, device), c["xt"], c["output"], nan, z=nan, x0_prev2=nan)
+        rows = rows_of(kind)
+        xs, _ = sampling_step(*arguments(rows, len(rows) - 1, c)[:4], nan, z=nan, x0_prev2=nan)
         assert xs.isfinite().all()
-    xs, _ = sampling_step(one_row(t=7, s=5, clip=1, cp=1).to(device), index(0, device), c["xt"], c["output"], nan)
+    xs, _ = sampling_step(*arguments(one_row(t=7, s=5, clip=1, cp=1), 0, c)[:4], nan)
     assert xs.isnan().all()
 
 
 def test_x0_hat_only_when_asked(device):
-    rows = rows_of("ancestral").to(device)
-    c = case((2, 3, 4, 4), device)
-    arguments = rows, index(1, device), c["xt"], c["output"], None, c["seeds"]
-    xs, x0_hat = sampling_step(*arguments, keep_x0=False)
-    assert x0_hat is None and torch.equal(xs, sampling_step(*arguments)[0])
-    assert step_op(*arguments[:5], None, *arguments[5:], None, False)[1].numel() == 0
+    ancestral = arguments(rows_of("ancestral"), 1, case((2, 3, 4, 4), device))
+    xs, x0_hat = sampling_step(*ancestral, keep_x0=False)
+    assert x0_hat is None and torch.equal(xs, sampling_step(*ancestral)[0])
+    assert step_op(*ancestral[:5], None, *ancestral[5:], None, False)[1].numel() == 0
 
 
 @pytest.mark.parametrize("layout, full", [(torch.contiguous_format, False), (torch.channels_last, True)])
 def test_opcheck(layout, full, device):
-    c = case((2, 3, 2, 4), device, 2, layout=layout)
+    c = case((2, 3, 2, 4), device, 2)
+    c["output"] = c["output"].to(memory_format=layout)
     rest = (c["x0_prev"], c["x0_prev2"], None, c["z"], False) if full else (None, None, c["seeds"], None, True)
-    torch.library.opcheck(step_op, (rows_of("learned").to(device), index(1, device), c["xt"], c["output"], *rest))
+    torch.library.opcheck(step_op, (*arguments(rows_of("learned"), 1, c)[:4], *rest))
 
 
 def test_one_graph_for_every_batch_and_step(device):
-    rows = rows_of("ancestral").to(device)
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(sampling_step, fullgraph=True, backend=counter)
     for B, k in ((2, 0), (3, 2)):
         c = case((B, 3, 2, 4), device)
         for name in ("xt", "output", "seeds"):
             torch._dynamo.mark_dynamic(c[name], 0)
-        arguments = rows, index(k, device), c["xt"], c["output"], None, c["seeds"]
-        close(compiled(*arguments), samplers.step(*arguments))
+        ancestral = arguments(rows_of("ancestral"), k, c)
+        close(compiled(*ancestral), samplers.step(*ancestral))
     assert counter.frame_count == 1
 
 
 def test_on_a_cpu_it_is_the_plain_step(monkeypatch):
     monkeypatch.setattr(room, "INTERPRET", False)
-    rows = rows_of("ancestral")
     c = case((2, 3, 4, 4), "cpu")
-    arguments = rows, index(1, "cpu"), c["xt"].double(), c["output"], None, c["seeds"]
-    assert all(torch.equal(a, b) for a, b in zip(sampling_step(*arguments), samplers.step(*arguments), strict=True))
-    assert sampling_step(*arguments, keep_x0=False)[1] is None
+    ancestral = arguments(rows_of("ancestral"), 1, c | {"xt": c["xt"].double()})
+    assert all(torch.equal(a, b) for a, b in zip(sampling_step(*ancestral), samplers.step(*ancestral), strict=True))
+    assert sampling_step(*ancestral, keep_x0=False)[1] is None
 
 
 @pytest.mark.parametrize("change, message", [
@@ -174,7 +167,7 @@ def test_on_a_cpu_it_is_the_plain_step(monkeypatch):
 ])
 def test_errors(change, message, monkeypatch):
     monkeypatch.setattr(room, "INTERPRET", True)            # where there is a GPU, these tensors are not on it
-    arguments = {"rows": torch.zeros(5, 12), "i": torch.tensor([0]), "xt": torch.zeros(2, 3, 4, 4),
-                 "output": torch.zeros(2, 3, 4, 4)} | change
+    tensors = {"rows": torch.zeros(5, 12), "i": torch.tensor([0]), "xt": torch.zeros(2, 3, 4, 4),
+               "output": torch.zeros(2, 3, 4, 4)} | change
     with pytest.raises(ValueError, match=message):
-        sampling_step(**arguments)
+        sampling_step(**tensors)
