@@ -88,20 +88,13 @@ def cut(path, n):
 
 @pytest.mark.parametrize("name, spoil, says", [
     ("mnist", lambda d: cut(d / "train-images-idx3-ubyte", 5000), "cannot read .*train-images-idx3-ubyte: .*reshape"),
-    ("mnist", lambda d: cut(d / "train-images-idx3-ubyte", 9), "cannot read .*train-images-idx3-ubyte: .*; fetch it"),
-    ("mnist", lambda d: cut(d / "train-images-idx3-ubyte", 0), "cannot read .*train-images-idx3-ubyte: .*; fetch it"),
-    ("mnist", lambda d: mnist(d, packed=True) and (d / "train-images-idx3-ubyte").unlink()
-     or cut(d / "train-images-idx3-ubyte.gz", 3000), "cannot read .*train-images-idx3-ubyte.gz: "),
     ("mnist", lambda d: (d / "train-images-idx3-ubyte").write_bytes(b"\0\0\x0d\1\0\0\0\0"),
      "it is no IDX file of bytes"),
     ("mnist", lambda d: (d / "train-labels-idx1-ubyte").unlink(), "cannot read .*train-labels-idx1-ubyte"),
     ("mnist", lambda d: write_idx(d / "train-labels-idx1-ubyte", np.zeros(3, np.uint8)),
      r"pictures \(10, 28, 28\), and the labels beside it are \(3,\)"),
-    ("mnist", lambda d: write_idx(d / "train-images-idx3-ubyte", np.zeros((2, 784), np.uint8)), r"pictures \(2, 784\)"),
     ("cifar10", lambda d: cut(d / "data_batch_4.bin", 3000), "data_batch_4.bin: it has 3000 bytes"),
-    ("cifar10", lambda d: cut(d / "data_batch_4.bin", 0), "data_batch_4.bin: it has 0 bytes"),
-    ("cifar10", lambda d: (d / "data_batch_4.bin").unlink(), "cannot read .*data_batch_4.bin"),
-    ("cifar100", lambda d: cut(d / "train.bin", 3073), "train.bin: it has 3073 bytes")])
+    ("cifar10", lambda d: (d / "data_batch_4.bin").unlink(), "cannot read .*data_batch_4.bin")])
 def test_bad_files_are_named(tmp_path, name, spoil, says):
     mnist(tmp_path)
     cifar(tmp_path, name) if name != "mnist" else None
@@ -125,7 +118,6 @@ def test_what_the_authors_held_out_is_named_by_test(tmp_path):
 
 @pytest.mark.parametrize("name, says", [
     ("stanford-cars", "stanford-cars has no held-out pictures; instead of test:stanford-cars, name a folder"),
-    ("dead-leaves", "no held-out pictures of"), ("stream:mnist", "stream:mnist has no held-out pictures"),
     ("photos", "no held-out pictures of 'photos' are known; name the folder or the .npz file that has them"),
     ("mnist:{here}", "has no held-out pictures of mnist: neither its authors' own test files, nor test.*parquet, nor"),
     ("imagenet64:{here}", "nor validation.*parquet, nor images in a folder validation")])
@@ -137,12 +129,11 @@ def test_a_set_without_held_out_pictures_is_a_sentence(tmp_path, name, says):
         data.load("test:" + name.format(here=tmp_path))
 
 
-@pytest.mark.parametrize("name, file", [("cifar10", "data_batch_1"), ("mini-imagenet", "a.pkl")])
-def test_pickles_are_refused_unread(tmp_path, monkeypatch, name, file):
+def test_pickles_are_refused_unread(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / file).write_bytes(pickle.dumps(Trap()))
+    (tmp_path / "data_batch_1").write_bytes(pickle.dumps(Trap()))
     with pytest.raises(ValueError, match="no images under .* but no pickles"):
-        data.load(f"{name}:{tmp_path}")
+        data.load(f"cifar10:{tmp_path}")
     assert not Path("trap-was-here").exists()
 
 
@@ -154,18 +145,10 @@ def folder_of_classes(folder, n):
         Image.fromarray(pixels(70, 80, 3, seed=k)).save(path)
 
 
-def test_a_folder_of_classes_takes_the_name_and_its_size(tmp_path):
-    folder_of_classes(tmp_path / "train", 4)
-    loaded = data.load(f"imagenet64:{tmp_path}")
-    assert (loaded.name, loaded.shape, loaded.classes) == ("imagenet64", (3, 64, 64), ("class0", "class1"))
-
-
 @pytest.mark.parametrize("name, says", [
     ("mnist:/nowhere", "no folder /nowhere for mnist"),
     ("mnst", "no data set 'mnst'; .* digits, " + ", ".join(published.SETS) + ", dead-leaves"),
-    ("mnits:/nowhere", "no data set 'mnits:/nowhere'"),
-    ("dead-leaves:/nowhere", "no data set 'dead-leaves:/nowhere'"), ("stream:dead-leaves", "no data set"),
-    ("stream:digits", "no data set 'stream:digits'")])
+    ("mnits:/nowhere", "no data set 'mnits:/nowhere'"), ("stream:digits", "no data set 'stream:digits'")])
 def test_what_is_not_there_is_said(name, says):
     with pytest.raises(ValueError, match=says):
         data.load(name)
@@ -198,16 +181,17 @@ def parquet(datasets, folder, name, sizes, file="train-00000-of-00001.parquet", 
 
 
 def test_held_out_parquet_and_folders_of_images(tmp_path, datasets):
-    for split, n in (("train", 4), ("test", 2)):
-        parquet(datasets, tmp_path / "p", "mini-imagenet", [(84, 84)] * n, f"{split}-0.parquet")
+    classes = ("class0", "class1")
+    for split, n in (("train", 4), ("validation", 2)):
+        parquet(datasets, tmp_path / "p", "imagenet64", [(64, 64)] * n, f"{split}-0.parquet", names=classes)
         folder_of_classes(tmp_path / "f" / split, n)
     for folder in "pf":
         for prefix, n in (("", 4), ("test:", 2)):
-            loaded = data.load(f"{prefix}mini-imagenet:{tmp_path / folder}", "64")
-            assert len(loaded.images) == n and loaded.shape == (3, 64, 64)
-    (tmp_path / "p" / "data" / "test-0.parquet").unlink()
-    with pytest.raises(ValueError, match="p has no held-out pictures of mini-imagenet"):
-        data.load(f"test:mini-imagenet:{tmp_path / 'p'}", "64")
+            loaded = data.load(f"{prefix}imagenet64:{tmp_path / folder}")
+            assert len(loaded.images) == n and loaded.shape == (3, 64, 64) and loaded.classes == classes
+    (tmp_path / "p" / "data" / "validation-0.parquet").unlink()
+    with pytest.raises(ValueError, match="p has no held-out pictures of imagenet64"):
+        data.load(f"test:imagenet64:{tmp_path / 'p'}")
 
 
 def test_cars_of_many_sizes_from_parquet_train(datasets, tmp_path):
@@ -221,20 +205,10 @@ def test_cars_of_many_sizes_from_parquet_train(datasets, tmp_path):
         data.load(f"stanford-cars:{cars}")
 
 
-def test_imagenet64_from_parquet_trains(datasets, tmp_path):
-    imagenet = tmp_path / "imagenet"
-    table = parquet(datasets, imagenet, "imagenet64", [(64, 64)] * 6)
-    parquet(datasets, imagenet, "imagenet64", [(64, 64)] * 2, "validation-00000-of-00001.parquet")
-    facts = run(tmp_path / "run", "--data", f"imagenet64:{imagenet}")
-    assert (tuple(facts["shape"]), tuple(facts["classes"])) == ((3, 64, 64), ("a", "b", "c"))
-    loaded = data.load(f"imagenet64:{imagenet}")
-    assert_close(loaded.images, torch.stack([image_files.to_tensor(row["image"]) for row in table]))
-    assert loaded.labels.tolist() == [0, 1, 2, 0, 1, 2]
-
-
 def test_large_tables_are_read_as_needed(datasets, tmp_path, monkeypatch):
-    parquet(datasets, tmp_path, "cifar10", [(32, 32)] * 5)
+    table = parquet(datasets, tmp_path, "cifar10", [(32, 32)] * 5)
     eager = data.load(f"cifar10:{tmp_path}").images
+    assert_close(eager, torch.stack([image_files.to_tensor(row["img"]) for row in table]))
     monkeypatch.setattr(data.sets, "IN_MEMORY", 0)
     lazy = data.load(f"cifar10:{tmp_path}")
     assert isinstance(lazy.images, published.Rows) and len(lazy.images) == 5
@@ -276,16 +250,13 @@ def test_every_name_asks_the_hub_for_its_columns(datasets, name, monkeypatch):
     assert loaded.labels.tolist() == [0, 1, 2] and loaded.classes == ("a", "b", "c")
 
 
-def test_a_hub_out_of_reach_is_one_sentence(datasets, monkeypatch, tmp_path, capsys):
+def test_a_hub_out_of_reach_is_one_sentence(datasets, monkeypatch, tmp_path, refused):
     def load_dataset(**kwargs):
         raise ConnectionError("Couldn't reach it\nand more")
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(SystemExit) as stop:
-        train.main(["--data", "cifar10", "--out", str(tmp_path)])
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and error.count("\n") == 1
+    error = refused(train.main, ["--data", "cifar10", "--out", str(tmp_path)])
+    assert error.count("\n") == 1 and "cifar10:FOLDER" in error
     assert "cannot read cifar10 from uoft-cs/cifar10: Couldn't reach it and more; " in error
-    assert "cifar10:FOLDER" in error
 
 
 def test_without_the_library_a_sentence_says_what_to_install(monkeypatch):
@@ -296,7 +267,6 @@ def test_without_the_library_a_sentence_says_what_to_install(monkeypatch):
 
 @pytest.mark.parametrize("name, spoil, says", [
     ("cifar10", lambda p: cut(p, 400), "train-00000.*see that the files are whole"),
-    ("cifar10", lambda p: p.write_bytes(b"no table"), "see that the files are whole"),
     ("mnist", lambda p: None, "'img'.* not in the dataset.*'image', 'label'")])
 def test_bad_tables_are_named(datasets, tmp_path, name, spoil, says):
     parquet(datasets, tmp_path, name, [(32, 32)] * 3)
@@ -305,28 +275,14 @@ def test_bad_tables_are_named(datasets, tmp_path, name, spoil, says):
         data.load(f"cifar10:{tmp_path}")
 
 
-def test_a_damaged_picture_in_a_table_is_named(datasets, tmp_path):
-    buffer = io.BytesIO()
-    Image.fromarray(pixels(32, 32, 3)).save(buffer, "png")
-    cells = [{"bytes": raw, "path": None} for raw in (buffer.getvalue(), buffer.getvalue()[:99])]
-    features = datasets.Features({"img": datasets.Image(decode=False), "label": datasets.Value("int64")})
-    datasets.Dataset.from_dict({"img": cells, "label": [0, 1]}, features).to_parquet(tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match="cannot read the image in row 1 of cifar10:"):
-        data.load(f"cifar10:{tmp_path}")
-
-
-@pytest.mark.parametrize("label", [-1, None])
-def test_a_label_that_is_missing_is_named(datasets, tmp_path, label):
-    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
-    columns = {"img": [Image.fromarray(pixels(32, 32, 3))], "label": [label]}
-    datasets.Dataset.from_dict(columns, features).to_parquet(tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match=f"row 0 of .* has the label {label}"):
-        data.load(f"stream:cifar10:{tmp_path}").labels[[0]]
-    for column in (features["label"], datasets.Value("float64")):
-        table = datasets.Dataset.from_dict(columns | {"label": [label or 0.5 if column.dtype == "float64" else label]},
-                                           datasets.Features(img=features["img"], label=column))
-        table.to_parquet(tmp_path / "a.parquet")
-        with pytest.raises(ValueError, match="cifar10:.* has no labels, or some that are not whole numbers from 0"):
-            data.load(f"cifar10:{tmp_path}")
-    with pytest.raises(ValueError, match="row 3 of cars has the label 2"):            # the library writes no such table
-        published.one_label(2, 2, "row 3 of cars")
+@pytest.mark.parametrize("cut_at, label, prefix, says", [
+    (99, 0, "", "cannot read the image in row 0 of cifar10:"),
+    (None, -1, "", "cifar10:.* has no labels, or some that are not whole numbers from 0"),
+    (None, -1, "stream:", "row 0 of .* has the label -1"), (None, None, "stream:", "row 0 of .* has the label None")])
+def test_bad_rows_are_named(datasets, tmp_path, cut_at, label, prefix, says):
+    Image.fromarray(pixels(32, 32, 3)).save(buffer := io.BytesIO(), "png")
+    features = {"img": datasets.Image(decode=False), "label": datasets.ClassLabel(names=["a", "b"])}
+    columns = {"img": [{"bytes": buffer.getvalue()[:cut_at], "path": None}], "label": [label]}
+    datasets.Dataset.from_dict(columns, datasets.Features(features)).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=says):
+        next(data.batches(data.load(f"{prefix}cifar10:{tmp_path}"), 1, 0, range(1, 2)))

@@ -34,11 +34,8 @@ def test_digits_are_split_once_and_for_all():
     train, held_out = data.digits(), data.digits(held_out=True)
     assert (len(train.images), len(held_out.images)) == (1200, 597)
     assert train.shape == (1, 8, 8) and train.images.max() == 255 and len(train.labels.unique()) == 10
-    together = torch.cat([train.images, held_out.images]).flatten(1)
-    from sklearn.datasets import load_digits
     assert data.digest(train).startswith("783052dc14b0ca8f")            # as when weights/ were trained
     assert data.digest(held_out).startswith("bcf4e22eb2265faf")
-    assert_close(together.long().sum(0).double(), torch.from_numpy((load_digits().data * 255 / 16).round()).sum(0))
 
 
 def cut(path):
@@ -82,13 +79,7 @@ def test_crop_takes_the_centre_and_pad_adds_black(tmp_path):
     assert padded.shape == (3, 10, 16)
     assert_close(padded[:, 1:9, 2:14], original)
     assert padded.sum() == original.sum()
-    assert data.load(str(tmp_path), "4x4").shape == (3, 4, 4)
-
-
-def test_digits_padded():
-    loaded = data.load("digits", "12", "pad")
-    assert loaded.shape == (1, 12, 12)
-    assert_close(loaded.images[:, :, 2:10, 2:10], data.digits().images)
+    assert_close(data.load("digits", "12", "pad").images[:, :, 2:10, 2:10], data.digits().images)
 
 
 def test_large_folders_are_read_as_needed(tmp_path, monkeypatch):
@@ -111,9 +102,7 @@ def test_npz(tmp_path, shape):
 
 
 @pytest.mark.parametrize("spoil, says", [
-    (lambda d: (d / "x.png").write_text("no picture"), "cannot read the image .*x.png"),
     (lambda d: (picture(d / "x.png"), cut(d / "x.png")), "cannot read the image .*x.png"),
-    (lambda d: (d / "x.png").symlink_to("nowhere"), "cannot read the image .*x.png: .*No such file"),
     (lambda d: picture(d / "x.png", size=(5, 5)), "2 sizes, 5x5 to 8x12; choose one with --size"),
     (lambda d: picture(d / "sub" / "x.png"), "beside subfolders such as 'sub'"),
     (lambda d: Image.new("F", (12, 8)).save(d / "x.tiff"), "pixels of kind 'F'")])
@@ -126,9 +115,7 @@ def test_bad_folders_are_refused_by_name(tmp_path, spoil, says):
 
 @pytest.mark.parametrize("arrays, says", [
     ({"arr_0": np.zeros((2, 4, 4, 3), np.float32)}, "float32"),
-    ({"arr_0": np.zeros((2, 4, 4, 2), np.uint8)}, "1, 3 or 4"),
     ({"other": np.zeros(3)}, "arr_0"),
-    ({"arr_0": np.array([{}], object)}, "cannot read"),
     ({"arr_0": np.zeros((2, 4, 4), np.uint8), "arr_1": np.array([0., 1.])}, "arr_1"),
     ({"arr_0": np.zeros((2, 4, 4), np.uint8), "arr_1": np.array([0, -1])}, "not whole numbers from 0 to 999999")])
 def test_bad_npz_is_refused(tmp_path, arrays, says):
@@ -162,17 +149,13 @@ def test_every_epoch_shows_every_picture_once(n, batch):
     assert_close(epochs.sort(dim=1).values, torch.arange(n).expand(len(epochs), n))
     if n == 10:
         assert len(epochs.unique(dim=0)) == len(epochs)
+        assert not torch.equal(data.batch_indices(n, batch, 8, 1), seen[:batch])             # of another seed
 
 
 def test_a_set_without_end_is_never_shown_twice():
     seen = torch.cat([data.batch_indices(data.ENDLESS, 5, 7, step) for step in range(1, 4)])
     assert_close(seen, torch.arange(15))
     assert data.batch_indices(data.ENDLESS, 2, 0, data.ENDLESS // 2 + 1).tolist() == [0, 1]
-
-
-def test_order_depends_on_seed_and_step_alone():
-    assert_close(data.batch_indices(100, 8, 1, 5), data.batch_indices(100, 8, 1, 5))
-    assert not torch.equal(data.batch_indices(100, 8, 1, 5), data.batch_indices(100, 8, 2, 5))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -226,9 +209,3 @@ def test_grid_places_every_picture():
     tiles = [sheet[0, 24 + 32 + r * 68, 4 + 32 + c * 68].item() for r in range(2) for c in range(3)]
     assert tiles == [0, 51, 102, 153, 204, 255]
     assert (sheet[:, :24] < 128).any()              # the heads are written
-
-
-@pytest.mark.parametrize("channels", [1, 3, 4])
-def test_tensor_picture_tensor(channels):
-    pixels = torch.randint(0, 256, (channels, 5, 7), dtype=torch.uint8)
-    assert_close(image_files.to_tensor(image_files.to_image(pixels)), pixels)

@@ -1,6 +1,5 @@
 """The scripts that make what docs/ shows."""
 
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ import data
 import train
 from docs import fashion, figures, variants
 from docs.pages import unet_picture
-from tests.helpers import write_idx
 
 
 @pytest.fixture
@@ -35,12 +33,10 @@ def test_figures_of_the_equations_are_made(name, tmp_path, few):
 
 @pytest.mark.slow
 def test_real_pictures_and_samples_stand_side_by_side(tmp_path, monkeypatch):
-    """Of the committed weights: ten classes of files like Fashion-MNIST's, each of one grey."""
-    labels = np.arange(100) % 10
-    for part in ("train", "t10k"):
-        write_idx(tmp_path / f"{part}-images-idx3-ubyte.gz", np.full((100, 28, 28), 20) * labels[:, None, None])
-        write_idx(tmp_path / f"{part}-labels-idx1-ubyte.gz", labels)
-    monkeypatch.setitem(train.PRESETS, "fashion", replace(train.PRESETS["fashion"], data=f"fashion-mnist:{tmp_path}"))
+    """Samples of the committed weights, and ten classes in place of Fashion-MNIST's, each of one grey."""
+    labels = torch.arange(100) % 10
+    images = (20 * labels[:, None, None, None]).expand(100, 1, 28, 28).to(torch.uint8)
+    monkeypatch.setattr(data, "load", lambda name: data.Data(name, images, labels, (), (1, 28, 28)))
     figures.real_and_sampled(tmp_path / "both.png")
     image = np.asarray(Image.open(tmp_path / "both.png").convert("L")).astype(int)
     assert image.shape == (24 + 10 * 88, 10 * 88 + 4)
@@ -49,26 +45,20 @@ def test_real_pictures_and_samples_stand_side_by_side(tmp_path, monkeypatch):
     assert (tiles[:, :, 5:].std((1, 3)) > 10).all()
 
 
-def test_every_figure_is_there():
-    assert {f"{name}.png" for name in figures.FIGURES} <= {path.name for path in figures.DOCS.glob("*.png")}
-
-
 def test_the_reverse_strip_shows_the_listed_times(tmp_path):
     assert sorted(figures.SNAPSHOTS) == [0, 15, 50, 100, 200, 300, 400, 550, 700, 999]
     assert Image.open(figures.DOCS / "reverse.png").size == (10 * 68 + 4, 24 + 10 * 68)
-
-
-def test_an_unknown_figure_is_refused(capsys):
-    with pytest.raises(SystemExit) as stop:
-        figures.main(["--only", "cats"])
-    assert stop.value.code == 2 and "only is 'cats'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("main, flags, message", [
     (fashion.main, ["--minutes", "inf"], "minutes is inf"), (fashion.main, ["--only", "cats"], "only is 'cats'"),
     (fashion.main, ["--n", "3"], "n is 3"),
     (variants.main, ["--only", "cats"], "only is 'cats'"), (figures.main, ["--only", "digits,cats"], "only is 'cats'"),
-    (unet_picture.main, ["--size", ""], "size is empty"), (unet_picture.main, ["--change", "groups=0"], "groups 0")])
+    (unet_picture.main, ["--size", ""], "size is empty"), (unet_picture.main, ["--change", "groups=0"], "groups 0"),
+    (unet_picture.main, ["--change", "cats=3"], "change is 'cats=3'"),
+    (unet_picture.main, ["--change", "widths=64"], "change is"),
+    (unet_picture.main, ["--network", "cats"], "network is 'cats'"),
+    (unet_picture.main, ["--size", "30"], "30 x 30 pixels")])
 def test_flags_that_cannot_work_are_refused_before_the_work(refused, main, flags, message):
     assert message in refused(main, flags)
 
@@ -109,11 +99,3 @@ def test_digits_in_other_shapes_are_read_as_such(tmp_path, make, shape):
     assert torch.equal(found.labels, digits.labels)
     dark = found.images.float().mean((1, 2, 3)), digits.images.float().mean((1, 2, 3))
     assert torch.stack(dark).corrcoef()[0, 1] > 0.5 and len(found.images.unique(dim=0)) > 590
-
-
-@pytest.mark.slow
-def test_a_row_of_shapes_has_its_bits(monkeypatch):
-    monkeypatch.setattr(variants, "bits", lambda path, pictures, n: float(len(data.load(pictures).images)))
-    monkeypatch.setattr(variants, "SHORT", (2, 20))
-    monkeypatch.setattr(variants, "SHAPES", variants.SHAPES[2:])
-    assert [*variants.shapes()] == ["| a rectangle | `--size 8x12 --fit pad` | 3 x 8 x 12 | 597.000 |\n"]

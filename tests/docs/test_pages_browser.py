@@ -117,22 +117,6 @@ def test_a_page_is_readable_and_accessible(name, visit):
         assert not [(each["id"], [node["html"][:120] for node in each["nodes"][:3]]) for each in violations]
 
 
-def test_the_walk_can_be_walked(visit):
-    page = visit(PAGES[0])
-    for name in PAGES[1:]:
-        page.locator("footer a[rel=next]").click()
-        assert page.url.endswith(f"/{name}.html")
-    assert not page.locator("footer a[rel=next]").count()
-
-
-def test_a_link_in_the_code_leads_to_its_note(visit):
-    page = visit("train")
-    page.locator('.code a[href="schedules.html#Schedule"]').first.click()
-    assert page.evaluate("location.pathname.endsWith('schedules.html')")
-    assert page.evaluate("location.hash") == "#Schedule"
-    assert page.evaluate("document.querySelector(':target').getBoundingClientRect().top") < 900
-
-
 @pytest.mark.parametrize("name", ["x_t", "table", "reverse", "philox", "network", "noise"])
 def test_the_keyboard_reaches_everything_in_sight(name, visit):
     page = visit(name, 390)
@@ -149,14 +133,6 @@ def test_the_keyboard_reaches_everything_in_sight(name, visit):
     for _ in range(wanted + 5):
         page.keyboard.press("Tab")
     assert wanted > 5 and not page.evaluate("wanted.filter(e => !reached.has(e)).map(e => e.outerHTML.slice(0, 80))")
-
-
-def test_the_contents_open_by_keyboard(visit):
-    page = visit("ddpm", 390)
-    page.locator("summary").focus()
-    page.keyboard.press("Enter")
-    page.locator("nav a", has_text="noise.py").click()
-    assert page.locator("h1").inner_text().startswith("noise.py")
 
 
 # Sliders
@@ -239,12 +215,6 @@ def test_schedules_are_those_of_ddpm(kind, arguments, T, table):
         assert bits == pytest.approx(ddpm.schedule_check(schedule), rel=1e-6, abs=1e-12)
 
 
-def test_the_tables_are_those_of_ddpm_to_the_bit(table):
-    tables = table.evaluate("tables")
-    assert {*tables} == {*ddpm.SCHEDULES}
-    assert all(tables[name] == make().alpha_bar.tolist() for name, make in ddpm.SCHEDULES.items())
-
-
 @pytest.mark.parametrize("spacing", samplers.SPACINGS)
 def test_times_are_those_of_timesteps(spacing, table):
     for T, stride in ((10, 1), (251, 1), (1000, 13)):
@@ -295,8 +265,7 @@ def test_rows_are_those_of_sampler_rows(kind, table):
     assert len(asked) > 200
 
 
-def test_the_columns_are_those_of_samplers(table, visit):
-    assert table.evaluate("COLUMNS") == list(samplers.COLUMNS)
+def test_the_table_shows_a_row_per_step(visit):
     page = visit("table")
     page.locator("#sampler").select_option("unipc")
     page.locator("#spacing").select_option("trailing")
@@ -364,10 +333,6 @@ def test_the_error_falls_as_the_order_says(table):
     assert 1.8 < points["ddim"][32] / points["ddim"][64] < 2.2
     for name, few, twice in (("2m", 32, 64), ("heun", 39, 79), ("unipc", 25, 50)):
         assert 3 < points[name][few] / points[name][twice] < 12, name
-    noisy = table.evaluate("""errors({kind: 'linear', spacing: 'logsnr', shift: 1, sampler: 'ddim', target: 'v',
-        variance: 'beta_tilde', eta: 1, churn: 0, clip: false})""")
-    assert [line["name"] for line in noisy] == ["ddim"]
-    assert noisy[0]["points"][-1][1] < 2 * table.evaluate("sliced(samples(1), samples(2))")
 
 
 @pytest.mark.parametrize("seed, index, s, stream", [
@@ -387,8 +352,6 @@ def test_the_page_checks_its_noise_and_would_see_a_wrong_word(visit):
     said = page.locator("#check.good").inner_text()
     assert "3 of 3 known blocks" in said and "192 of 192 words equal" in said
     assert page.evaluate("data.cases[1].words[5] ^= 1, compare().equal") == 191
-    assert page.evaluate("data.cases[0].normals[9] += 1, compare().most") == pytest.approx(1, abs=1e-6)
-    assert page.evaluate("data.known[2].words[0] ^= 1, compare().known") == 2
     before = picture_of(page, "noise"), page.locator("#words").inner_text()
     page.locator("#index").fill("8")
     assert picture_of(page, "noise") != before[0] and page.locator("#words").inner_text() != before[1]

@@ -64,10 +64,7 @@ def test_radii_follow_the_power_law_and_centres_and_colours_are_uniform():
         assert u.min() >= least and u.max() <= most and (share - 0.05).abs().max() < 0.003
 
 
-def test_dead_leaves_are_covered_and_use_every_colour():
-    pictures = data.load("dead-leaves").images[range(500)]
-    counts = pictures.flatten().long().bincount(minlength=256) / pictures.numel()
-    assert pictures.dtype == torch.uint8 and (counts - 1 / 256).abs().max() < 0.002
+def test_nearly_every_pixel_is_covered():
     r2, y, x, *_ = dead_leaves.discs(torch.arange(50), 4, 4)
     held = ((y - 0.375).square() + (x - 0.625).square() <= r2).any(0)                # a pixel's centre
     assert held.float().mean() > 0.9

@@ -98,11 +98,6 @@ def test_chain_of_the_exact_guess_ends_on_heartbeats():
     assert all(((x == 0) | (x == 1)).all() for x in chain[::100])
 
 
-def test_valid_counts_whole_heartbeats():
-    x = torch.cat([heartbeat.BEATS, 1 - heartbeat.BEATS])
-    assert heartbeat.valid(x) == 50
-
-
 def test_main_prints_the_bound_and_writes_the_picture(tmp_path, capsys):
     out = tmp_path / "new" / "beats.png"
     heartbeat.main(["--steps", "2", "--n", "100", "--out", str(out)])

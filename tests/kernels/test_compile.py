@@ -31,22 +31,6 @@ def awake(config=CONFIG, **kwargs):
     return helpers.awake(config, **kwargs).requires_grad_(False)
 
 
-@pytest.mark.parametrize("H, W", [(1, 1), (2, 3), (8, 8)])
-def test_subpixel_upsampling_is_exact(H, W):
-    up = Up(6, CONFIG).double()
-    x = torch.randn(2, 6, H, W, dtype=torch.float64)
-    assert_close(SubpixelUp(up)(x, None), up(x, None), rtol=0, atol=1e-14)
-
-
-@pytest.mark.parametrize("channels, width", [(3, 16), (16, 3), (3, 6), (8, 8)])
-def test_padded_convolution_is_exact(channels, width):
-    conv = torch.nn.Conv2d(channels, width, 3, padding=1).double()
-    padded = compile.PaddedConv(conv)
-    assert padded.in_channels % 8 == padded.out_channels % 8 == 0
-    x = torch.randn(2, channels, 5, 6, dtype=torch.float64)
-    assert_close(padded(x), conv(x), rtol=0, atol=1e-14)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_rewritten_network_is_the_plain_one(dtype):
     plain, fast = awake(replace(CONFIG, classes=0)), awake(replace(CONFIG, classes=0))

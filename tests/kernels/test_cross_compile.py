@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -65,15 +64,14 @@ def compile_all(arch: int) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def tables() -> dict[int, list[dict]]:
-    """The table of each GPU, made in parallel where there are cores to spare."""
+    """The table of each GPU."""
     def table(arch: int) -> list[dict]:
         done = subprocess.run([sys.executable, __file__, str(arch)], cwd=ROOT, capture_output=True, text=True,
                               env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
         assert done.returncode == 0, done.stderr[-3000:]
         return [json.loads(line) for line in done.stdout.splitlines()]
 
-    with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 2)) as pool:
-        return dict(zip(SHARED, pool.map(table, SHARED), strict=True))
+    return {arch: table(arch) for arch in SHARED}
 
 
 @pytest.mark.parametrize("arch", SHARED)

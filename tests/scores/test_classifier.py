@@ -77,8 +77,7 @@ def test_the_file_knows_what_it_is_of(tmp_path):
 
 
 @pytest.mark.parametrize("facts, weights", [
-    ({"shape": (1, 28, 28)}, {}), ({"classes": tuple("012345678")}, {}), ({}, {"extra": torch.zeros(1)}),
-    ({}, {"conv1": torch.full((32, 1, 3, 3), torch.nan)})])
+    ({"shape": (1, 28, 28)}, {}), ({}, {"conv1": torch.full((32, 1, 3, 3), torch.nan)})])
 def test_a_file_of_other_weights_is_no_classifier(tmp_path, refused, facts, weights):
     digits, path = classifier.load(classifier.FILES["digits"]), tmp_path / "c.safetensors"
     classifier.save(path, Classifier(DIGITS._replace(**facts), {**digits.weights, **weights}), torch.float32)
@@ -86,13 +85,9 @@ def test_a_file_of_other_weights_is_no_classifier(tmp_path, refused, facts, weig
     assert f"cannot read {path}: its" in message and message.count("\n") == 1
 
 
-def test_a_checkpoint_and_a_damaged_file_are_no_classifiers(tmp_path):
+def test_a_checkpoint_is_no_classifier():
     with pytest.raises(ValueError, match="cannot read weights/digits.safetensors: it is no classifier; train it with"):
         classifier.load(Path("weights/digits.safetensors"))
-    path = tmp_path / "c.safetensors"
-    path.write_bytes(classifier.FILES["digits"].read_bytes()[:-100])
-    with pytest.raises(ValueError, match=f"cannot read {path}: it is damaged"):
-        classifier.load(path)
 
 
 @pytest.mark.parametrize("other, fits", [
@@ -124,7 +119,6 @@ def test_the_command_trains_on_any_labelled_set_and_says_how_good_it_is(tmp_path
     (["--out", "c.safetensors"], "no held-out pictures of .*a.npz' are known"),
     (["--held_out", "a.npz"], "weights/digits_classifier.safetensors is the digits' classifier; choose another"),
     (["--held_out", "plain.npz", "--out", "c.safetensors"], "plain.npz has no labels; name a labelled set"),
-    (["--held_out", "digits", "--out", "c.safetensors"], "digits has the class '3'; it must be one of 0, 1, 2"),
     (["--held_out", "a.npz", "--out", "c.safetensors", "--dtype", "float16"], "dtype is 'float16'")])
 def test_what_cannot_be_trained_on_is_a_sentence(tmp_path, refused, monkeypatch, flags, message):
     monkeypatch.chdir(tmp_path)
@@ -132,12 +126,3 @@ def test_what_cannot_be_trained_on_is_a_sentence(tmp_path, refused, monkeypatch,
     np.savez("plain.npz", arr_0=blobs(30, 8, 8).images[:, 0].numpy())
     assert re.search(message, refused(evaluate.main, ["classifier", "--data", "a.npz", "--steps", "1", *flags]))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "plain.npz"]
-
-
-@pytest.mark.largest_file(4096)
-def test_a_full_disk_leaves_the_old_classifier(tmp_path, refused):
-    path = tmp_path / "c.safetensors"
-    path.write_bytes(b"old")
-    message = refused(evaluate.main, ["classifier", "--steps", "1", "--out", str(path)])
-    assert "c.safetensors: File too large; what was there is unchanged" in message
-    assert path.read_bytes() == b"old" and [*tmp_path.iterdir()] == [path]

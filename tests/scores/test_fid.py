@@ -82,22 +82,13 @@ def test_statistics_are_cached_by_the_pixels(tmp_path):
     assert_close(first, second, rtol=0, atol=0)
     assert_close((first[0] + first[1]).mean, stub("cpu")(dataset.images).double().mean(0))
     [path] = (tmp_path / "c").iterdir()
-    for damaged in (b"", path.read_bytes()[:-1], path.read_bytes().replace(b"mean1", b"means")):
-        path.write_bytes(damaged)
-        with pytest.raises(ValueError, match=f"cannot read {path}: .*; remove it"):
-            fid.halves(dataset, counted, 5, tmp_path / "c")
+    path.write_bytes(path.read_bytes().replace(b"mean1", b"means"))
+    with pytest.raises(ValueError, match=f"cannot read {path}: .*; remove it"):
+        fid.halves(dataset, counted, 5, tmp_path / "c")
     changed = dataset.images.clone()
     changed[3, 0, 0, 0] ^= 1
     fid.halves(dataset._replace(images=changed), counted, 12, tmp_path / "c")
     assert batches[3:] == [12]
-
-
-@pytest.mark.largest_file(4096)
-def test_a_full_disk_costs_the_cache_alone(tmp_path, capsys):
-    x = data.Data("x", torch.zeros(8, 3, 8, 8, dtype=torch.uint8), None, (), (3, 8, 8))
-    wide = fid.halves(x, lambda pixels: torch.randn(len(pixels), 40), 5, tmp_path / "c")
-    assert wide[0].n == 4 and "warning: cannot write" in capsys.readouterr().out
-    assert not [*(tmp_path / "c").iterdir()]
 
 
 def test_grey_is_colour_and_alpha_and_few_pictures_are_refused(tmp_path):
