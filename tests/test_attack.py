@@ -1,6 +1,7 @@
 """The harness of tests/attack sees what it is there to see, and its cases and kills end well."""
 
 import os
+import resource
 import signal
 import sys
 import time
@@ -9,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.attack import foundations
-from tests.attack.cases import every_case
+from tests.attack.cases import every_case, lay
 from tests.attack.harness import MEMORY, Case, attack
 from tests.attack.surroundings import writers
 from tests.forks import run_forked
@@ -46,7 +46,9 @@ def test_ends_are_told_apart(run, ends, capsys):
 
 def test_expected_sentences_hangs_and_full_disks():
     cases = [Case("", says, {}, partial(script, says=SENTENCE, status=2), says) for says in ("batch", "nothing")]
-    cases += [Case("", "silent", {}, partial(script), "batch"), Case("", "full", {}, partial(script, "x"), disk=1)]
+    cases += [Case("", "silent", {}, partial(script), "batch"),
+              Case("", "full", {}, partial(script, "x"), before=partial(
+                  resource.setrlimit, resource.RLIMIT_FSIZE, (1, 1)))]
     assert [end.ends for end in attack(cases, jobs=1)] == [("sentence",), *[("traceback",)] * 3]
     assert [end.ends for end in attack([Case("", "", {}, partial(time.sleep, 1000))], limit_s=0.5)] == [("hang",)]
 
@@ -54,7 +56,7 @@ def test_expected_sentences_hangs_and_full_disks():
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")
-    foundations.lay(folder)
+    lay(folder)
     return folder
 
 

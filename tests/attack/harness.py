@@ -41,7 +41,6 @@ class Case(NamedTuple):
     run: Sequence[str] | Callable[[], object]       # as for `forked`
     says: str = ""                                  # a pattern that the sentence must have; empty: it may also work
     before: Callable[[], object] | None = None      # called in the fork, before the script
-    disk: int | None = None                         # bytes that a file may have
     midway: bool = False                            # it may fail in the middle: files may be newer, if they are whole
 
 
@@ -57,20 +56,17 @@ class End(NamedTuple):
         return self.ends in (("ok",), ("sentence",))
 
 
-def prepare(before: Callable[[], object] | None, disk: int | None) -> None:
-    """In the fork, before the script: limits memory and disk, and calls the case's own `before`."""
+def prepare(before: Callable[[], object] | None) -> None:
+    """In the fork, before the script: limits memory, and calls the case's own `before`."""
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if before:
         before()
-    if disk is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (disk, disk))
 
 
-def stop_at(function: str) -> None:
-    """The script ends well where it would call this function, "module.name": what comes then takes long."""
-    module, name = function.rsplit(".", 1)
+def stop_at(module: str, name: str) -> None:
+    """The script ends well where it would call this function of the module: what comes then takes long."""
     setattr(import_module(module), name, lambda *args, **kwargs: sys.exit(0))
 
 
@@ -158,7 +154,7 @@ def play(case: Case, limit_s: float) -> Iterator[None]:
         make(folder, case.files)
         before = state(folder)
         env = {**os.environ, "HF_HOME": f"{home}/cache", "HF_HUB_OFFLINE": "1"}
-        with forked(case.run, cwd=folder, env=env, before=partial(prepare, case.before, case.disk)) as process:
+        with forked(case.run, cwd=folder, env=env, before=partial(prepare, case.before)) as process:
             while process.poll() is None and time.perf_counter() - began < limit_s:
                 yield
             status, stdout, stderr = process.poll(), process.stdout, process.stderr
@@ -168,8 +164,8 @@ def play(case: Case, limit_s: float) -> Iterator[None]:
                    time.perf_counter() - began)
 
 
-def attack(cases: Sequence[Case], jobs: int = 2, limit_s: float = 600., show: bool = False) -> list[End]:
-    """Plays the cases, some at a time; prints each failure when it is known, or all ends."""
+def attack(cases: Sequence[Case], jobs: int = 2, limit_s: float = 600.) -> list[End]:
+    """Plays the cases, some at a time; prints each failure when it is known."""
     waiting, running, ends = [*cases][::-1], [], []
     while waiting or running:
         while waiting and len(running) < jobs:
@@ -181,7 +177,7 @@ def attack(cases: Sequence[Case], jobs: int = 2, limit_s: float = 600., show: bo
             except StopIteration as stop:
                 running.remove(playing)
                 ends.append(stop.value)
-                if show or not stop.value.well:
+                if not stop.value.well:
                     print(f"{stop.value.case.kind}: {stop.value.case.name}: {' and '.join(stop.value.ends)}\n"
                           f"{stop.value.said.strip()}\n", flush=True)
     return ends
