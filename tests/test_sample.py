@@ -1,7 +1,6 @@
 import gc
 import resource
 import shutil
-import time
 from functools import partial
 from pathlib import Path
 
@@ -15,10 +14,9 @@ import data
 import ddpm
 import noise
 import sample
-from run import arrays, checkpoint, pictures
-from run import folder as run_folder
+from run import arrays, checkpoint, folder, pictures
 from sample import Config, generate
-from tests.forks import forked, run_forked
+from tests.forks import run_forked
 from unet import UNet
 
 ROOT = Path(__file__).parents[1]
@@ -203,8 +201,7 @@ def test_processes_that_read_different_checkpoints_do_not_sample(monkeypatch):
 
 
 def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path, monkeypatch):
-    alive = {}
-    append = arrays.append
+    alive, append = {}, arrays.append
 
     def counts(path, done, pixels):
         gc.collect()
@@ -222,20 +219,13 @@ def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path, monkeypatch)
 
 # The folder
 
-def hold(folder):
-    with run_folder.lock(Path(folder)):
-        print("locked", flush=True)
-        time.sleep(600)
-
-
 def test_a_folder_belongs_to_one_sampler_at_a_time(tmp_path, refused, monkeypatch):
-    monkeypatch.setattr("run.folder.PATIENCE", 0)
-    with forked(partial(hold, str(tmp_path))) as other:
-        other.until(lambda: other.stdout)
+    monkeypatch.setattr(folder, "PATIENCE", 0)
+    with folder.lock(tmp_path):
         for flags in ([], ["--png"], ["--npz"], ["--gif"]):
             command = ["--checkpoint", DIGITS, "--n", "2", "--steps", "1", "--out", str(tmp_path), *flags]
             assert f"another process writes into {tmp_path}" in refused(sample.main, command)
-    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_fewer_pictures_leave_none_of_an_earlier_command(tmp_path):
