@@ -77,7 +77,7 @@ def train_on(name: str, *flags: str) -> list[str]:
 def folders_of_pictures(base: Path, rng: random.Random) -> Iterator[Case]:
     """Images that are damaged, of other formats and names; and what is no file at all."""
     contents = {f"{suffix} {mode} {name}": (f"x{suffix}", raw) for (suffix, mode), sound in IMAGES.items()
-                for name, raw in wrong_files(rng, sound, 2).items()}
+                for name, raw in wrong_files(rng, sound, 3).items() if mode == "RGB" or "bits" in name}
     for form in ("EPS", "ICO", "PDF", "TGA", "PCX", "SGI", "DDS", "ICNS"):
         Image.new("RGB", (16, 16)).save(file := io.BytesIO(), form)
         contents[f"{form} as png"] = "x.png", file.getvalue()
@@ -122,7 +122,7 @@ def sets_of_pictures(base: Path, rng: random.Random) -> Iterator[Case]:
     for name, write in SETS.items():
         files = {f"set/{file}": raw for file, raw in set_files(write).items()}
         command = train_on(f"{name.split()[0]}:set", "--size", "32")
-        for k in range(9):
+        for k in range(6):
             spoilt = rng.choice([*files])
             yield Case("sets of pictures", f"{name} {k}", {**files, spoilt: damaged(rng, files[spoilt])}, command)
         for file in files:

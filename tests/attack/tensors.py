@@ -37,7 +37,7 @@ def damaged_run(base: Path, content: bytes | Callable[[Path], object]) -> dict:
 
 def checkpoints(base: Path, rng: random.Random) -> Iterator[Case]:
     """To sample from, to resume and to copy."""
-    for kind, n, command in (("sampled", 14, SAMPLE), ("resumed", 18, RESUME), ("copied", 2, COPY)):
+    for kind, n, command in (("sampled", 10, SAMPLE), ("resumed", 12, RESUME), ("copied", 2, COPY)):
         for name, content in tensor_files(rng, base / "run" / LAST, n).items():
             files = damaged_run(base, content) if command == RESUME else {"x.safetensors": content}
             yield Case(f"{kind} checkpoint", name, files, command)
