@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.attack.cases import every_case, lay
+from tests.attack.__main__ import every_case, lay
 from tests.attack.harness import MEMORY, Case, attack
 from tests.attack.surroundings import writers
 from tests.forks import run_forked

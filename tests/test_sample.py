@@ -118,17 +118,15 @@ def test_snapshots_are_the_nearest_times_visited():
 
 
 @pytest.mark.parametrize("flags, says", [
-    ("--n 0", "n is 0"), ("--batch 0", "batch is 0"), ("--steps 1001", "steps is 1001"), ("--steps 0", "steps is 0"),
-    ("--steps few", "steps is 'few'"), ("--steps 5,7", "must decrease"), ("--steps=", "times are []"),
-    ("--eta -0.5", "eta is -0.5"), ("--eta nan", "eta is nan"), ("--eta 1.5", "eta is 1.5"),
-    ("--labels 11", "labels has '11'"), ("--sampler euler", "sampler is 'euler'"),
-    ("--sampler unipc --eta 1", "eta is 1.0, but the sampler unipc takes no options"), ("--churn 1", "churn is 1"),
-    ("--variance beta", "with eta 0 no noise is added; use --eta 1"), ("--variance learned", "learned none"),
+    ("--n 0", "n is 0"), ("--batch 0", "batch is 0"), ("--steps 1001", "steps is 1001"),
+    ("--steps 0 --spacing karras", "steps is 0"), ("--steps few", "steps is 'few'"), ("--steps=", "times are []"),
+    ("--steps 9,5 --spacing karras", "spacing karras and shift 1"), ("--spacing odd", "spacing is 'odd'"),
+    ("--eta nan", "eta is nan"), ("--labels 11", "labels has '11'"), ("--sampler euler", "sampler is 'euler'"),
+    ("--churn 1", "churn is 1"), ("--variance beta", "with eta 0 no noise is added; use --eta 1"),
     ("--sampler heun --variance beta", "variance is beta, but the sampler heun takes churn"),
-    ("--variance big --eta 1", "variance is 'big'"), ("--shift 3", "shift is 3"), ("--spacing odd", "spacing is 'odd'"),
-    ("--steps 9,5 --spacing karras", "spacing karras and shift 1"), ("--weights best", "weights is 'best'"),
-    ("--seed -1", "seed is -1"), ("--checkpoint nowhere.safetensors", "no checkpoint nowhere.safetensors"),
-    ("--guidance nan", "guidance is nan"), ("--snapshots a", "snapshots is 'a'"), ("--device tpu", "device is")])
+    ("--variance learned", "learned none"), ("--weights best", "weights is 'best'"), ("--seed -1", "seed is -1"),
+    ("--checkpoint nowhere.safetensors", "no checkpoint nowhere.safetensors"), ("--guidance nan", "guidance is nan"),
+    ("--snapshots a", "snapshots is 'a'"), ("--device tpu", "device is")])
 def test_bad_flags_are_one_sentence_and_exit_2(tmp_path, refused, flags, says):
     error = refused(sample.main, ["--checkpoint", DIGITS, "--out", str(tmp_path), *flags.split()])
     assert says in error and error.count("\n") == 1 and not list(tmp_path.iterdir())

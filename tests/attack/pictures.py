@@ -30,13 +30,11 @@ def image_bytes(suffix: str, mode: str, **options) -> bytes:
 
 
 FRAMES = {"save_all": True, "append_images": [Image.new("L", (8, 9), k) for k in range(2)]}
-IMAGES = {(suffix, mode): image_bytes(suffix, mode, **options) for suffix, mode, options in [
-    (".png", "RGB", {}), (".png", "P", {"transparency": 3}), (".png", "I;16", {}), (".png", "1", {}),
-    (".png", "LA", {}), (".jpg", "RGB", {}), (".jpeg", "CMYK", {"progressive": True}),
-    (".webp", "RGBA", {"lossless": True}), (".webp", "RGB", {}), (".bmp", "RGB", {}), (".bmp", "P", {}),
-    (".gif", "P", FRAMES), (".tif", "RGB", {}), (".tiff", "L", {"compression": "tiff_lzw"}),
-    (".tif", "RGBA", {"compression": "tiff_adobe_deflate"}), (".tiff", "RGB", {"compression": "jpeg"}),
-    (".ppm", "RGB", {}), (".pgm", "L", {})]}
+OPTIONS = {".gif": FRAMES, ".jpeg": {"progressive": True}, ".tiff": {"compression": "tiff_lzw"}}
+MODES = {".png": "RGB P I;16 1 LA", ".jpg": "RGB L", ".jpeg": "CMYK", ".webp": "RGBA RGB", ".bmp": "RGB P", ".gif": "P",
+         ".tif": "RGB RGBA L", ".tiff": "RGB", ".ppm": "RGB", ".pgm": "L"}
+IMAGES = {(suffix, mode): image_bytes(suffix, mode, **OPTIONS.get(suffix, {})) for suffix, modes in MODES.items()
+          for mode in modes.split()}
 SOUND = IMAGES[".png", "RGB"]
 
 
