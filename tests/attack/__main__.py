@@ -24,12 +24,12 @@ from tests.attack.harness import Case, attack, table
 from tests.attack.pictures import arrays, folders_of_pictures, sets_of_pictures
 from tests.attack.published import settings, weights
 from tests.attack.surroundings import disks, links, streams
-from tests.attack.tensors import FID, TRAIN, caches, checkpoints, logs, parts_of_checkpoints
+from tests.attack.tensors import FID, TRAIN, caches, checkpoints, logs
 from tests.forks import ROOT, run_forked
 from tests.published import networks
 
-KINDS = (checkpoints, parts_of_checkpoints, caches, logs, settings, weights, folders_of_pictures, arrays,
-         sets_of_pictures, flags, known_flags, disks, links, streams)
+KINDS = (checkpoints, caches, logs, settings, weights, folders_of_pictures, arrays, sets_of_pictures, flags,
+         known_flags, disks, links, streams)
 OPENAI = "guided_unet_improved"
 
 

@@ -74,16 +74,14 @@ def links(base: Path, rng: random.Random) -> Iterator[Case]:
 
 
 def streams(base: Path, rng: random.Random) -> Iterator[Case]:
-    """Closed and broken streams, no docstrings, few descriptors: fresh Pythons."""
+    """Closed and broken streams, readers that leave, few descriptors: fresh Pythons."""
     sampled = f"sample.py --checkpoint {base / 'digits.safetensors'} --n 2 --steps 1"
     trained = "train.py --T 2 --steps 2 --batch 2 --warmup 1 --out run"
-    for line in (*(f"{sampled} {ends}" for ends in ("| true", "2>&1 | true", "2>&-", ">&-", "<&- >&- 2>&-",
-                                                    ">/dev/full", "2>/dev/full")),
-                 f"{trained} 2>&-", f"{trained} 2>&1 | head -c 9 >&2", "ddpm.py | head", "-OO ddpm.py >/dev/null",
-                 f"-OO {trained} 2>/dev/null", f"{trained} --workers 3; n=12", f"{trained} --workers 3; n=24"):
-        script, _, few = line.partition("; n=")
-        option, script = ("-OO ", script[4:]) if script.startswith("-OO") else ("", script)
-        command = f"ulimit -n {few or 256}; export PYTHONPATH={ROOT}; {sys.executable} {option}{ROOT}/{script}"
-        if "|" in script:                                           # where its reader has left, it ends with 1
+    ends = ("| true", "2>&1 | true", "2>&1 | head -c 9 >&2", "2>&-", ">&-", "<&- >&- 2>&-", ">/dev/full", "2>/dev/full")
+    for limit, line in (*((256, f"{script} {end}") for script in (sampled, trained) for end in ends),
+                        (256, "ddpm.py | head"), (12, f"{trained} --workers 3"), (24, f"{trained} --workers 3")):
+        command = f"ulimit -n {limit}; export PYTHONPATH={ROOT}; {sys.executable} {ROOT}/{line}"
+        if "|" in line:                                             # where its reader has left, it ends with 1
             command += "; [ ${PIPESTATUS[0]} -le 1 ]"
-        yield Case("streams", line.replace(str(base), "BASE"), {}, partial(os.execvp, "bash", ["bash", "-c", command]))
+        yield Case("streams", f"{line.replace(str(base), 'BASE')}; {limit} descriptors", {},
+                   partial(os.execvp, "bash", ["bash", "-c", command]))

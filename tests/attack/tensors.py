@@ -4,7 +4,7 @@ As a script it is evaluate.py fid with features of the pixels, in the place of a
 """
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -12,7 +12,7 @@ import torch
 from run import cli
 from run.checkpoint import LAST, PREVIOUS
 from scores import fid
-from tests.attack.damage import changed_copy, other_tensors, tensor_files
+from tests.attack.damage import tensor_files
 from tests.attack.harness import Case
 
 TRAIN = [f"--{flag}" for flag in ("T=4", "batch=4", "warmup=1", "log_every=1", "save_every=1", "sample_every=100",
@@ -30,29 +30,13 @@ def main(argv: list[str]) -> None:
         pixels.float() / 255, 2).flatten(1))
 
 
-def damaged_run(base: Path, content: bytes | Callable[[Path], object]) -> dict:
-    """The run's folder with this checkpoint and none before it."""
-    return {"run": base / "run", f"run/{PREVIOUS}": Path.unlink, f"run/{LAST}": content}
-
-
 def checkpoints(base: Path, rng: random.Random) -> Iterator[Case]:
     """To sample from, to resume and to copy."""
     for kind, n, command in (("sampled", 10, SAMPLE), ("resumed", 12, RESUME), ("copied", 2, COPY)):
         for name, content in tensor_files(rng, base / "run" / LAST, n).items():
-            files = damaged_run(base, content) if command == RESUME else {"x.safetensors": content}
+            files = {"x.safetensors": content} if command != RESUME else {
+                "run": base / "run", f"run/{PREVIOUS}": Path.unlink, f"run/{LAST}": content}
             yield Case(f"{kind} checkpoint", name, files, command)
-
-
-def parts_of_checkpoints(base: Path, rng: random.Random) -> Iterator[Case]:
-    """Every tensor of one part of the checkpoint is another: an average or moments of another network."""
-    def spoil(part: str, kind: str) -> Callable[[dict, dict], tuple[dict, dict]]:
-        return lambda content, facts: ({name: other_tensors(w)[kind] if name.split(".")[0] == part else w
-                                        for name, w in content.items()}, facts)
-
-    for part in ("weights", "ema", "exp_avg", "exp_avg_sq", "beta"):
-        for kind in other_tensors(torch.ones(2, 2)):
-            content = changed_copy(base / "run" / LAST, spoil(part, kind))
-            yield Case("part of a checkpoint", f"{part} {kind}", damaged_run(base, content), RESUME)
 
 
 def caches(base: Path, rng: random.Random) -> Iterator[Case]:
