@@ -152,7 +152,7 @@ def test_a_folder_of_pictures(tmp_path, mode, classes):
 
 
 def test_null_one_trains_without_labels_and_null_zero_without_a_null_class(tmp_path, refused):
-    for null, classes, says in (("1", 0, "the model has no classes"), ("0", 10, "has no null class")):
+    for null, classes, says in (("1", 0, "has no classes"), ("0", 10, "has no null class")):
         run(tmp_path / null, "--steps", "2", "--null", null)
         path = str(tmp_path / null / "last.safetensors")
         assert checkpoint.load(path).network.classes == classes
