@@ -77,9 +77,10 @@ def streams(base: Path, rng: random.Random) -> Iterator[Case]:
     """Closed and broken streams, readers that leave, few descriptors: fresh Pythons."""
     sampled = f"sample.py --checkpoint {base / 'digits.safetensors'} --n 2 --steps 1"
     trained = "train.py --T 2 --steps 2 --batch 2 --warmup 1 --out run"
-    ends = ("| true", "2>&1 | true", "2>&1 | head -c 9 >&2", "2>&-", ">&-", "<&- >&- 2>&-", ">/dev/full", "2>/dev/full")
-    for limit, line in (*((256, f"{script} {end}") for script in (sampled, trained) for end in ends),
-                        (256, "ddpm.py | head"), (12, f"{trained} --workers 3"), (24, f"{trained} --workers 3")):
+    ends = ("| true", "2>&1 | true", "2>&-", ">&-", "<&- >&- 2>&-", ">/dev/full", "2>/dev/full")
+    for limit, line in (*((256, f"{sampled} {end}") for end in ends), (256, f"{trained} 2>&-"),
+                        (256, f"{trained} 2>&1 | head -c 9 >&2"), (256, "ddpm.py | head"),
+                        (12, f"{trained} --workers 3"), (24, f"{trained} --workers 3")):
         command = f"ulimit -n {limit}; export PYTHONPATH={ROOT}; {sys.executable} {ROOT}/{line}"
         if "|" in line:                                             # where its reader has left, it ends with 1
             command += "; [ ${PIPESTATUS[0]} -le 1 ]"
