@@ -80,7 +80,10 @@ def read_log(out: Path) -> list[dict]:
     path = out / "log.jsonl"
     with reading(path, "correct or remove it"):
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        log = [json.loads(line) for line in lines if line.endswith("\n")]
+        if not all(isinstance(line, dict) and type(line.get("step")) is int for line in log):
+            raise ValueError("one of its lines has no step")
+        return log
 
 
 def append_log(out: Path, line: dict) -> None:

@@ -9,13 +9,11 @@
         assert process.wait() == 0 and "stopped" in process.stdout
 
 What is run is a script of the repository ("train.py", "examples/inpaint.py"), a module ("-m", "tests.kills"), some code
-("-c", "print(1)"), each with its arguments, or a function that pickle knows, which may be a functools.partial. The
-working directory and os.environ are the test's own unless others are given.
+("-c", "print(1)"), each with its arguments, or a function that pickle knows, which may be a functools.partial.
 
-The server is multiprocessing's: a single process without threads, started by the first call and ended with the tests.
-It has read the environment once, so variables that count while modules are imported (TRITON_INTERPRET,
-OMP_NUM_THREADS) cannot be changed for a fork; closed streams and Python's own flags, too, need a fresh Python. An
-uncaught KeyboardInterrupt exits with 1, not by the signal.
+The server is multiprocessing's. It has read the environment once, so variables that count while modules are imported
+(TRITON_INTERPRET, OMP_NUM_THREADS) cannot be changed for a fork; closed streams and Python's own flags, too, need a
+fresh Python. An uncaught KeyboardInterrupt exits with 1, not by the signal.
 """
 
 import contextlib
@@ -27,15 +25,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
 
 ROOT = Path(__file__).parents[1]
-PRELOAD = ("tests.forks", "train", "sample", "evaluate", "convert", "torch._dynamo", "sklearn.datasets",
-           "matplotlib.pyplot")
+PRELOAD = ["tests.forks", "train", "sample", "evaluate", "convert", "torch._dynamo", "sklearn.datasets",
+           "matplotlib.pyplot"]
 
 
 def load(run: Sequence[str]) -> tuple[Callable[[Sequence[str]], object], list[str]]:
@@ -44,20 +40,7 @@ def load(run: Sequence[str]) -> tuple[Callable[[Sequence[str]], object], list[st
     return importlib.import_module(name.removesuffix(".py").replace("/", ".")).main, argv
 
 
-def _call(run: Sequence[str] | Callable[[], object]) -> None:
-    """Calls the function, or runs the script, module or code with its arguments."""
-    if callable(run):
-        run()
-    elif run[0] == "-c":
-        sys.argv = ["-c", *run[2:]]
-        exec(compile(run[1], "<string>", "exec"), {"__name__": "__main__"})
-    else:
-        main, argv = load(run)
-        sys.argv = [*run]
-        main(argv)
-
-
-def _child(run: Sequence[str] | Callable[[], object], cwd: Path, env: Mapping[str, str], pipes: Sequence[Connection],
+def _child(run: Sequence[str] | Callable[[], object], cwd: Path, env: Mapping[str, str], pipes: Sequence,
            before: Callable[[], object] | None) -> None:
     """What the fork does, in a process group of its own."""
     os.setsid()
@@ -70,38 +53,40 @@ def _child(run: Sequence[str] | Callable[[], object], cwd: Path, env: Mapping[st
     torch.set_num_threads(1)
     if before:
         before()
-    _call(run)
+    if callable(run):
+        run()
+    elif run[0] == "-c":
+        sys.argv = ["-c", *run[2:]]
+        exec(compile(run[1], "<string>", "exec"), {"__name__": "__main__"})
+    else:
+        main, argv = load(run)
+        sys.argv = [*run]
+        main(argv)
 
 
 class Forked:
-    """A running fork; the methods are those of subprocess.Popen."""
+    """A running fork; the methods are those of subprocess.Popen, but stdout and stderr are what it wrote until now."""
 
-    def __init__(self, process: BaseProcess, pipes: Sequence[Connection]):
+    def __init__(self, process: multiprocessing.Process, pipes: Sequence):
         self.process, self.pid = process, process.pid
         self.pipes, self.output = pipes, [b"" for _ in pipes]
 
-    def _read(self) -> None:
-        """Reads what is there, so that the fork never waits for a reader."""
-        for k, pipe in enumerate(self.pipes):
+    def poll(self) -> int | None:
+        """Its exit status, minus the signal's number if one killed it; None while it runs."""
+        for k, pipe in enumerate(self.pipes):               # read what is there, so that it never waits for a reader
             while pipe.poll() and (text := os.read(pipe.fileno(), 2**16)):
                 self.output[k] += text
+        return self.process.exitcode
 
     @property
     def stdout(self) -> str:
-        """What it has written until now."""
-        self._read()
+        self.poll()
         return self.output[0].decode(errors="replace")
 
     @property
     def stderr(self) -> str:
-        """What it has written there until now."""
-        self._read()
+        self.poll()
         return self.output[1].decode(errors="replace")
-
-    def poll(self) -> int | None:
-        """Its exit status, minus the signal's number if one killed it; None while it runs."""
-        self._read()
-        return self.process.exitcode
 
     def wait(self) -> int:
         """Its exit status, when it has ended."""
@@ -110,12 +95,10 @@ class Forked:
         return status
 
     def send_signal(self, number: int) -> None:
-        """Sends the signal, if it still runs."""
         if self.poll() is None:
             os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """Ends it at once."""
         self.send_signal(signal.SIGKILL)
 
     def until(self, condition: Callable[[], object]) -> None:
@@ -126,17 +109,17 @@ class Forked:
 
 
 @contextlib.contextmanager
-def forked(run: Sequence[str] | Callable[[], object], *, cwd: Path | str | None = None,
-           env: Mapping[str, str] | None = None, before: Callable[[], object] | None = None) -> Iterator[Forked]:
+def forked(run: Sequence[str] | Callable[[], object], *, cwd: Path | str = ".", env: Mapping[str, str] | None = None,
+           before: Callable[[], object] | None = None) -> Iterator[Forked]:
     """Starts what is described above, and kills what still runs of it, and of what it started, at the end.
 
     before: called in the fork first, for limits and the like: partial(resource.setrlimit, resource.RLIMIT_AS, (n, n)).
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*PRELOAD])
+    context.set_forkserver_preload(PRELOAD)
     readers, writers = zip(*(context.Pipe(duplex=False) for _ in range(2)), strict=True)
-    process = context.Process(target=_child, args=(run, Path(cwd or "."), {**(os.environ if env is None else env)},
-                                                   writers, before))
+    process = context.Process(target=_child, args=(
+        run, Path(cwd).absolute(), dict(os.environ if env is None else env), writers, before))
     process.start()
     for pipe in writers:
         pipe.close()

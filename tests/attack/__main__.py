@@ -1,4 +1,4 @@
-"""Plays all cases: damaged and hostile files, flags, disks and streams against every script.
+"""Plays all cases: damaged and wrong files, flags, disks and streams against every script.
 
     python -m tests.attack                          # about ten minutes of two cores
     python -m tests.attack --only images --seed 3   # other cases of one kind
@@ -7,39 +7,73 @@ The cases are data, in the other files here: files, a command, and what is expec
 Exits 1 after any.
 """
 
+import json
+import random
+import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from run import cli
-from tests.attack import foundations
-from tests.attack.cases import every_case
-from tests.attack.harness import attack, table
+from tests.attack.flags import flags, known_flags
+from tests.attack.harness import Case, attack, table
+from tests.attack.pictures import arrays, folders_of_pictures, sets_of_pictures
+from tests.attack.published import settings, weights
+from tests.attack.surroundings import disks, links, streams
+from tests.attack.tensors import FID, TRAIN, caches, checkpoints, logs
+from tests.forks import ROOT, run_forked
+from tests.published import networks
+
+KINDS = (checkpoints, caches, logs, settings, weights, folders_of_pictures, arrays, sets_of_pictures, flags,
+         known_flags, disks, links, streams)
+OPENAI = "guided_unet_improved"
 
 
 @dataclass(frozen=True)
 class Config:
-    """Plays damaged and hostile files, flags, disks and streams against every script."""
+    """Plays damaged and wrong files, flags, disks and streams against every script."""
     only: str = ""                      # one kind of case; empty is all
-    few: bool = False                   # only the first case of each kind
     seed: int = 0                       # of the cases
     jobs: int = 2                       # processes at a time
     limit: float = 600.                 # seconds after which a process hangs
-    show: bool = False                  # print what every case says
+
+
+def lay(base: Path) -> None:
+    """Fills the folder: a run, a model, its samples, its classifier, published models, and pictures, all sound."""
+    shutil.copy(ROOT / "weights" / "digits.safetensors", base)
+    shutil.copy(ROOT / "weights" / "digits_classifier.safetensors", base / "classifier.safetensors")
+    networks.folder(base / "bin", "bin")
+    networks.folder(base / "safetensors")
+    torch.save(networks.golden_network(OPENAI)[0], base / "openai.pt")
+    (base / "openai.json").write_text(json.dumps(networks.OPENAI[OPENAI]))
+    np.savez(base / "few.npz", arr_0=np.random.default_rng(0).integers(0, 256, (8, 8, 8), np.uint8))
+    for command in (
+            ["train.py", *TRAIN, "--steps", "4"],
+            ["sample.py", "--checkpoint", "digits.safetensors", "--n", "20", "--steps", "2", "--png", "--npz", "--gif",
+             "--snapshots", "1000,0"],
+            ["convert.py", "--source", "digits.safetensors", "--to", "folder"], FID):
+        done = run_forked(command, cwd=base)
+        assert done.returncode == 0, (command, done.stderr)
+
+
+def every_case(base: Path, seed: int = 0) -> list[Case]:
+    """All cases, each kind a function of the seed alone; base: a folder that `lay` filled."""
+    return [case for make in KINDS for case in make(base, random.Random(f"{seed} {make.__name__}"))]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     config = cli.parse(Config, argv)
     with tempfile.TemporaryDirectory() as base:
-        foundations.lay(Path(base))
+        lay(Path(base))
         cases = every_case(Path(base), config.seed)
-        kinds = {case.kind: case for case in reversed(cases)}
+        kinds = dict.fromkeys(case.kind for case in cases)
         if config.only and config.only not in kinds:
             raise SystemExit(f"attack: only is {config.only!r}; it must be one of {', '.join(kinds)}")
-        cases = [*kinds.values()] if config.few else cases
-        cases = [case for case in cases if config.only in ("", case.kind)]
-        ends = attack(cases, config.jobs, config.limit, config.show)
+        ends = attack([case for case in cases if config.only in ("", case.kind)], config.jobs, config.limit)
     print(table(ends))
     raise SystemExit(not all(end.well for end in ends))
 

@@ -1,5 +1,6 @@
-"""Hostile values in the place of sound ones, and damaged bytes."""
+"""Wrong values in the place of sound ones, and damaged bytes."""
 
+import copy
 import json
 import pickle
 import random
@@ -13,23 +14,44 @@ from safetensors.torch import save
 from run import tensors
 from tests.helpers import Trap
 
-TEXTS = ("", "{", "[]", "null", "3", "[" * 10**5, '{"a":' * 10**5, "{}", '{"sample_size": 16}', "NaN", "\0" * 9)
+VALUES = [None, True, -1, 0, 1, 3, 1.5, 2**31, 10**12, 10**30, float("nan"), float("inf"), "", "x", "1", "\udcff", [],
+          [1], [None], [[1, 2], [3]], [64] * 1000, {}, {"x": 10**30}]
+TEXTS = ("", "{", "[]", "null", "3", "{}", "NaN", '{"sample_size": 16}')
 
 
 def other_tensors(w: torch.Tensor) -> dict[str, torch.Tensor]:
     """Tensors, by name, that could stand where w does, and should not."""
     return {"cut": w.flatten()[:-1].clone(), "longer": w.flatten().repeat(2), "scalar": torch.tensor(1.),
             "empty": torch.empty(0), "nan": w * torch.nan, "inf": w + torch.inf, "negative": -w.abs() - 1,
-            "half": w.half(), "double": w.double(), "int": w.long(), "bool": w > 0, "turned": w.mT.contiguous()
-            if w.ndim > 1 else w[:, None]}
+            "half": w.half(), "double": w.double(), "int": w.long(), "bool": w > 0,
+            "turned": w.mT.contiguous() if w.ndim > 1 else w[:, None]}
 
 
-def with_hostile_tensor(rng: random.Random, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def with_wrong_tensor(rng: random.Random, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A copy in which one tensor is another, is missing, or has another name."""
     name = rng.choice([*weights])
     rest = {key: w for key, w in weights.items() if key != name}
     others = [{name: w} for w in other_tensors(weights[name].float()).values()]
     return rest | rng.choice([*others, {}, {f"{name}x": weights[name]}])
+
+
+def places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Every place within nested dicts and lists: what holds it, and its key or index there."""
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in parts:
+        yield value, key
+        yield from places(part)
+
+
+def with_wrong_value(rng: random.Random, facts: dict) -> dict:
+    """A copy in which one place has a wrong value, or is missing."""
+    facts = copy.deepcopy(facts) or {"a fact": 1}
+    holder, key = rng.choice([*places(facts)])
+    if rng.random() < 0.15:
+        del holder[key]
+    else:
+        holder[key] = rng.choice(VALUES)
+    return facts
 
 
 def damaged(rng: random.Random, raw: bytes) -> bytes:
@@ -44,61 +66,30 @@ def damaged(rng: random.Random, raw: bytes) -> bytes:
     return bytes(spoilt)
 
 
-# Variants of a file of tensors; each of these functions returns what writes one to a path
+def wrong_files(rng: random.Random, raw: bytes, n: int) -> dict[str, bytes]:
+    """What can happen to any file, by name: it is empty, another, cut, longer, and n times damaged by chance."""
+    return {"empty": b"", "a text": b"a text", "a pickle": pickle.dumps(Trap()), "a byte more": raw + b"x",
+            **{f"cut at {k}": raw[:k] for k in (7, len(raw) // 2, -1)},
+            **{f"bits {k}": damaged(rng, raw) for k in range(n)}}
 
-def damaged_copy(sound: Path, seed: int) -> Callable[[Path], object]:
-    """The file with damaged bytes."""
-    return lambda path: path.write_bytes(damaged(random.Random(seed), sound.read_bytes()))
 
-
-def changed_copy(sound: Path, change: Callable[[dict, dict], tuple[dict, dict]]) -> Callable[[Path], object]:
-    """The file after a change of its tensors and facts."""
+def changed_copy(sound: Path, change: Callable[[dict, dict], tuple[dict, Any]]) -> Callable[[Path], object]:
+    """What writes the file of tensors to a path, after a change of its tensors and facts, which may become a text."""
     def write(path: Path) -> None:
         content, facts = change(*tensors.load(sound))
-        path.write_bytes(save({name: w.contiguous() for name, w in content.items()}, {"facts": json.dumps(facts)}))
+        text = facts if isinstance(facts, str) else json.dumps(facts)
+        path.write_bytes(save({name: w.contiguous() for name, w in content.items()}, {"facts": text}))
     return write
 
 
-def copy_with_text(sound: Path, text: str) -> Callable[[Path], object]:
-    """The file with other text in the place of its facts."""
-    return lambda path: path.write_bytes(save(tensors.load(sound)[0], {"facts": text}))
-
-
-def copy_with_header(sound: Path, value: Any) -> Callable[[Path], object]:
-    """The file whose first tensor has another description."""
-    def write(path: Path) -> None:
-        raw = sound.read_bytes()
-        size = int.from_bytes(raw[:8], "little")
-        header = json.loads(raw[8:8 + size])
-        first = next(name for name in header if name != "__metadata__")
-        text = json.dumps({**header, first: value}).encode()
-        path.write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + size:])
-    return write
-
-
-DESCRIPTIONS = [
-    [], None, {}, "x", {"dtype": "F32"}, {"dtype": "X", "shape": [1], "data_offsets": [0, 4]},
-    {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]},
-    {"dtype": "F32", "shape": [2**32, 2**32], "data_offsets": [0, 0]},
-    {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}, {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}]
-
-
-def tensor_files(rng: random.Random, sound: Path, n: int) -> Iterator[tuple[str, bytes | Callable[[Path], object]]]:
-    """Names, and contents, of n variants of a file of this project's: a third fixed, the others by chance."""
-    raw = sound.read_bytes()
-    size = 8 + int.from_bytes(raw[:8], "little")
-    fixed = {"empty": b"", "a text": b"a text", "a pickle": pickle.dumps(Trap()),
-             "a header of 2^63 bytes": (2**63 - 1).to_bytes(8, "little") + raw[8:1000],
-             "a byte more": lambda path: path.write_bytes(raw + b"x"),
-             **{f"cut at {k}": raw[:k] for k in (7, 8, size // 2, size)},
-             **{f"cut at {k}": lambda path, k=k: path.write_bytes(raw[:k]) for k in (len(raw) // 2, -1)},
-             **{f"facts {text[:9]!r}": copy_with_text(sound, text) for text in TEXTS},
-             **{f"first tensor {value}": copy_with_header(sound, value) for value in DESCRIPTIONS}}
-    yield from rng.sample([*fixed.items()], n // 3)
-    for k in range(n - n // 3):
-        seed = rng.randrange(2**31)
-        if k % 2:
-            yield f"bits {seed}", damaged_copy(sound, seed)
-        else:
-            yield f"a tensor {seed}", changed_copy(sound, lambda content, facts, seed=seed: (
-                with_hostile_tensor(random.Random(seed), content), facts))
+def tensor_files(rng: random.Random, sound: Path, n: int) -> dict[str, bytes | Callable[[Path], object]]:
+    """Variants of a file of this project's, by name: the fixed ones, and n of each kind by chance."""
+    contents = wrong_files(rng, sound.read_bytes(), n)
+    for text in TEXTS:
+        contents[f"facts {text!r}"] = changed_copy(sound, lambda content, facts, text=text: (content, text))
+    for seed in rng.sample(range(2**31), n):
+        contents[f"a tensor {seed}"] = changed_copy(sound, lambda content, facts, seed=seed: (
+            with_wrong_tensor(random.Random(seed), content), facts))
+        contents[f"a fact {seed}"] = changed_copy(sound, lambda content, facts, seed=seed: (
+            content, with_wrong_value(random.Random(seed), facts)))
+    return contents

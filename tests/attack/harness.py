@@ -41,7 +41,6 @@ class Case(NamedTuple):
     run: Sequence[str] | Callable[[], object]       # as for `forked`
     says: str = ""                                  # a pattern that the sentence must have; empty: it may also work
     before: Callable[[], object] | None = None      # called in the fork, before the script
-    disk: int | None = None                         # bytes that a file may have
     midway: bool = False                            # it may fail in the middle: files may be newer, if they are whole
 
 
@@ -50,27 +49,23 @@ class End(NamedTuple):
     case: Case
     ends: tuple[str, ...]               # one of ENDS, and "lost" beside it
     said: str                           # on stdout and stderr, at last
-    seconds: float
 
     @property
     def well(self) -> bool:
         return self.ends in (("ok",), ("sentence",))
 
 
-def prepare(before: Callable[[], object] | None, disk: int | None) -> None:
-    """In the fork, before the script: limits memory and disk, and calls the case's own `before`."""
+def prepare(before: Callable[[], object] | None) -> None:
+    """In the fork, before the script: limits memory, and calls the case's own `before`."""
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if before:
         before()
-    if disk is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (disk, disk))
 
 
-def stop_at(function: str) -> None:
-    """The script ends well where it would call this function, "module.name": what comes then takes long."""
-    module, name = function.rsplit(".", 1)
+def stop_at(module: str, name: str) -> None:
+    """The script ends well where it would call this function of the module: what comes then takes long."""
     setattr(import_module(module), name, lambda *args, **kwargs: sys.exit(0))
 
 
@@ -158,18 +153,17 @@ def play(case: Case, limit_s: float) -> Iterator[None]:
         make(folder, case.files)
         before = state(folder)
         env = {**os.environ, "HF_HOME": f"{home}/cache", "HF_HUB_OFFLINE": "1"}
-        with forked(case.run, cwd=folder, env=env, before=partial(prepare, case.before, case.disk)) as process:
+        with forked(case.run, cwd=folder, env=env, before=partial(prepare, case.before)) as process:
             while process.poll() is None and time.perf_counter() - began < limit_s:
                 yield
             status, stdout, stderr = process.poll(), process.stdout, process.stderr
         end = judge(status, stdout, stderr, case.says)
         wrong = lost(case, folder, before, end == "ok")
-        return End(case, (end, *["lost"] * bool(wrong)), "\n".join([stdout[-1500:], stderr[-3000:], *wrong]),
-                   time.perf_counter() - began)
+        return End(case, (end, *["lost"] * bool(wrong)), "\n".join([stdout[-1500:], stderr[-3000:], *wrong]))
 
 
-def attack(cases: Sequence[Case], jobs: int = 2, limit_s: float = 600., show: bool = False) -> list[End]:
-    """Plays the cases, some at a time; prints each failure when it is known, or all ends."""
+def attack(cases: Sequence[Case], jobs: int = 2, limit_s: float = 600.) -> list[End]:
+    """Plays the cases, some at a time; prints each failure when it is known."""
     waiting, running, ends = [*cases][::-1], [], []
     while waiting or running:
         while waiting and len(running) < jobs:
@@ -181,7 +175,7 @@ def attack(cases: Sequence[Case], jobs: int = 2, limit_s: float = 600., show: bo
             except StopIteration as stop:
                 running.remove(playing)
                 ends.append(stop.value)
-                if show or not stop.value.well:
+                if not stop.value.well:
                     print(f"{stop.value.case.kind}: {stop.value.case.name}: {' and '.join(stop.value.ends)}\n"
                           f"{stop.value.said.strip()}\n", flush=True)
     return ends
@@ -189,10 +183,7 @@ def attack(cases: Sequence[Case], jobs: int = 2, limit_s: float = 600., show: bo
 
 def table(ends: Sequence[End]) -> str:
     """How many cases of each kind ended how."""
-    lines = [f"{'':22}{'cases':>7}" + "".join(f"{name:>11}" for name in ENDS) + f"{'s':>8}"]
-    for kind in (*dict.fromkeys(end.case.kind for end in ends), "all"):
-        these = [end for end in ends if kind in ("all", end.case.kind)]
-        counts = Counter(name for end in these for name in end.ends)
-        lines.append(f"{kind:22}{len(these):7}" + "".join(f"{counts[name]:11}" for name in ENDS)
-                     + f"{sum(end.seconds for end in these):8.0f}")
-    return "\n".join(lines)
+    counts = Counter((kind, name) for end in ends for kind in (end.case.kind, "all") for name in ("cases", *end.ends))
+    kinds = [*dict.fromkeys(end.case.kind for end in ends), "all"]
+    return "\n".join("".join([f"{kind:22}", *(f"{counts[kind, name] if kind else name:>11}" for name in
+                                              ("cases", *ENDS))]) for kind in ("", *kinds))

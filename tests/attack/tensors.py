@@ -1,53 +1,58 @@
-"""Damaged and hostile checkpoints, and the log beside them."""
+"""Damaged and wrong files of tensors of this project's: checkpoints, classifiers, statistics; and a run's log.
+
+As a script it is evaluate.py fid with features of the pixels, in the place of a network that would have to be fetched.
+"""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
+from run import cli
 from run.checkpoint import LAST, PREVIOUS
-from tests.attack.damage import changed_copy, other_tensors, tensor_files
-from tests.attack.foundations import TRAIN
+from scores import fid
+from tests.attack.damage import tensor_files
 from tests.attack.harness import Case
 
+TRAIN = [f"--{flag}" for flag in ("T=4", "batch=4", "warmup=1", "log_every=1", "save_every=1", "sample_every=100",
+                                  "out=run")]
 RESUME = ["train.py", *TRAIN, "--steps", "6"]
 SAMPLE = ["sample.py", "--checkpoint", "x.safetensors", "--n", "2", "--steps", "2", "--out", "out"]
 COPY = ["-m", "run.checkpoint", "--source", "x.safetensors", "--to", "new.safetensors"]
+CLASSES = ["evaluate.py", "classes", "--n", "20", "--steps", "1", "--classifier", "x.safetensors", "--checkpoint"]
+FID = ["-m", "tests.attack.tensors", "--pictures", "few.npz", "--data", "few.npz", "--cache", "cache"]
 
 
-def damaged_run(base: Path, content: bytes | Callable[[Path], object]) -> dict:
-    """The run's folder with this checkpoint and none before it."""
-    return {"run": base / "run", f"run/{PREVIOUS}": Path.unlink, f"run/{LAST}": content}
+@cli.script
+def main(argv: list[str]) -> None:
+    fid.fid(argv, lambda device: lambda pixels: torch.nn.functional.adaptive_avg_pool2d(
+        pixels.float() / 255, 2).flatten(1))
 
 
 def checkpoints(base: Path, rng: random.Random) -> Iterator[Case]:
     """To sample from, to resume and to copy."""
-    for name, content in tensor_files(rng, base / "run" / LAST, 48):
-        yield Case("sampled checkpoint", name, {"x.safetensors": content}, SAMPLE)
-    for name, content in tensor_files(rng, base / "run" / LAST, 60):
-        yield Case("resumed checkpoint", name, damaged_run(base, content), RESUME)
-    for name, content in tensor_files(rng, base / "digits.safetensors", 15):
-        yield Case("copied checkpoint", name, {"x.safetensors": content}, COPY)
+    for kind, n, command in (("sampled", 10, SAMPLE), ("resumed", 12, RESUME), ("copied", 2, COPY)):
+        for name, content in tensor_files(rng, base / "run" / LAST, n).items():
+            files = {"x.safetensors": content} if command != RESUME else {
+                "run": base / "run", f"run/{PREVIOUS}": Path.unlink, f"run/{LAST}": content}
+            yield Case(f"{kind} checkpoint", name, files, command)
 
 
-def parts_of_checkpoints(base: Path, rng: random.Random) -> Iterator[Case]:
-    """Every tensor of one part of the checkpoint is another: an average or moments of another network."""
-    def spoil(part: str, kind: str) -> Callable[[dict, dict], tuple[dict, dict]]:
-        return lambda content, facts: ({name: other_tensors(w)[kind] if name.split(".")[0] == part else w
-                                        for name, w in content.items()}, facts)
-
-    for part in ("weights", "ema", "exp_avg", "exp_avg_sq", "beta"):
-        for kind in other_tensors(torch.ones(2, 2)):
-            yield Case("part of a checkpoint", f"{part} {kind}", damaged_run(
-                base, changed_copy(base / "run" / LAST, spoil(part, kind))), RESUME)
+def caches(base: Path, rng: random.Random) -> Iterator[Case]:
+    """Weights of the classifier, and statistics of the FID."""
+    for name, content in tensor_files(rng, base / "classifier.safetensors", 3).items():
+        yield Case("classifier", name, {"x.safetensors": content}, [*CLASSES, str(base / "digits.safetensors")])
+    [sound] = (base / "cache").iterdir()
+    for name, content in tensor_files(rng, sound, 3).items():
+        yield Case("FID cache", name, {"few.npz": base / "few.npz", f"cache/{sound.name}": content}, FID)
 
 
 def logs(base: Path, rng: random.Random) -> Iterator[Case]:
-    """Hostile lines of log.jsonl, among sound ones."""
-    lines = ["", " ", "{", "[" * 10**5, '{"a": ' * 10**5, "\ufeff{}", "\0" * 100, "x" * 10**7, "\xff"]
+    """Wrong lines of log.jsonl, among sound ones."""
     whole = (base / "run" / "log.jsonl").read_bytes()
-    for line in lines:
-        raw, where = line.encode("latin1" if line == "\xff" else "utf8"), rng.choice(["first", "last", "torn", "alone"])
-        log = {"first": raw + b"\n" + whole, "last": whole + raw + b"\n", "torn": whole + raw, "alone": raw + b"\n"}
-        yield Case("log", f"{where}: {line[:40]!r}", {"run": base / "run", "run/log.jsonl": log[where]}, RESUME)
+    for line in (b"", b" ", b"{", b"[]", b"3", b"null", b'"x"', b"{}", b'{"step": null}', b'{"step": "2"}',
+                 b'{"step": NaN}', b'{"step": 2, "loss": "x"}', b'{"step": 2, "loss": 1, "quarters": ["a", {}, [], 2]}',
+                 b'{"step": 2, "loss": null, "quarters": 3}', b'{"step": -5, "loss": 1e400}', b"\0" * 100, b"\xff"):
+        for where, log in {"first": line + b"\n" + whole, "torn": whole + line}.items():
+            yield Case("log", f"{where}: {line[:40]!r}", {"run": base / "run", "run/log.jsonl": log}, RESUME)
