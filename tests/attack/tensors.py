@@ -52,7 +52,6 @@ def logs(base: Path, rng: random.Random) -> Iterator[Case]:
     """Wrong lines of log.jsonl, among sound ones."""
     whole = (base / "run" / "log.jsonl").read_bytes()
     for line in (b"", b" ", b"{", b"[]", b"3", b"null", b'"x"', b"{}", b'{"step": null}', b'{"step": "2"}',
-                 b'{"step": NaN}', b'{"step": 2, "loss": "x"}', b'{"step": 2, "loss": 1, "quarters": ["a", {}, [], 2]}',
-                 b'{"step": 2, "loss": null, "quarters": 3}', b'{"step": -5, "loss": 1e400}', b"\0" * 100, b"\xff"):
+                 b'{"step": NaN}', b"\0" * 100, b"\xff"):
         for where, log in {"first": line + b"\n" + whole, "torn": whole + line}.items():
             yield Case("log", f"{where}: {line[:40]!r}", {"run": base / "run", "run/log.jsonl": log}, RESUME)
