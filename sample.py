@@ -166,7 +166,7 @@ def sample_batches(plan: Plan, keep: Keep, done: int = 0) -> Iterator[Samples]:
     chain = make_chain(plan, y)
     with tqdm(total=len(plan.seeds) // world * steps, unit=" steps", leave=False, disable=processes.rank() > 0) as bar:
         for k in range(0, len(plan.seeds), world):
-            began, first, own = time.perf_counter(), k * size, k + processes.rank()
+            began, first, mine = time.perf_counter(), k * size, k + processes.rank()
             n = min(world * size, plan.config.n - first)
             labels = None if plan.labels is None else torch.cat(plan.labels[k:k + world])[:n].cpu()
             if first + n <= done:
@@ -174,9 +174,9 @@ def sample_batches(plan: Plan, keep: Keep, done: int = 0) -> Iterator[Samples]:
                 yield Samples(n, None, labels, plan.classes, {}, 0., 0)
                 continue
             if y is not None:
-                y.copy_(plan.labels[own])
-            states, start = {}, (times[0], normal(plan.seeds[own], times[0], plan.shape), None)
-            for s, xs, _ in itertools.chain([start], chain(plan.seeds[own])):
+                y.copy_(plan.labels[mine])
+            states, start = {}, (times[0], normal(plan.seeds[mine], times[0], plan.shape), None)
+            for s, xs, _ in itertools.chain([start], chain(plan.seeds[mine])):
                 bar.update(s < times[0])                                          # x_T took no step
                 if s in kept:
                     states[s] = processes.all_gather(xs)[:n].cpu()

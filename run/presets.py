@@ -15,7 +15,7 @@ IMAGENET64 = PLAIN | {"data": "imagenet64", "size": "64", "network": "imagenet64
                       "schedule": "cosine", "steps": 600000, "save_every": 10000}
 
 PRESETS = {
-    # our own, of weights/fashion.pt; Debian's package dataset-fashion-mnist has the pictures
+    # our own, of weights/fashion.safetensors; Debian's package dataset-fashion-mnist has the pictures
     "fashion": {"data": "fashion-mnist:/usr/share/datasets/fashion-mnist", "network": "fashion",
                 "ema": 0.999, "steps": 20000, "dtype": "bf16"},
     # a video tutorial's notebook: 100 epochs of 126 batches; 300 steps leave 0.036 bits/dim in x_T, as it will say
