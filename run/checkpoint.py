@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from data.files import reading
-from ddpm import TARGETS, check_choice, from_betas
+from ddpm import TARGETS, VARIANCES, check_choice, from_betas
 from run import tensors
 from run.cli import DTYPES, choose_device, limit_threads, parse, script
 from run.memory import cast
@@ -91,6 +91,7 @@ def load(path: str | Path, parts: Sequence[str] = PARTS) -> Checkpoint:
         if facts.get("format") != FORMAT:
             raise ValueError("it is no checkpoint of train.py")
         network, copies = UNetConfig(**facts["network"]), {}
+        check_facts(facts, network)
         unet = empty_unet(network)
         for part in PARTS:
             copy = {name.removeprefix(f"{part}."): w for name, w in content.items() if name.startswith(f"{part}.")}
@@ -100,10 +101,21 @@ def load(path: str | Path, parts: Sequence[str] = PARTS) -> Checkpoint:
                          or part in MOMENTS and not (w.dtype == torch.float32 and w.isfinite().all())]:
                 raise ValueError(f"{part}.{wrong[0]} is {copy[wrong[0]].dtype}, or not finite")
             copies[part] = {name: copy[name] for name in unet.state_dict()} if copy else {}
-        check_choice("target", facts["settings"]["target"], TARGETS)
         from_betas(content["beta"])
         return Checkpoint(network, beta=content["beta"], losses=[*content.get("losses", ())],
                           history=content.get("history"), **copies, **{name: facts[name] for name in FACTS})
+
+
+def check_facts(facts: dict[str, Any], network: UNetConfig) -> None:
+    """Raises an error unless the facts are of the kinds that `save` writes, and the classes are the network's."""
+    data, settings, steps = facts["data"], facts["settings"], (facts["step"], facts["updates"])
+    texts = (data["name"], data.get("digest", ""), *data["classes"], *facts["versions"].values())
+    if (not all(isinstance(text, str) for text in texts) or [type(n) for n in (*steps, *data["shape"])] != [int] * 5
+            or min(steps) < 0 or not all(isinstance(value, str | int | float) for value in settings.values())
+            or network.classes not in (0, len(data["classes"]), len(data["classes"]) + 1)):
+        raise ValueError("its facts are not those of a training run")
+    check_choice("target", settings["target"], TARGETS)
+    check_choice("variance", settings.get("variance", network.variance), VARIANCES)
 
 
 def empty_unet(network: UNetConfig, norm: Callable = group_norm_silu_plain) -> UNet:
