@@ -79,6 +79,8 @@ def script(main: Callable) -> Callable:
                 text = "there is not enough memory; use a smaller batch, size, network or number of pictures"
             elif isinstance(error, RuntimeError):
                 raise
+            hook, sys.unraisablehook = sys.unraisablehook, lambda _: None         # half-made objects complain
+        sys.unraisablehook = hook
         print(f"{Path(sys.modules[main.__module__].__file__).name}: {text}", file=sys.stderr)
         raise SystemExit(2)
     return run

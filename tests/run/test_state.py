@@ -84,7 +84,8 @@ def test_a_worker_that_dies_ends_the_run_with_a_checkpoint(tmp_path):
 
 @linux
 @pytest.mark.slow
-def test_workers_end_with_the_run_and_free_its_folder(tmp_path):
+def test_workers_end_with_the_run_and_free_its_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder, "PATIENCE", 600)                    # it is not for want of speed that it may fail
     with started(tmp_path, *ENDLESS, "--workers", "2", "--save_every", "2") as process:
         pids = workers(process)
         process.kill()
