@@ -84,7 +84,7 @@ def agreement(weights: Weights, made: Tensor, labels: Tensor) -> float:
 
 def frechet(a: Tensor, b: Tensor) -> float:
     """Frechet distance between Gaussians fitted to a and b, each (N, D), in per cent of b's total variance."""
-    return 100 * fid.frechet(fid.statistics(a), fid.statistics(b)) / b.double().var(0).sum().item()
+    return (100 * fid.frechet(fid.statistics(a), fid.statistics(b)) / b.double().var(0).sum()).item()
 
 
 # Manifolds

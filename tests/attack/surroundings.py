@@ -57,7 +57,7 @@ def put(what: str, target: str, path: Path) -> None:
 def links(base: Path, rng: random.Random) -> Iterator[Case]:
     """Symbolic links, pipes and folders under the names that scripts write to."""
     for script, folder, names in (
-            ("train, resumed", "run/", [".lock", LAST, f"{LAST}.tmp", PREVIOUS, "log.jsonl", "log.jsonl.tmp",
+            ("train, resumed", "run/", [".lock", LAST, f"{LAST}.tmp", PREVIOUS, "log.jsonl.tmp",
                                         "loss.png", "loss.png.tmp", "samples/000006.png", "progress.gif"]),
             ("train", "run/", [f"{LAST}.tmp", ".lock", f"{PREVIOUS}.tmp"]),
             ("sample --png", "out/", ["grid.png", "grid.png.tmp", ".lock", "png/000000.png.tmp"]),
