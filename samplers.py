@@ -14,6 +14,8 @@ The letters are those of schedules.py; `schedule` is anything with alpha_bar, (T
 
 import inspect
 import math
+import os
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
@@ -336,4 +338,7 @@ def print_tables(schedule) -> None:
         lines += [f"\n{name}", "".join(f"{name:>9}" for name in shown)]
         lines += ["".join(f"{value:9.4g}" for value in row[:10])
                   for row in sampler_rows(schedule, times, **choice).tolist()]
-    print("\n".join(lines))                                                       # at once, which suits ddpm.py | head
+    try:
+        print("\n".join(lines), flush=True)
+    except BrokenPipeError:                                                       # of python ddpm.py | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())            # what is left goes nowhere
