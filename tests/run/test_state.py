@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -91,6 +92,9 @@ def test_workers_end_with_the_run_and_free_its_folder(tmp_path, monkeypatch):
         process.kill()
         process.wait()
         run(tmp_path, "--steps", "1")
+        end = time.monotonic() + 600
+        while not all(map(gone, pids)) and time.monotonic() < end:
+            time.sleep(0.1)                                         # they look for their parent every five seconds
         assert pids and all(map(gone, pids))
 
 
