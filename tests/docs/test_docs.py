@@ -54,7 +54,7 @@ def test_the_reverse_strip_shows_the_listed_times(tmp_path):
     (fashion.main, ["--minutes", "inf"], "minutes is inf"), (fashion.main, ["--only", "cats"], "only is 'cats'"),
     (fashion.main, ["--n", "3"], "n is 3"),
     (variants.main, ["--only", "cats"], "only is 'cats'"), (figures.main, ["--only", "digits,cats"], "only is 'cats'"),
-    (unet_picture.main, ["--size", ""], "size is empty"), (unet_picture.main, ["--change", "groups=0"], "groups 0"),
+    (unet_picture.main, ["--size", ""], "size is empty"), (unet_picture.main, ["--change", "groups=0"], "groups is 0"),
     (unet_picture.main, ["--change", "cats=3"], "change is 'cats=3'"),
     (unet_picture.main, ["--change", "widths=64"], "change is"),
     (unet_picture.main, ["--network", "cats"], "network is 'cats'"),
