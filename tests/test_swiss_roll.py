@@ -216,6 +216,9 @@ def test_figure_has_three_rows_of_three_times(trained, monkeypatch):
     q, p, drift = (made[0].axes[k:k + 3] for k in (0, 3, 6))
     assert [axes.get_title() for axes in q] == ["$t = 0$", "$t = 20$", "$t = 40$"] and len(made[0].axes) == 9
     assert (q[0].collections[0].get_offsets() == x0.numpy()).all()
+    assert all(min(limits) < -2.1 and max(limits) > 2.1 for axes in made[0].axes           # no arm is cut off
+               for limits in (axes.get_xlim(), axes.get_ylim()))
+    assert swiss_roll.data(torch.linspace(0, 1, 1000), torch.zeros(2)).abs().max() < 2.1
     for axes, t in zip(p, (0, 20, 40), strict=True):
         assert (axes.collections[0].get_offsets() == chain[t].numpy()).all()
     assert all(axes.collections for axes in drift)
