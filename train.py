@@ -47,7 +47,8 @@ class Config:
     """Trains an image model; repeat the command to resume a run that stopped."""
     data: str = "digits"                        # digits, a folder, an .npz file, or a set: mnist:FOLDER
     size: str = ""                              # pixels, as 64 or 48x64 (H x W); empty keeps the pictures' own
-    fit: str = "crop"                           # how pictures reach that size: crop (resized first) or pad
+    fit: str = "crop"                           # how pictures reach that size: crop (resized first) or pad (shrunk)
+    channels: int = 0                           # 1, 3 or 4 (with transparency); 0 is the pictures' own
     flip: bool = False                          # mirror half of the pictures
     network: str = "digits"                     # a name in unet.CONFIGS; channels and classes follow the data
     target: str = "v"                           # what the network predicts: eps, x0, v or flow
@@ -327,7 +328,8 @@ def prepare(config: Config, check_folder: Callable[[], None]) -> Run:
     if config.seed == -1:
         seed = checkpoint.settings.get("seed", 0) if checkpoint else processes.broadcast_first(random.randrange(2**31))
         config = replace(config, seed=seed)
-    dataset = data.load(config.data, config.size, config.fit)
+    data.check_outside(config.data, config.out)
+    dataset = data.load(config.data, config.size, config.fit, config.channels)
     run = start(config, dataset)._replace(digest=data.digest(dataset), check_folder=check_folder)
     if processes.rank() == 0:
         describe(run)

@@ -66,10 +66,8 @@ class Run(NamedTuple):
 
 def describe(run: Run) -> None:
     """Prints what is trained on what, and how much of the data the schedule leaves in x_T."""
-    config, (C, H, W), bits = run.config, run.dataset.shape, ddpm.schedule_check(run.schedule)
-    N, world = len(run.dataset.images), processes.world_size()
-    print(f"data     {config.data}: {'endless' if N == data.ENDLESS else N} pictures of {C} x {H} x {W}, "
-          f"{len(run.dataset.classes)} classes")
+    config, bits, world = run.config, ddpm.schedule_check(run.schedule), processes.world_size()
+    print(f"data     {config.data}: {data.describe(run.dataset)}")
     print(f"network  {config.network}: {sum(w.numel() for w in run.weights.values()):,} parameters, {config.dtype}, "
           f"on {f'{world} x ' if world > 1 else ''}{run.schedule.beta.device}; seed {config.seed}")
     print(f"schedule {config.schedule}, T = {config.T}: {bits:.2g} bits/dim of the data are left in x_T")
