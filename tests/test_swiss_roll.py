@@ -1,7 +1,6 @@
 """The 2015 bound against closed forms, the limits no model passes, and the script from flag to figure."""
 
 import inspect
-import re
 import math
 import re
 
