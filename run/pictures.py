@@ -1,5 +1,6 @@
 """Pictures for people to look at: grids, strips of the reverse chain, the chain as a film, and figures."""
 
+import functools
 import io
 import math
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from data.files import check_writable, writing
 from data.image_files import SUFFIXES, to_image
 
 FRAMES, GREYS = 40, 16              # of a film, at most: 100 digits then take under 2 MB
+SIZES = 14, 12, 10                  # of heads, in pixels: the first at which all of them fit
 
 
 class Samples(NamedTuple):
@@ -37,21 +39,79 @@ def concatenate(batches: Sequence[Samples]) -> Samples:
                    sum(batch.seconds for batch in batches), sum(batch.evaluations for batch in batches))
 
 
+def visible(pixels: Tensor) -> Tensor:
+    """uint8 (N, C, H, W) with black where alpha is 0, as data are read: a network is free to paint anything there."""
+    return pixels * (pixels[:, 3:] > 0) if pixels.shape[1] == 4 else pixels
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """The picture without an alpha channel, as it looks on white."""
+    if image.mode != "RGBA":
+        return image
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
 def grid(x: Tensor, columns: int, heads: Sequence[str] = ()) -> Image.Image:
-    """Pictures (N, C, H, W) in [-1, 1] row by row on white; `heads` are written above the columns."""
-    tiles = [to_image(p) for p in to_pixels(x)]
+    """Pictures (N, C, H, W) in [-1, 1] row by row on white; `heads` are written above the columns, each within its own.
+
+    Heads that are too wide are written smaller, then shortened in the middle.
+    """
+    tiles = [on_white(to_image(p)) for p in to_pixels(x)]
     factor = math.ceil(64 / min(tiles[0].size))                     # small pictures are enlarged smoothly
     tiles = [tile.resize((tile.width * factor, tile.height * factor), Image.Resampling.BICUBIC) for tile in tiles]
     gap, top = 4, 24 if heads else 4
     w, h = tiles[0].width + gap, tiles[0].height + gap
     rows = math.ceil(len(tiles) / columns)
-    sheet = Image.new("RGBA" if tiles[0].mode == "RGBA" else "RGB", (columns * w + gap, top + rows * h), "white")
+    sheet = Image.new("RGB", (columns * w + gap, top + rows * h), "white")
     for k, tile in enumerate(tiles):
         sheet.paste(tile, (gap + k % columns * w, top + k // columns * h))
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
-    for k, head in enumerate(heads[:columns]):
-        draw.text((gap + k * w + tiles[0].width // 2, top // 2), head, fill="black", font=font, anchor="mm")
+    draw, heads = ImageDraw.Draw(sheet), [" ".join(head.split()) for head in heads[:columns]]
+    for size in SIZES:
+        if all(font(head, size).getlength(head) <= tiles[0].width for head in heads):
+            break
+    for k, head in enumerate(heads):
+        draw.text((gap + k * w + tiles[0].width // 2, top // 2), shortened(head, font(head, size), tiles[0].width),
+                  fill="black", font=font(head, size), anchor="mm")
     return sheet
+
+
+def shortened(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """The text, its middle left out as far as need be: class names often differ only at their ends."""
+    short, kept = text, len(text)
+    while kept and font.getlength(short) > width:
+        kept -= 1
+        short = f"{text[:(kept + 1) // 2]}…{text[len(text) - kept // 2:]}"
+    return short
+
+
+def font(text: str, size: int) -> ImageFont.FreeTypeFont:
+    """A font that has these characters, or if none has, Pillow's own."""
+    file = font_file(text)
+    return ImageFont.truetype(file, size) if file else ImageFont.load_default(size)
+
+
+@functools.cache
+def font_file(text: str) -> str | None:
+    """A font that has all of these characters: "" is Pillow's own, for ASCII; else one of matplotlib's or the system's.
+
+    None if there is none.
+    """
+    if text.isascii():
+        return ""
+    from matplotlib.font_manager import fontManager
+    from matplotlib.ft2font import FT2Font
+    fonts = sorted(fontManager.ttflist, key=lambda each: (each.name != "DejaVu Sans", each.style, each.weight != 400))
+    return next((each.fname for each in fonts if not each.name.startswith("Last Resort")    # which has only boxes
+                 and {*map(ord, text)} <= FT2Font(each.fname).get_charmap().keys()), None)
+
+
+def class_heads(classes: Sequence[str], labels: Sequence[int]) -> tuple[str, ...]:
+    """What to write above these labels: the class's name, or its number where no font here has the name's characters.
+
+    The label after the last class is no label.
+    """
+    return tuple("none" if k == len(classes) else f"class {k}" if font_file(classes[k]) is None else classes[k]
+                 for k in labels)
 
 
 def side_by_side(columns: Sequence[Tensor], heads: Sequence[str]) -> Image.Image:
@@ -65,8 +125,7 @@ def columns(samples: Samples) -> tuple[int, tuple[str, ...]]:
     row = list(dict.fromkeys(labels))
     if len(row) < 2 or labels != [row[k % len(row)] for k in range(len(labels))]:
         return math.ceil(len(samples.x) ** 0.5), ()
-    names = (*samples.classes, "none")
-    return len(row), tuple(names[label] for label in row)
+    return len(row), class_heads(samples.classes, row)
 
 
 def nearest(t: int, times: Sequence[int]) -> int:
@@ -119,7 +178,7 @@ def film(samples: Samples, path: Path) -> None:
     """
     frames = []
     for t in sorted(samples.states, reverse=True):
-        sheet = grid(samples.states[t], columns(samples)[0], [f"t = {t:.6g}"]).convert("RGB").reduce(2)
+        sheet = grid(samples.states[t], columns(samples)[0], [f"t = {t:.6g}"]).reduce(2)
         frames.append(sheet.quantize(GREYS if samples.x.shape[1] == 1 else 4 * GREYS, dither=Image.Dither.NONE))
     save_film(frames, path, 150)
 
@@ -133,7 +192,7 @@ def progress(folder: Path, step: int, path: Path) -> None:
     chosen, frames = sorted(steps)[::-math.ceil(len(steps) / FRAMES)][::-1], []
     for k in chosen:
         with Image.open(steps[k]) as image:
-            sheet = image.convert("RGB").reduce(2)
+            sheet = on_white(image).convert("RGB").reduce(2)
         frame = Image.new("RGB", (sheet.width, sheet.height + 20), "white")
         frame.paste(sheet)
         ImageDraw.Draw(frame).text((sheet.width // 2, sheet.height + 9), f"step {k}", fill="black",
