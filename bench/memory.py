@@ -18,9 +18,9 @@ import data
 import ddpm
 import noise
 import train
-from bench.markdown import fill, table
 from kernels.equivalence import SIDES
 from run.cli import choose_device, parse, script
+from run.markdown import fill, table
 from run.memory import cast
 from unet import CONFIGS, UNet
 

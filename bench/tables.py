@@ -14,10 +14,10 @@ import pandas as pd
 import torch
 
 from bench.lines import read
-from bench.markdown import fill, table
 from bench.measure import RESULTS
 from kernels.equivalence import SIDES
 from run.cli import parse, script
+from run.markdown import fill, table
 from run.pictures import panels, save_figure
 from unet import CONFIGS, UNet
 

@@ -24,10 +24,10 @@ import ddpm
 import noise
 import sample
 import train
-from bench.markdown import fill, table
 from data.files import check_writable
 from run import checkpoint, folder
 from run.cli import parse, script
+from run.markdown import fill, table
 from scores import classes, likelihood
 from unet import CONFIGS
 

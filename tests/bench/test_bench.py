@@ -15,10 +15,10 @@ from bench import bench_training_step as training
 from bench.bench_group_norm_silu import norm_work
 from bench.bench_sampling_step import step_work
 from bench.lines import append
-from bench.markdown import fill
 from kernels import group_norm_silu, group_norm_silu_plain
 from kernels.compile import capture
 from kernels.equivalence import Norm
+from run.markdown import fill
 from unet import Norm as NormModule
 from unet import UNet
 
