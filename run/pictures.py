@@ -3,7 +3,7 @@
 import functools
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from data.image_files import SUFFIXES, to_image
 
 FRAMES, GREYS = 40, 16              # of a film, at most: 100 digits then take under 2 MB
 SIZES = 14, 12, 10                  # of heads, in pixels: the first at which all of them fit
+MOST = 40                           # columns of a grid with heads, and rows of a strip
 
 
 class Samples(NamedTuple):
@@ -120,10 +121,10 @@ def side_by_side(columns: Sequence[Tensor], heads: Sequence[str]) -> Image.Image
 
 
 def columns(samples: Samples) -> tuple[int, tuple[str, ...]]:
-    """Columns of the samples' grid, and their heads: one per class, if every row repeats the same labels."""
+    """Columns of the samples' grid, and their heads: one per class, if every row repeats the same labels, and few."""
     labels = [] if samples.labels is None else samples.labels.tolist()
     row = list(dict.fromkeys(labels))
-    if len(row) < 2 or labels != [row[k % len(row)] for k in range(len(labels))]:
+    if not 2 <= len(row) <= MOST or labels != [row[k % len(row)] for k in range(len(labels))]:
         return math.ceil(len(samples.x) ** 0.5), ()
     return len(row), class_heads(samples.classes, row)
 
@@ -135,7 +136,7 @@ def nearest(t: int, times: Sequence[int]) -> int:
 
 def strip(samples: Samples, times: Sequence[int]) -> Image.Image:
     """The first samples, one per row, at these times of the reverse chain."""
-    rows = min(len(samples.x), max(1, len(samples.classes)))
+    rows = min(len(samples.x), max(1, len(samples.classes)), MOST)
     x = torch.stack([samples.states[t][:rows] for t in times], dim=1).flatten(0, 1)
     return grid(x, len(times), [f"t = {t:.6g}" for t in times])
 
@@ -165,40 +166,40 @@ def picture_format(path: str | Path) -> str:
     return SUFFIXES[suffix]
 
 
-def save_film(frames: list[Image.Image], path: Path, milliseconds: int) -> None:
-    """Writes frames as a GIF that repeats, its last frame held for two seconds. Pillow merges equal frames."""
-    save(frames[0], path, save_all=True, append_images=frames[1:], loop=0,
-         duration=[milliseconds] * (len(frames) - 1) + [2000])
+def save_film(frames: Iterable[tuple[str, Image.Image]], path: Path, milliseconds: int, colours: int) -> None:
+    """Writes sheets at half their size, each with its text below, as a GIF that repeats; the last is held for 2 seconds.
+
+    Few colours a frame keep the file small: noise does not compress.
+    """
+    film = []
+    for text, sheet in frames:
+        half = sheet.reduce(2)
+        frame = Image.new("RGB", (half.width, half.height + 20), "white")
+        frame.paste(half)
+        ImageDraw.Draw(frame).text((half.width // 2, half.height + 9), text, fill="black", font=font(text, SIZES[0]),
+                                   anchor="mm")
+        film.append(frame.quantize(colours, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE))
+    save(film[0], path, save_all=True, append_images=film[1:], loop=0,            # Pillow merges equal frames
+         duration=[milliseconds] * (len(film) - 1) + [2000])
 
 
 def film(samples: Samples, path: Path) -> None:
-    """The reverse chain of all samples as a GIF at half the grid's size.
-
-    Few greys or colours a frame keep the file small: noise does not compress.
-    """
-    frames = []
-    for t in sorted(samples.states, reverse=True):
-        sheet = grid(samples.states[t], columns(samples)[0], [f"t = {t:.6g}"]).reduce(2)
-        frames.append(sheet.quantize(GREYS if samples.x.shape[1] == 1 else 4 * GREYS, dither=Image.Dither.NONE))
-    save_film(frames, path, 150)
+    """The reverse chain of all samples."""
+    frames = ((f"t = {t:.6g}", grid(samples.states[t], columns(samples)[0])) for t in sorted(samples.states)[::-1])
+    save_film(frames, path, 150, GREYS if samples.x.shape[1] == 1 else 4 * GREYS)
 
 
 def progress(folder: Path, step: int, path: Path) -> None:
-    """The grids STEP.png in the folder, up to this step, as a GIF: what became of the same noise as training went on.
-
-    At half their size, the step below; the latest is among them.
-    """
+    """The grids STEP.png in the folder, up to this step, the latest among them: the same noise as training went on."""
     steps = {int(p.stem): p for p in folder.glob("*.png") if p.stem.isdecimal() and int(p.stem) <= step}
-    chosen, frames = sorted(steps)[::-math.ceil(len(steps) / FRAMES)][::-1], []
-    for k in chosen:
-        with Image.open(steps[k]) as image:
-            sheet = on_white(image).convert("RGB").reduce(2)
-        frame = Image.new("RGB", (sheet.width, sheet.height + 20), "white")
-        frame.paste(sheet)
-        ImageDraw.Draw(frame).text((sheet.width // 2, sheet.height + 9), f"step {k}", fill="black",
-                                   font=ImageFont.load_default(14), anchor="mm")
-        frames.append(frame.quantize(4 * GREYS, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE))
-    save_film(frames, path, 250)
+    chosen = sorted(steps)[::-math.ceil(len(steps) / FRAMES)][::-1]
+    save_film(((f"step {k}", opened(steps[k])) for k in chosen), path, 250, 4 * GREYS)
+
+
+def opened(path: Path) -> Image.Image:
+    """A picture file as it looks on white."""
+    with Image.open(path) as image:
+        return on_white(image).convert("RGB")
 
 
 def picture_path(out: str) -> Path:
