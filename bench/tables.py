@@ -1,7 +1,7 @@
-"""Tables and a plot of bench/results/<gpu>/, from its bench.jsonl, and the table of docs/peers.md, from a CPU's.
+"""The tables bench.md of bench/results/<gpu>/, from its bench.jsonl; from a CPU's, docs/peers.md and docs/memory.md.
 
     python -m bench.tables
-    python -m bench.tables --peers docs/peers.md
+    python -m bench.tables --docs docs
 """
 
 from collections.abc import Sequence
@@ -18,20 +18,19 @@ from bench.measure import RESULTS
 from kernels.equivalence import SIDES
 from run.cli import parse, script
 from run.markdown import fill, table
-from run.pictures import panels, save_figure
 from unet import CONFIGS, UNet
 
 FACTS = ["outcome", "why", "stamp", "group", "name", "us", "p25", "p75", "error", "kind", "layout", "shape", "bytes",
          "cold us", "flop", "network", "B", "steps", "parameters", "prepared s", "peak GB", "cudagraph skips",
-         "kernels"]
-PEERS = Path("docs/peers.md")
+         "kernels", "pictures"]
+DOCS, WORK = Path("docs"), ("training", "sampling")
 
 
 @dataclass(frozen=True)
 class Config:
     """Makes the Markdown tables of every machine again."""
     out: str = str(RESULTS)         # where the machines' folders are
-    peers: str = ""                 # a page for how the plain lines compare on a CPU; empty: none
+    docs: str = ""                  # a folder for peers.md and memory.md, of what a CPU has measured; empty: none
 
 
 def load(path: Path) -> pd.DataFrame:
@@ -86,12 +85,18 @@ def loop_table(rows: pd.DataFrame, rate: float) -> pd.DataFrame:
 
 def peers_table(done: pd.DataFrame) -> pd.DataFrame:
     """A row per kind of work and candidate: milliseconds, and the ratio to diffusers in float32."""
-    work = done[done.group.str.contains("sampler|DDIM|training")]
-    work = pd.concat(rows for _, rows in work.groupby("group", sort=False))
+    work = pd.concat(rows for _, rows in done.groupby("group", sort=False))
     ms = work.us / 1e3 / work.steps.fillna(1)
     base = ms.where(work.name.isin(["diffusers float32", "diffusers"])).groupby(work.group).transform("max")
     return pd.DataFrame({"candidate": work.name, "ms": ms.map("{:.3f}".format),
                          "ratio to diffusers": (ms / base).map("{:.2f}".format)}).set_index(work.group.rename("work"))
+
+
+def memory_table(done: pd.DataFrame, work: str) -> pd.DataFrame:
+    """GB, a row per network, a column for each way to do this work: training or sampling."""
+    rows = done[done.group == f"memory of {work}"]
+    rows = rows.assign(parameters=(rows.parameters / 1e6).map("{:.1f} M".format))
+    return rows.pivot_table(index=["network", "parameters", "pictures"], columns="name", values="peak GB", sort=False)
 
 
 def kernel_times(done: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -123,7 +128,7 @@ def sections(lines: pd.DataFrame, done: pd.DataFrame) -> dict[str, pd.DataFrame]
     rate = (machine.flop / machine.us / 1e6).max()          # NaN where it was not measured
     tables["The machine: GB/s of a copy, TFLOP/s of bf16 matrices"] = pd.DataFrame({
         "GB/s": machine.bytes / machine.us / 1e3, "TFLOP/s": machine.flop / machine.us / 1e6})
-    for name, rows in done[done.parameters.notna()].groupby("group", sort=False):
+    for name, rows in done[done["prepared s"].notna()].groupby("group", sort=False):
         tables[name] = loop_table(rows, rate)
     for column, state in (("cold us", "cold"), ("us", "warm")):
         times = kernel_times(done, column)
@@ -135,20 +140,20 @@ def sections(lines: pd.DataFrame, done: pd.DataFrame) -> dict[str, pd.DataFrame]
         index="group", columns="name", values="us", sort=False)
     for _, row in done[done.kernels.notna()].iterrows():
         tables[row.group] = profile_table(row)
+    tables |= {f"Memory of {work}, GB": memory_table(done, work) for work in WORK}
     tables["Not measured"] = lines.loc[~lines.outcome.isin(["passed", "skipped"]), ["outcome", "why"]].fillna("")
     return {title: frame for title, frame in tables.items() if len(frame)}
 
 
-def plot(done: pd.DataFrame, path: Path) -> None:
-    """Pictures per second of every candidate, a panel for each chain and each training."""
-    groups = dict([*done[done.parameters.notna()].set_index("name").groupby("group", sort=False)])
-    if not groups:
-        return
-    heights = [len(rows) + 2 for rows in groups.values()]
-    figure, axes = panels(len(groups), 1, (9, 0.35 * sum(heights)), squeeze=False, height_ratios=heights)
-    for panel, (name, rows) in zip(axes.flat, groups.items(), strict=True):
-        (1e6 * rows.B / rows.us)[::-1].plot.barh(ax=panel, title=name, xlabel="pictures per second", ylabel="")
-    save_figure(figure, path, dpi=100)
+def fill_docs(done: pd.DataFrame, folder: Path) -> None:
+    """The pages of what a CPU has measured, as far as it has."""
+    peers = done[done.group.str.contains("^(?:a sampler|DDIM|training)")]
+    memory = {work: memory_table(done, work) for work in WORK}
+    for page, rows, tables in (("peers.md", peers, {"comparison": peers_table(peers)} if len(peers) else {}),
+                               ("memory.md", done[done.group.str.startswith("memory")], memory)):
+        if tables and all(map(len, tables.values())):
+            shown = {name: f"\n\n{markdown(frame)}\n" for name, frame in tables.items()}
+            fill(DOCS / page, shown | {"stamp": stamps(rows).strip()}, folder / page)
 
 
 @script
@@ -163,11 +168,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if len(done):
             tables = [f"\n## {title}\n\n{markdown(frame)}" for title, frame in sections(lines, done).items()]
             path.with_suffix(".md").write_text(f"# {path.parent.name}\n\n{stamps(done)}" + "".join(tables))
-            plot(done, path.with_name("loops.png"))
             print(path.with_suffix(".md"))
-            if config.peers and path.parent.name == "cpu":
-                fill(PEERS, {"comparison": f"\n\n{markdown(peers_table(done))}\n", "stamp": stamps(done).strip()},
-                     Path(config.peers))
+            if config.docs and path.parent.name == "cpu":
+                fill_docs(done, Path(config.docs))
 
 
 if __name__ == "__main__":

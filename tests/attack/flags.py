@@ -73,7 +73,6 @@ SCRIPTS = {
     "bench": Script("-m bench.__main__ --out new", long="pytest"),
     "work_precision": Script("-m bench.work_precision --n 4 --steps 1", long="state_error"),
     "tables": Script("-m bench.tables --out folder"),
-    "memory": Script("-m bench.memory --networks digits --out new.md"),
 }
 
 
