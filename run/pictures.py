@@ -167,7 +167,7 @@ def picture_format(path: str | Path) -> str:
 
 
 def save_film(frames: Iterable[tuple[str, Image.Image]], path: Path, milliseconds: int, colours: int) -> None:
-    """Writes sheets at half their size, each with its text below, as a GIF that repeats; the last is held for 2 seconds.
+    """Writes sheets at half their size, each with its text below, as a GIF that repeats, the last held for two seconds.
 
     Few colours a frame keep the file small: noise does not compress.
     """

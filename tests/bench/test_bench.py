@@ -234,7 +234,7 @@ def test_the_pages_say_what_was_measured_and_what_failed(tmp_path):
         write(folder, name, "training digits batch 64", us=us)
     append(folder / "bench.jsonl", {"case": "b", "outcome": "failed", "why": "wrong by 3 %"})
     append(folder / "bench.jsonl", {"case": "c", "outcome": "begun"})
-    tables.main(["--out", str(tmp_path), "--peers", str(tmp_path / "peers.md")])
+    tables.main(["--out", str(tmp_path), "--docs", str(tmp_path)])
     assert "| b | failed | wrong by 3 % |\n| c | begun |  |" in (folder / "bench.md").read_text()
     page = (tmp_path / "peers.md").read_text()
     assert "| training digits batch 64 | eager | 3.000 | 1.50 |" in page and "<!-- stamp -->gpu none<!-- -->" in page
