@@ -186,12 +186,8 @@ def captured(calls: Sequence[Callable], launches: int = 500) -> tuple[Callable[[
     with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
         for call in islice(cycle(calls), launches):
             results.append(call())
-    return partial(replay, graph, calls), launches
-
-
-def replay(graph: torch.cuda.CUDAGraph, calls: Sequence[Callable]) -> None:
-    """Runs the graph, which owns its results, but not what it reads: that lives as long as the calls."""
-    graph.replay()
+    graph.reads = calls                                     # a graph owns its results, but not what it reads
+    return graph.replay, launches
 
 
 def forget_peak() -> None:

@@ -19,8 +19,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from data.files import check_writable
 from kernels.equivalence import comparisons, sound
-from run.cli import choose_device, make_parent, parse, script
+from run.cli import choose_device, parse, script
 from schedules import check_choice
 from unet import CONFIGS
 
@@ -45,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = list(CONFIGS) if config.networks == "all" else config.networks.split(",")
     for name in names:
         check_choice("networks", name, CONFIGS)
+    if config.json:
+        check_writable(config.json)                             # fails now, not at the end
     device, cases = choose_device("auto"), []
     print(f"{'kernel':15} {'case':38} {'dtype':8} {'layout':13} {'way, fwd/bwd':17} {'error':7} {'plain':7} of")
     with tqdm(comparisons(names, device), unit="case", leave=False) as bar:         # a GPU compiles each case first
@@ -54,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             with bar.external_write_mode():
                 print(line(cases[-1]), flush=True)
     if config.json:
-        make_parent(Path(config.json)).write_text(json.dumps(cases, indent=1) + "\n")
+        Path(config.json).write_text(json.dumps(cases, indent=1) + "\n")
     failed = [case for case in cases if not sound(case)]
     for case in failed:
         print(f"fails: {case['kernel']} {case['case']} {case['dtype']} {case['layout']}: {case['errors']}")

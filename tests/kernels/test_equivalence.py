@@ -49,5 +49,7 @@ def test_a_wrong_kernel_fails(name, fault, few, monkeypatch, capsys):
     assert stop.value.code == 1 and f"fails: {name}" in capsys.readouterr().out
 
 
-def test_an_unknown_network_is_one_sentence(refused):
+def test_what_cannot_work_is_one_sentence_before_the_work(refused, tmp_path, monkeypatch):
+    monkeypatch.setattr("kernels.__main__.comparisons", lambda *_: 1 / 0)
     assert "networks is 'nowhere'" in refused(main, ["--networks", "nowhere"])
+    assert "there is a folder" in refused(main, ["--json", str(tmp_path)])
