@@ -20,9 +20,8 @@ from run.cli import parse, script
 from run.markdown import fill, table
 from unet import CONFIGS, UNet
 
-FACTS = ["outcome", "why", "stamp", "group", "name", "us", "p25", "p75", "error", "kind", "layout", "shape", "bytes",
-         "cold us", "flop", "network", "B", "steps", "parameters", "prepared s", "peak GB", "cudagraph skips",
-         "kernels", "pictures"]
+FACTS = ["outcome", "why", "stamp", "group", "name", "us", "p25", "p75", "error", "bytes", "cold us", "flop", "network",
+         "B", "steps", "parameters", "prepared s", "peak GB", "cudagraph skips", "kernels", "pictures"]
 DOCS, WORK = Path("docs"), ("training", "sampling")
 
 
@@ -37,7 +36,7 @@ def load(path: Path) -> pd.DataFrame:
     """The last line of every case, a row each, its name the index."""
     lines = {line["case"]: line for line in read(path)}
     frame = pd.DataFrame(lines.values(), index=[*lines]).reindex(columns=FACTS)
-    return frame.astype(dict.fromkeys(("group", "name", "kind", "layout", "shape"), "string"))
+    return frame.astype({"group": "string", "name": "string"})
 
 
 def markdown(frame: pd.DataFrame) -> str:
@@ -66,21 +65,21 @@ def flops(network: str) -> int:
 
 
 def loop_table(rows: pd.DataFrame, rate: float) -> pd.DataFrame:
-    """rate: of the matrices, in TFLOP/s; the floor is our network's products at that rate, three times to train.
+    """Every candidate of every chain and training, beside diffusers in bf16 without torch.compile, the faster layout.
 
-    Ratios are to diffusers in bf16 without torch.compile, in the layout that is faster for it, or to the first row.
+    rate: of the matrices, in TFLOP/s; the floor is our network's products at that rate, three times to train.
     """
-    rows = rows.set_index("name")
-    eager = rows.us.reindex(["diffusers nchw", "diffusers channels_last"])
-    base = rows.index[0] if eager.isna().all() else eager.idxmin()
-    work = rows.B * rows.steps.fillna(3) * flops(rows.network.iloc[0])          # an update has no steps
-    ours = ~rows.index.str.startswith("denoising")                              # which has another network
+    eager = rows.us.where(rows.name.isin(["diffusers nchw", "diffusers channels_last"]))
+    work = rows.B * rows.steps.fillna(3) * rows.network.map(flops).astype(float)   # an update has no steps
+    ours = ~rows.name.str.startswith("denoising")                               # which has another network
     return pd.DataFrame({
-        "images/s": 1e6 * rows.B / rows.us, f"times as fast as {base}": rows.us[base] / rows.us,
+        "candidate": rows.name, "images/s": 1e6 * rows.B / rows.us,
+        "times as fast as diffusers": eager.groupby(rows.group).transform("min") / rows.us,
         "% of the floor": (work / rows.us / rate / 1e4).where(ours), "ms": rows.us / 1e3,
         "ms per step": rows.us / 1e3 / rows.steps, "p25": rows.p25 / 1e3, "p75": rows.p75 / 1e3,
         "peak GB": rows["peak GB"], "M parameters": rows.parameters / 1e6, "error": rows.error,
-        "s to prepare": rows["prepared s"], "cudagraph skips": rows["cudagraph skips"]})
+        "s to prepare": rows["prepared s"], "cudagraph skips": rows["cudagraph skips"]}).set_index(
+            rows.group.rename("work")).sort_index(kind="stable")
 
 
 def peers_table(done: pd.DataFrame) -> pd.DataFrame:
@@ -99,18 +98,6 @@ def memory_table(done: pd.DataFrame, work: str) -> pd.DataFrame:
     return rows.pivot_table(index=["network", "parameters", "pictures"], columns="name", values="peak GB", sort=False)
 
 
-def kernel_times(done: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Microseconds of a call, a row for each kernel, layout and shape, a column for each candidate."""
-    return done.dropna(subset=["kind", column]).pivot_table(index=["kind", "layout", "shape"], columns="name",
-                                                            values=column, sort=False)
-
-
-def triton_over(times: pd.DataFrame) -> pd.DataFrame:
-    """How many times as fast Triton is as each of the others: the geometric mean over all shapes."""
-    ratios = np.log(times.div(times.triton, axis=0).drop(columns="triton"))
-    return np.exp(ratios.groupby(level=["kind", "layout"], sort=False).mean())
-
-
 def profile_table(row: pd.Series) -> pd.DataFrame:
     """One step: all of it, what lies between kernels, and the longest kernels."""
     kernels = pd.DataFrame.from_dict(row.kernels, orient="index", columns=["launches", "us"])
@@ -124,20 +111,19 @@ def profile_table(row: pd.Series) -> pd.DataFrame:
 def sections(lines: pd.DataFrame, done: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """All tables by their titles, as far as there is anything to show."""
     tables = {}
-    machine = done[done.group == "machine"]
+    machine, loops = done[done.group == "machine"], done["prepared s"].notna()
     rate = (machine.flop / machine.us / 1e6).max()          # NaN where it was not measured
     tables["The machine: GB/s of a copy, TFLOP/s of bf16 matrices"] = pd.DataFrame({
         "GB/s": machine.bytes / machine.us / 1e3, "TFLOP/s": machine.flop / machine.us / 1e6})
-    for name, rows in done[done["prepared s"].notna()].groupby("group", sort=False):
-        tables[name] = loop_table(rows, rate)
+    tables["Sampling loops and training steps"] = loop_table(done[loops], rate)
+    short = done[~loops & done.kernels.isna() & ~done.group.str.contains("^(?:machine|memory)")]
     for column, state in (("cold us", "cold"), ("us", "warm")):
-        times = kernel_times(done, column)
-        if "triton" in times:
-            tables[f"How many times as fast Triton is as the others, {state}"] = triton_over(times)
+        times = short.pivot_table(index="group", columns="name", values=column, sort=False)
+        if "triton" in times:                               # the geometric mean over all shapes
+            ratios = np.log(times.div(times.triton, axis=0).drop(columns="triton").dropna(how="all"))
+            tables[f"How many times as fast Triton is as the others, {state}"] = np.exp(
+                ratios.groupby(lambda group: group.rpartition(" ")[0], sort=False).mean())
         tables[f"Microseconds of a call, {state}"] = times
-    sampler = done[done.group.str.startswith("a sampler's")]
-    tables["A sampler's own cost: microseconds of a step"] = sampler.pivot_table(
-        index="group", columns="name", values="us", sort=False)
     for _, row in done[done.kernels.notna()].iterrows():
         tables[row.group] = profile_table(row)
     tables |= {f"Memory of {work}, GB": memory_table(done, work) for work in WORK}
