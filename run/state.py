@@ -145,7 +145,7 @@ def save_samples(run: Run, path: Path) -> dict[str, list[float]]:
     """Saves five samples of each class, of 20 classes at most, always from the same noise; returns their statistics."""
     shown = data.even_indices(len(run.dataset.classes) if run.unet.classes else 0, SHOWN)
     x0, _ = sampled(run, 5 * len(shown) or 16, shown, SHOWN_STEPS, "ddim")
-    heads = [run.dataset.classes[k] for k in shown]
+    heads = pictures.class_heads(run.dataset.classes, shown.tolist())
     pictures.save(pictures.grid(x0, len(heads) or 4, heads), path)
     real = data.to_unit(data.evenly_spaced(run.dataset, 512))
     return {**pictures.channel_statistics("samples", x0), **pictures.channel_statistics("data", real)}
