@@ -45,7 +45,3 @@ def test_a_wrong_kernel_fails(name, fault, few, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         main([])
     assert stop.value.code == 1 and f"fails: {name}" in capsys.readouterr().out
-
-
-def test_an_unknown_network_is_one_sentence(refused):
-    assert "networks is 'nowhere'" in refused(main, ["--networks", "nowhere"])
