@@ -104,7 +104,7 @@ KNOWN = {
                    "out=": "a folder", "out=" + "x" * 300: "too long"},
     "neighbours": {"among=-1": "among is -1", "among=1": "of 1 pictures"},
     "nll": {"n=-1": "n is -1", "times=-1": "times is -1", "batch=0": "batch is 0", "weights=best": "weights is 'best'",
-            "data=dead-leaves-grey": "has no labels", "out=nll.xyz": "xyz", "variance=learned": "output is .4, 1, 8, 8"},
+            "data=dead-leaves-grey": "has no labels", "out=nll.xyz": "xyz", "variance=learned": "output is .4, 1"},
     "fid": {"n=-1": "n is -1", "batch=0": "batch is 0"},
     "invert": {"n=0": "n is 0", "n=598": "n is 598", "checkpoint=none": "no checkpoint none"},
     "memorise": {"n=-1": "n is -1", "checkpoint=none": "no checkpoint none"},
