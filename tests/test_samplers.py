@@ -204,7 +204,7 @@ def test_sample_takes_another_step():
 
 
 @pytest.mark.parametrize("variance, channels, fits", [
-    ("learned", 3, False), ("learned", 6, True), ("beta", 3, True), ("beta", 6, True), ("beta", 5, False)])
+    ("learned", 3, False), ("learned", 6, True), ("beta", 1, False), ("beta", 3, True), ("beta", 6, True)])
 def test_sample_refuses_other_channels(variance, channels, fits):
     """And takes no gradients of the others."""
     rows, weight = sampler_rows(linear_schedule(10), [10, 5], eta=1., variance=variance), torch.ones(1).requires_grad_()
