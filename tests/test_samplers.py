@@ -34,11 +34,6 @@ def with_v(denoise, v):
     return both
 
 
-def test_ddpm_has_the_samplers():
-    for name in ("COLUMNS", "SAMPLERS", "SPACINGS", "sample", "sampler_rows", "spaced_times", "step", "timesteps"):
-        assert getattr(ddpm, name) is getattr(samplers, name)
-
-
 # One step
 
 @pytest.mark.parametrize("times", [[10, 5, 1], [10]])

@@ -174,13 +174,6 @@ def test_only_x0_stays_in_the_plane(out):
 
 # What they share
 
-def test_a_model_without_a_null_class_is_refused(tmp_path):
-    saved = checkpoint.load("weights/digits.safetensors")
-    checkpoint.save(tmp_path / "last.safetensors", saved._replace(data={**saved.data, "classes": tuple("0123456789X")}))
-    with pytest.raises(ValueError, match="no null class"):
-        trained(str(tmp_path / "last.safetensors"))
-
-
 def test_a_model_of_labelled_pictures_may_take_no_labels(tmp_path):
     saved = checkpoint.load("weights/digits.safetensors")
     network = replace(saved.network, classes=0)
