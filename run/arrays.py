@@ -1,11 +1,13 @@
 """All that sample.py writes: pictures while they are sampled, in constant memory, then their grid.
 
-Pictures are files of their own, or one .npz, which is resumable after a stop: until all of its pictures are there,
+Pictures are files of their own, beside a metadata.csv with their labels, or one .npz, which is resumable after a stop: until all of its pictures are there,
 their bytes lie one after the other in a .raw file, which is then packed. (Writing to a mapped array would be less code,
 but on a full disk it ends the process without a word.)
 """
 
+import csv
 import hashlib
+import io
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -23,6 +25,7 @@ from data.image_files import to_image
 from run import folder, pictures, processes
 from run.checkpoint import WEIGHTS, Checkpoint
 from run.cli import parse_integers
+from run.labels import NONE
 from run.pictures import Samples, concatenate
 
 SHOWN = 1000                                    # pictures of a grid or a film, at most
@@ -48,6 +51,19 @@ def digest(settings: Any, checkpoint: Checkpoint) -> str:
     for w in (checkpoint.beta, *getattr(checkpoint, WEIGHTS[settings.weights]).values()):
         hashed.update(w.float().contiguous().numpy())
     return hashed.hexdigest()[:12]
+
+
+def write_labels(folder: Path, labels: list[Tensor | None], classes: tuple[str, ...]) -> None:
+    """metadata.csv, which names the label of every picture in the folder; none for pictures without labels."""
+    names = [] if labels[0] is None else [(*classes, NONE)[k] for k in torch.cat(labels)]
+    path = folder / "metadata.csv"
+    if {*names} <= {NONE} - {*classes}:
+        path.unlink(missing_ok=True)                                              # of an earlier command
+        return
+    lines = io.StringIO()
+    csv.writer(lines).writerows([("file_name", "label"), *((f"{k:06d}.png", name) for k, name in enumerate(names))])
+    with writing(path) as file:
+        file.write(lines.getvalue().encode(errors="surrogateescape"))
 
 
 def write(batches: Callable[[int], Iterator[Samples]], settings: Any, checkpoint: Checkpoint) -> Samples | None:
@@ -103,6 +119,8 @@ def write_batches(batches: Callable[[int], Iterator[Samples]], settings: Any, ch
     for path in (out / "png").glob("*.png") if writes and png else ():
         if re.fullmatch("[0-9]{6,}", path.stem) and int(path.stem) >= n:          # of an earlier command
             path.unlink()
+    if writes and png:
+        write_labels(out / "png", labels, batch.classes)
     if writes and npz:
         arr_1 = [] if labels[0] is None else [torch.cat(labels).numpy()]
         with writing(out / "pictures.npz") as file:
