@@ -45,7 +45,8 @@ def load(name: str, size: str = "", fit: str = "crop") -> Data:
     if parse_name(name)[1] in SETS:
         return load_named(name, pixels, fit, held_out)
     if held_out:
-        raise ValueError(f"no held-out pictures of {name!r} are known; name the folder or the .npz file that has them")
+        raise ValueError(f"no held-out pictures of {name!r} are known; name the folder or the .npz file that has them, "
+                         f"as --held_out of evaluate.py")
     if name in EXAMPLES:
         return importlib.import_module(EXAMPLES[name]).load(name, pixels)
     path = Path(name)

@@ -1,8 +1,8 @@
 """All that sample.py writes: pictures while they are sampled, in constant memory, then their grid.
 
-Pictures are files of their own, beside a metadata.csv with their labels, or one .npz, which is resumable after a stop: until all of its pictures are there,
-their bytes lie one after the other in a .raw file, which is then packed. (Writing to a mapped array would be less code,
-but on a full disk it ends the process without a word.)
+Pictures are files of their own, with their labels in metadata.csv, or one .npz, which is resumable after a stop: until
+all of its pictures are there, their bytes lie one after the other in a .raw file, which is then packed. (Writing to a
+mapped array would be less code, but on a full disk it ends the process without a word.)
 """
 
 import csv

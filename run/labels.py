@@ -15,8 +15,7 @@ NONE = "none"                       # what the null class is called
 def choose_labels(checkpoint: Checkpoint, settings: Any) -> Tensor | None:
     """The labels that sample.py's settings ask for, to be repeated as often as needed; None for a network without.
 
-    By default they are all classes that had pictures. Raises ValueError for labels, and for a guidance, that the network
-    cannot do.
+    By default they are all classes that had pictures. Raises ValueError for what the network cannot do.
     """
     facts, rows, path = checkpoint.data, checkpoint.network.classes, settings.checkpoint
     if not rows:

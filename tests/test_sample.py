@@ -232,7 +232,7 @@ def test_fewer_pictures_leave_none_of_an_earlier_command(tmp_path):
         (tmp_path / "png" / name).write_text("old")
     sample.main(["--checkpoint", DIGITS, "--n", "3", "--steps", "1", "--png", "--out", str(tmp_path)])
     assert {path.name for path in (tmp_path / "png").iterdir()} == {
-        *others, "000000.png", "000001.png", "000002.png"}
+        *others, "000000.png", "000001.png", "000002.png", "metadata.csv"}
     assert all((tmp_path / "png" / name).read_text() == "old" for name in others)
 
 
