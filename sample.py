@@ -75,9 +75,15 @@ def check(config: Config) -> None:
 
 # The chain
 
+def chosen_steps(config: Config, T: int) -> list[int]:
+    """The number of steps, or the timesteps; the default number is T, if that is less."""
+    steps = parse_integers("steps", config.steps)
+    return [min(*steps, T)] if config.steps == Config.steps else steps
+
+
 def sampler_table(checkpoint: Checkpoint, config: Config) -> Tensor:
     """The sampler's rows (S, 12), on the CPU."""
-    steps, schedule = parse_integers("steps", config.steps), ddpm.from_betas(checkpoint.beta)
+    steps, schedule = chosen_steps(config, len(checkpoint.beta)), ddpm.from_betas(checkpoint.beta)
     if len(steps) > 1 and (config.spacing, config.shift) != ("trailing", 1):
         raise ValueError(f"steps lists the timesteps, so spacing {config.spacing} and shift {config.shift:g} would do "
                          f"nothing; leave them out, or give the number of steps")

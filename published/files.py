@@ -49,10 +49,14 @@ def diffusers_files(path: Path) -> tuple[dict[str, Any], dict | None, dict | Non
     if not files or len(files) > 1 and not all("-of-" in p.name for p in files):
         raise ValueError(f"{path} contains {' and '.join(p.name for p in files)}; name one of these files" if files else
                          f"{path} contains no {WEIGHTS}.safetensors or .bin; use a model's folder")
+    around = [home, *home.absolute().parents[:2]]
+    if latent := [folder / part for folder in around for part in ("vae", "vqvae") if (folder / part).is_dir()]:
+        raise ValueError(f"{path} is part of a pipeline with {latent[0]}: it makes latents, not pictures; use another")
+    if home == path / "unet" and (path / "unet_ema").is_dir():
+        say(f"taking {home}; the averaged weights are in {path / 'unet_ema'}")
     weights = {name: w for file in files for name, w in read_tensors(file).items()}
-    around = [folder / part / SCHEDULER_FILE for folder in (home, *home.absolute().parents[:2])
-              for part in ("scheduler", "")]
-    jsons = (next(filter(Path.is_file, places), None) for places in ([home / "config.json"], around))
+    schedulers = [folder / part / SCHEDULER_FILE for folder in around for part in ("scheduler", "")]
+    jsons = (next(filter(Path.is_file, places), None) for places in ([home / "config.json"], schedulers))
     return weights, *(read_json(file) if file else None for file in jsons)
 
 

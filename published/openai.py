@@ -18,7 +18,8 @@ FLAGS = {"image_size": 64, "num_channels": 128, "num_res_blocks": 2, "channel_mu
          "diffusion_steps": 1000, "noise_schedule": "linear", "rescale_timesteps": True, "sigma_small": False,
          "predict_xstart": False}
 # Flags of training and sampling, which do not change the network
-IGNORED = {"use_checkpoint", "use_fp16", "use_kl", "rescale_learned_sigmas", "timestep_respacing"}
+IGNORED = {"use_checkpoint", "use_fp16", "use_kl", "rescale_learned_sigmas", "timestep_respacing", "batch_size", "lr",
+           "num_samples", "model_path", "use_ddim", "clip_denoised", "classifier_path", "classifier_scale"}
 CHANNEL_MULT = {512: "0.5,1,1,2,2,4,4", 256: "1,1,2,2,4,4", 128: "1,1,2,3,4", 64: "1,2,3,4", 32: "1,2,2,2"}
 
 

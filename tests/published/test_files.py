@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -55,7 +56,17 @@ def test_every_part_of_a_training_run_has_the_run_s_scheduler(tmp_path, monkeypa
             saved = published.read(name)
             assert (saved.settings["target"], saved.variance, saved.clip) == ("v", "beta", False)
             assert_close(saved.beta, ddpm.cosine_schedule(500).beta[1:], rtol=0, atol=0)
-    assert capsys.readouterr().out == ""
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == (3 if source in (".", "checkpoint-500") else 0)           # where there are two to choose from
+    assert all(re.fullmatch(r"taking (.*)unet; the averaged weights are in \1unet_ema", line) for line in said)
+
+
+def test_a_model_of_latents_is_refused(tmp_path):
+    path = folder(tmp_path / "model")
+    (path / "vqvae").mkdir()
+    for source in (path, path / "unet"):
+        with pytest.raises(ValueError, match="is part of a pipeline with .*vqvae: it makes latents, not pictures"):
+            published.read(str(source))
 
 
 def test_a_scheduler_that_is_assumed_is_said_in_one_line(tmp_path, capsys):

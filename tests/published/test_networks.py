@@ -53,7 +53,7 @@ def test_openai(name, flags):
     assert_published_output(unet, arrays, arrays["labels"] if unet.config.classes else None)
     assert choice == {"target": "eps", "variance": "learned", "clip": True}
     assert ddpm.schedule_length(schedule) == flags.get("diffusion_steps", 1000)
-    as_text = {key: str(value) for key, value in flags.items()}
+    as_text = {key: str(value) for key, value in flags.items()} | {"batch_size": "4", "num_samples": "100"}
     assert from_openai(weights, as_text)[0].config == unet.config
 
 
