@@ -53,17 +53,23 @@ def digest(settings: Any, checkpoint: Checkpoint) -> str:
     return hashed.hexdigest()[:12]
 
 
-def write_labels(folder: Path, labels: list[Tensor | None], classes: tuple[str, ...]) -> None:
-    """metadata.csv, which names the label of every picture in the folder; none for pictures without labels."""
-    names = [] if labels[0] is None else [(*classes, NONE)[k] for k in torch.cat(labels)]
-    path = folder / "metadata.csv"
-    if {*names} <= {NONE} - {*classes}:
-        path.unlink(missing_ok=True)                                              # of an earlier command
+def append_labels(path: Path, first: int, batch: Samples) -> None:
+    """Adds the names of a batch's labels to metadata.csv, which begins anew with the first picture.
+
+    So a stop leaves no labels of other pictures. There is no file for pictures without labels.
+    """
+    if first == 0:
+        path.unlink(missing_ok=True)
+    if not path.exists() and (batch.labels is None or (batch.labels == len(batch.classes)).all()):
         return
-    lines = io.StringIO()
-    csv.writer(lines).writerows([("file_name", "label"), *((f"{k:06d}.png", name) for k, name in enumerate(names))])
-    with writing(path) as file:
-        file.write(lines.getvalue().encode(errors="surrogateescape"))
+    names, lines = (*batch.classes, NONE), io.StringIO()
+    csv.writer(lines).writerows([("file_name", "label")] * (not path.exists()) + [
+        (f"{k:06d}.png", names[label]) for k, label in enumerate(batch.labels, first)])
+    try:
+        with path.open("ab") as file:
+            file.write(lines.getvalue().encode(errors="surrogateescape"))
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror}; make room, and repeat the command") from error
 
 
 def write(batches: Callable[[int], Iterator[Samples]], settings: Any, checkpoint: Checkpoint) -> Samples | None:
@@ -107,6 +113,8 @@ def write_batches(batches: Callable[[int], Iterator[Samples]], settings: Any, ch
                 append(raw, first, pixels)
             for i, picture in enumerate(pixels if png else (), first):
                 pictures.save(to_image(picture), out / "png" / f"{i:06d}.png", sync=False)
+            if png:
+                append_labels(out / "png" / "metadata.csv", first, batch)
         elif writes and first < SHOWN:
             rows = np.fromfile(raw, np.uint8, batch.n * C * H * W, offset=first * C * H * W).reshape(-1, H, W, C)
             x = to_unit(torch.from_numpy(rows).permute(0, 3, 1, 2))
@@ -119,8 +127,6 @@ def write_batches(batches: Callable[[int], Iterator[Samples]], settings: Any, ch
     for path in (out / "png").glob("*.png") if writes and png else ():
         if re.fullmatch("[0-9]{6,}", path.stem) and int(path.stem) >= n:          # of an earlier command
             path.unlink()
-    if writes and png:
-        write_labels(out / "png", labels, batch.classes)
     if writes and npz:
         arr_1 = [] if labels[0] is None else [torch.cat(labels).numpy()]
         with writing(out / "pictures.npz") as file:

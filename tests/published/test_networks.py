@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -261,6 +262,16 @@ def test_networks_without_an_equivalent_unet2dmodel_are_not_written(tmp_path, ch
     with pytest.raises(ValueError, match=message):
         to_diffusers(UNet(replace(SMALL, **change)), ddpm.linear_schedule(), tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_the_page_names_the_networks_without_one():
+    def converts(config):
+        try:
+            return bool(published.diffusers.to_model_config(config))
+        except ValueError:
+            return False
+    text = Path("docs/convert.md").read_text().split("of the named networks:")[1].split(")")[0]
+    assert {*text.replace(",", "").split()} == {name for name, config in CONFIGS.items() if not converts(config)}
 
 
 # Round trip

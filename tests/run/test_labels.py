@@ -10,7 +10,7 @@ from PIL import Image
 import data
 import sample
 import train
-from run import checkpoint
+from run import arrays, checkpoint
 from run.labels import count_pictures, parse_labels
 
 DIGITS = "weights/digits.safetensors"
@@ -101,3 +101,20 @@ def test_labels_of_pictures_are_beside_them(tmp_path):
     assert written(tmp_path) == [("000000.png", "cats, big"), ("000001.png", "cats, big")]
     sample.main(["--checkpoint", DIGITS, *command[2:], "--n", "2", "--labels", "none"])
     assert written(tmp_path) is None                                              # nothing is known of these
+
+
+def test_a_stop_leaves_the_labels_of_what_was_written(tmp_path, monkeypatch):
+    command = ["--checkpoint", DIGITS, "--steps", "1", "--batch", "2", "--n", "6", "--png", "--out", str(tmp_path)]
+    sample.main([*command, "--labels", "7"])
+    append, calls = arrays.append_labels, []
+
+    def stopped(path, first, batch):
+        calls.append(first)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        append(path, first, batch)
+
+    monkeypatch.setattr(arrays, "append_labels", stopped)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        sample.main([*command, "--labels", "3"])
+    assert written(tmp_path) == [(f"{k:06d}.png", "3") for k in range(4)]
