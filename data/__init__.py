@@ -66,7 +66,8 @@ def find(name: str, size: tuple[int, int] | None, fit: str, channels: int) -> Da
     if parse_name(name)[1] in SETS:
         return load_named(name, size, fit, held_out, channels)
     if held_out:
-        raise ValueError(f"no held-out pictures of {name!r} are known; name the folder or the .npz file that has them")
+        raise ValueError(f"no held-out pictures of {name!r} are known; name the folder or the .npz file that has them, "
+                         f"as --held_out of evaluate.py")
     if name in EXAMPLES:
         leaves = importlib.import_module(EXAMPLES[name]).load(name, size)
         if channels not in (0, leaves.shape[0]):

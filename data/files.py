@@ -39,7 +39,7 @@ def reading(path: str | Path, remedy: str = "use another file") -> Iterator[None
         named = isinstance(error, ValueError) and re.search(rf"(?<!\w){re.escape(str(path))}(?!\w)", str(error))
         if named or getattr(error, "errno", 0) in NO_DESCRIPTORS:
             raise
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = " ".join(str(error).split())[:500] or type(error).__name__
         raise ValueError(f"cannot read {path}: {reason}; {remedy}") from error
 
 

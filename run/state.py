@@ -15,6 +15,7 @@ import ddpm
 import noise
 from run import checkpoint, folder, pictures, processes
 from run.checkpoint import LAST, MOMENTS, PREVIOUS, Checkpoint
+from run.labels import count_pictures, with_pictures
 from unet import UNet
 
 Score = Callable[[Tensor, Tensor | None], dict[str, float]]         # samples in [-1, 1], their labels -> scores by name
@@ -112,7 +113,8 @@ def save(run: Run) -> None:
     progress, path = run.progress, Path(run.config.out, LAST)
     progress.saved = progress.step
     run.check_folder()
-    facts = {"name": run.dataset.name, "shape": run.dataset.shape, "classes": run.dataset.classes, "digest": run.digest}
+    facts = {"name": run.dataset.name, "shape": run.dataset.shape, "classes": run.dataset.classes, "digest": run.digest,
+             "counts": count_pictures(run.dataset)}
     adam = {name: run.optimizer.state[w] for name, w in run.weights.items()}
     moments = {part: {name: state[part] for name, state in adam.items()} for part in MOMENTS}
     updates = int(next(iter(adam.values()))["step"])
@@ -143,7 +145,8 @@ def saved_on_error(run: Run) -> Iterator[None]:
 
 def save_samples(run: Run, path: Path) -> dict[str, list[float]]:
     """Saves five samples of each class, of 20 classes at most, always from the same noise; returns their statistics."""
-    shown = data.even_indices(len(run.dataset.classes) if run.unet.classes else 0, SHOWN)
+    classes = with_pictures(count_pictures(run.dataset), run.dataset.classes if run.unet.classes else ())
+    shown = classes[data.even_indices(len(classes), SHOWN)]
     x0, _ = sampled(run, 5 * len(shown) or 16, shown, SHOWN_STEPS, "ddim")
     heads = pictures.class_heads(run.dataset.classes, shown.tolist())
     pictures.save(pictures.grid(x0, len(heads) or 4, heads), path)
@@ -155,7 +158,8 @@ def score_samples(run: Run) -> dict[str, float]:
     """The scores of samples of all classes, always from the same noise, if the run has a score."""
     if run.score is None:
         return {}
-    x0, labels = sampled(run, SCORED, torch.arange(len(run.dataset.classes)), SCORED_STEPS, "2m")
+    classes = with_pictures(count_pictures(run.dataset), run.dataset.classes)
+    x0, labels = sampled(run, SCORED, classes, SCORED_STEPS, "2m")
     return run.score(x0.cpu(), None if labels is None else labels.cpu())
 
 

@@ -78,6 +78,13 @@ def test_the_chain_is_the_core_s():
     assert_close(digits(steps="1000,600,200", eta=1.).x, x0, **SAME)
 
 
+def test_the_default_steps_of_a_short_chain_are_all_of_it(tmp_path, refused):
+    last, path = checkpoint.load(DIGITS), str(tmp_path / "x.safetensors")
+    checkpoint.save(path, last._replace(beta=ddpm.cosine_schedule(8).beta[1:]))
+    assert generate(Config(checkpoint=path, n=2)).evaluations == 8 and digits(steps="50", n=2).evaluations == 50
+    assert "steps is 9" in refused(sample.main, ["--checkpoint", path, "--steps", "9", "--out", str(tmp_path / "o")])
+
+
 def test_labels_and_guidance_matter():
     sevens, threes = digits(labels="7", steps="20").x, digits(labels="3", steps="20").x
     assert (sevens - threes).abs().mean() > 0.1
@@ -223,5 +230,5 @@ def test_fewer_pictures_leave_none_of_an_earlier_command(tmp_path):
         (tmp_path / "png" / name).write_text("old")
     sample.main(["--checkpoint", DIGITS, "--n", "3", "--steps", "1", "--png", "--out", str(tmp_path)])
     assert {path.name for path in (tmp_path / "png").iterdir()} == {
-        *others, "000000.png", "000001.png", "000002.png"}
+        *others, "000000.png", "000001.png", "000002.png", "metadata.csv"}
     assert all((tmp_path / "png" / name).read_text() == "old" for name in others)
