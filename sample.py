@@ -10,6 +10,8 @@ The checkpoint knows the network, the schedule and the classes. The noise of pic
 to the bit, so the picture is a function of (weights, seed, i) to rounding: not of n, the batch or the processes.
 """
 
+import run.first  # noqa: F401  (--help without torch)
+
 import itertools
 import math
 import time

@@ -19,7 +19,7 @@ import published
 import published.files
 from convert import from_diffusers
 from tests.helpers import Trap
-from tests.published.networks import assert_published_output, folder, golden_network
+from tests.published.networks import OPENAI, assert_published_output, folder, golden_network
 
 
 @pytest.mark.parametrize("name", ["x.pt", "x.bin", "x.safetensors"])
