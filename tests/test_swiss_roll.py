@@ -196,11 +196,17 @@ def test_scores_of_known_sets():
 
 
 def test_main_prints_the_bound_and_writes_the_figure(tmp_path, capsys, monkeypatch):
-    batch, scores = swiss_roll.batch, swiss_roll.scores
-    monkeypatch.setattr(swiss_roll, "batch", lambda sobol, n, T: batch(sobol, n // 16, T))      # enough for a test
+    batch, scores, drawn = swiss_roll.batch, swiss_roll.scores, []
+
+    def few(sobol, n, T):                                                                   # enough for a test
+        drawn.append(batch(sobol, n // 16, T))
+        return drawn[-1]
+
+    monkeypatch.setattr(swiss_roll, "batch", few)
     monkeypatch.setattr(swiss_roll, "scores", lambda x, y: scores(x[:500], y[:500]))
     out = tmp_path / "new" / "figure.png"
     swiss_roll.main(["--steps", "3", "--out", str(out)])
+    assert len({x.sum().item() for pair in drawn for x in pair}) == 2 * (3 + 96)    # points and noise, anew each time
     printed = capsys.readouterr().out
     assert out.read_bytes()[:4] == b"\x89PNG" and out.stat().st_size > 30_000
     for words in ("K ", "2.35", "6.45", "K* 2.372", "excess", "-H(X_1) 2.679", "unknown", "distance to the curve",
