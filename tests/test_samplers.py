@@ -34,11 +34,6 @@ def with_v(denoise, v):
     return both
 
 
-def test_ddpm_has_the_samplers():
-    for name in ("COLUMNS", "SAMPLERS", "SPACINGS", "sample", "sampler_rows", "spaced_times", "step", "timesteps"):
-        assert getattr(ddpm, name) is getattr(samplers, name)
-
-
 # One step
 
 @pytest.mark.parametrize("times", [[10, 5, 1], [10]])
@@ -204,7 +199,7 @@ def test_sample_takes_another_step():
 
 
 @pytest.mark.parametrize("variance, channels, fits", [
-    ("learned", 3, False), ("learned", 6, True), ("beta", 3, True), ("beta", 6, True), ("beta", 5, False)])
+    ("learned", 3, False), ("learned", 6, True), ("beta", 1, False), ("beta", 3, True), ("beta", 6, True)])
 def test_sample_refuses_other_channels(variance, channels, fits):
     """And takes no gradients of the others."""
     rows, weight = sampler_rows(linear_schedule(10), [10, 5], eta=1., variance=variance), torch.ones(1).requires_grad_()
