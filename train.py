@@ -102,9 +102,6 @@ def check(config: Config) -> None:
     for name, allowed in {"network": CONFIGS, "target": ddpm.TARGETS, "loss": LOSSES, "sampling": SAMPLINGS,
                           "schedule": ddpm.SCHEDULES, "dtype": DTYPES}.items():
         ddpm.check_choice(name, getattr(config, name), allowed)
-    if config.schedule == "flow" and config.target == "eps":
-        raise ValueError("target is eps and schedule flow; x_T is noise alone there, and eps cannot say what x0 is, "
-                         "use target v, x0 or flow")
     if config.space:
         ddpm.check_choice("space", config.space, ddpm.SPACES)
     if config.space and config.loss != "l2":
@@ -113,6 +110,7 @@ def check(config: Config) -> None:
         if not 0 < getattr(config, name) <= most:
             raise ValueError(f"{name} is {getattr(config, name)}; it must be above 0 and at most {most}")
     check_range(config, "T", 2 if config.loss in LEARNED else 1, 10**6)
+    ddpm.check_target(ddpm.SCHEDULES[config.schedule](config.T).alpha_bar[-1], config.target)
     check_range(config, "batch accumulate", 1, 2**20)
     check_range(config, "steps log_every sample_every save_every", 1)
     check_range(config, "null final ema", 0, 1)

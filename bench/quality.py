@@ -192,6 +192,7 @@ def measure_all(config: Config, stops: Sequence[float], names: Sequence[str], do
     with ProcessPoolExecutor(config.jobs, get_context("spawn"), max_tasks_per_child=1) as pool:
         for minutes in stops:
             while trainings := due(minutes, stops, names, done):
+                print(f"{len(trainings)} trainings go on to {minutes} CPU-minutes, {config.jobs} at a time", flush=True)
                 futures = [pool.submit(advance, training, config, minutes) for training in trainings]
                 for future in as_completed(futures):
                     line = future.result()

@@ -15,9 +15,9 @@ from data import to_pixels
 from data.files import check_writable, writing
 from data.image_files import SUFFIXES, to_image, with_channels
 
+WRITTEN = ".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"
 FRAMES, GREYS = 40, 16              # of a film, at most: 100 digits then take under 2 MB
 SIZES = 14, 12, 10                  # of heads, in pixels: the first at which all of them fit
-WRITTEN = "PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM"
 MOST = 40                           # columns of a grid with heads, and rows of a strip
 
 
@@ -89,10 +89,19 @@ def font_file(text: str) -> str | None:
     if text.isascii():
         return ""
     from matplotlib.font_manager import fontManager
-    from matplotlib.ft2font import FT2Font
     fonts = sorted(fontManager.ttflist, key=lambda each: (each.name != "DejaVu Sans", each.style, each.weight != 400))
     return next((each.fname for each in fonts if not each.name.startswith("Last Resort")    # which has only boxes
-                 and {*map(ord, text)} <= FT2Font(each.fname).get_charmap().keys()), None)
+                 and characters(each.fname).issuperset(map(ord, text))), None)
+
+
+@functools.cache
+def characters(file: str) -> frozenset[int]:
+    """What a font has; nothing, if it is damaged or was removed since matplotlib made its list."""
+    from matplotlib.ft2font import FT2Font
+    try:
+        return frozenset(FT2Font(file).get_charmap())
+    except (OSError, RuntimeError):
+        return frozenset()
 
 
 def class_heads(classes: Sequence[str], labels: Sequence[int]) -> tuple[str, ...]:
@@ -149,10 +158,10 @@ def save(image: Image.Image, path: str | Path, sync: bool = True, **options) -> 
 
 def picture_format(path: str | Path) -> str:
     """The format that a picture's name ends in. Raises ValueError for another name."""
-    form = SUFFIXES.get(Path(path).suffix.lower())
-    if form not in WRITTEN:
-        raise ValueError(f"{path} is no name of a picture; let it end in .png, .jpg, .webp, .bmp, .gif or .tiff")
-    return form
+    suffix = Path(path).suffix.lower()
+    if suffix not in WRITTEN:
+        raise ValueError(f"{path} is no name of a picture; let it end in {' '.join(WRITTEN)}")
+    return SUFFIXES[suffix]
 
 
 def save_film(frames: Iterable[tuple[str, Image.Image]], path: Path, milliseconds: int, colours: int) -> None:

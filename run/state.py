@@ -179,8 +179,7 @@ def sampled(run: Run, n: int, classes: Tensor, steps: int, sampler: str) -> tupl
     Raises ValueError for a schedule that cannot be sampled.
     """
     times = ddpm.timesteps(run.config.T, min(steps, run.config.T))
-    rows = ddpm.sampler_rows(run.schedule, times, sampler=sampler, target=run.config.target,
-                             variance=run.unet.config.variance)
+    rows = ddpm.sampler_rows(run.schedule, times, sampler=sampler, target=run.config.target)
     device = run.schedule.beta.device
     seeds = noise.image_seeds(0, torch.arange(n, device=device))
     labels = classes.to(device)[torch.arange(n, device=device) % len(classes)] if run.unet.classes else None

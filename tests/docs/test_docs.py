@@ -53,7 +53,7 @@ def test_the_reverse_strip_shows_the_listed_times(tmp_path):
 @pytest.mark.parametrize("main, flags, message", [
     (variants.main, ["--only", "fashion", "--data", "nowhere"], "nowhere"),
     (variants.main, ["--only", "cats"], "only is 'cats'"), (figures.main, ["--only", "digits,cats"], "only is 'cats'"),
-    (unet_picture.main, ["--size", ""], "size is empty"), (unet_picture.main, ["--change", "groups=0"], "groups 0"),
+    (unet_picture.main, ["--size", ""], "size is empty"), (unet_picture.main, ["--change", "groups=0"], "groups is 0"),
     (unet_picture.main, ["--change", "cats=3"], "change is 'cats=3'"),
     (unet_picture.main, ["--change", "widths=64"], "change is"),
     (unet_picture.main, ["--network", "cats"], "network is 'cats'"),

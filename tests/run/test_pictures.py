@@ -83,6 +83,12 @@ def test_a_head_is_a_name_in_its_script_or_a_number():
     assert len({*drawn}) == 3
 
 
+def test_a_font_that_was_removed_is_passed_over(tmp_path):
+    (tmp_path / "damaged.ttf").write_bytes(b"no font")
+    for name in ("gone.ttf", "damaged.ttf"):
+        assert not pictures.characters(str(tmp_path / name))
+
+
 # Transparent pictures
 
 def confetti(n=2):
