@@ -177,6 +177,8 @@ def save_film(frames: Iterable[tuple[str, Image.Image]], path: Path, millisecond
         ImageDraw.Draw(frame).text((half.width // 2, half.height + 9), text, fill="black", font=font(text, SIZES[0]),
                                    anchor="mm")
         film.append(frame.quantize(colours, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE))
+        palette, white = film[-1].getpalette(), 3 * film[-1].getpixel((0, frame.height - 1))
+        film[-1].putpalette([*palette[:white], 255, 255, 255, *palette[white + 3:]])     # not nearly white
     save(film[0], path, save_all=True, append_images=film[1:], loop=0,            # Pillow merges equal frames
          duration=[milliseconds] * (len(film) - 1) + [2000])
 
