@@ -39,7 +39,8 @@ def test_main_writes_the_pictures_it_was_asked_for(tmp_path, capsys):
 
 
 def test_the_strip_has_the_snapshots_asked_for(tmp_path):
-    sample.main(["--checkpoint", DIGITS, "--n", "4", "--steps", "5", "--out", str(tmp_path), "--snapshots", "1000,600,0"])
+    sample.main(["--checkpoint", DIGITS, "--n", "4", "--steps", "5", "--snapshots", "1000,600,0",
+                 "--out", str(tmp_path)])
     samples = generate(Config(checkpoint=DIGITS, n=4, steps="5"), lambda times: {1000, 600})
     assert Image.open(tmp_path / "strip.png").tobytes() == pictures.strip(samples, [1000, 600, 0]).tobytes()
 
