@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageChops, ImageDraw, ImageFont, ImageSequence, ImageStat
 
 import sample
+import train
 from data import to_pixels
 from data.image_files import to_image
 from run import arrays, pictures
@@ -81,6 +82,17 @@ def test_a_head_is_a_name_in_its_script_or_a_number():
     assert pictures.class_heads(classes, [3, 1, 4, 2, 0]) == ("class 3", "кошка", "none", "Łoś", "cat")
     drawn = [pictures.grid(torch.ones(1, 1, 64, 64), 1, [head]).tobytes() for head in ("кошка", "мышка", "□□□□□")]
     assert len({*drawn}) == 3
+
+
+def test_grids_of_a_run_have_such_heads(tmp_path, monkeypatch):
+    for name in ("\U0010fffd", "мышка"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8), "red").save(tmp_path / "set" / name / "1.png")
+    heads, grid = [], pictures.grid
+    monkeypatch.setattr(pictures, "grid", lambda x, columns, names: (heads.append(names), grid(x, columns, names))[1])
+    train.main(["--data", str(tmp_path / "set"), "--T", "5", "--batch", "2", "--warmup", "1", "--steps", "1",
+                "--sample_every", "1", "--out", str(tmp_path / "run")])
+    assert heads == [("мышка", "class 1")]
 
 
 def test_a_font_that_was_removed_is_passed_over(tmp_path):
