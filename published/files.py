@@ -14,7 +14,7 @@ from data.files import reading
 from run import processes
 from run.tensors import SUFFIX
 
-SCHEDULER_FILE, WEIGHTS = "scheduler_config.json", "diffusion_pytorch_model"
+INDEX, SCHEDULER_FILE, WEIGHTS = "model_index.json", "scheduler_config.json", "diffusion_pytorch_model"
 
 
 def locate(source: str | Path) -> Path:
@@ -50,8 +50,10 @@ def diffusers_files(path: Path) -> tuple[dict[str, Any], dict | None, dict | Non
         raise ValueError(f"{path} contains {' and '.join(p.name for p in files)}; name one of these files" if files else
                          f"{path} contains no {WEIGHTS}.safetensors or .bin; use a model's folder")
     around = [home, *home.absolute().parents[:2]]
-    if latent := [folder / part for folder in around for part in ("vae", "vqvae") if (folder / part).is_dir()]:
-        raise ValueError(f"{path} is part of a pipeline with {latent[0]}: it makes latents, not pictures; use another")
+    pipeline = next((read_json(folder / INDEX) for folder in around if (folder / INDEX).is_file()), {})
+    if coders := pipeline.keys() & {"vae", "vqvae"}:
+        raise ValueError(f"{path} is part of a pipeline with a {coders.pop()}: it makes latents, not pictures; use "
+                         f"another")
     if home == path / "unet" and (path / "unet_ema").is_dir():
         say(f"taking {home}; the averaged weights are in {path / 'unet_ema'}")
     weights = {name: w for file in files for name, w in read_tensors(file).items()}

@@ -63,9 +63,9 @@ def test_every_part_of_a_training_run_has_the_run_s_scheduler(tmp_path, monkeypa
 
 def test_a_model_of_latents_is_refused(tmp_path):
     path = folder(tmp_path / "model")
-    (path / "vqvae").mkdir()
+    (path / "model_index.json").write_text(json.dumps({"unet": ["diffusers", "UNet2DModel"], "vqvae": []}))
     for source in (path, path / "unet"):
-        with pytest.raises(ValueError, match="is part of a pipeline with .*vqvae: it makes latents, not pictures"):
+        with pytest.raises(ValueError, match="is part of a pipeline with a vqvae: it makes latents, not pictures"):
             published.read(str(source))
 
 
