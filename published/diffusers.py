@@ -204,8 +204,8 @@ def usage(config: dict[str, Any], folder: str, T: int) -> str:
     """README.md of a folder for diffusers."""
     facts, rows = config[OURS], config["num_class_embeds"] or 0
     names = facts.get("data", {}).get("classes") or [*map(str, range(rows))]
-    legend = ["Its classes, by number:", *(f"{k} is {name}," for k, name in enumerate(names[:20])),
-              *["..."] * (len(names) > 20), *[f"{len(names)} is none."] * (rows > len(names))]
+    legend = ["The labels:", "", *(f"- {k}: {name}" for k, name in enumerate(names)),
+              *[f"- {len(names)}: no label"] * (rows > len(names))]
     shape = min(10, len(names)) if rows else 4, config["in_channels"], *config["sample_size"]
     return README.format(folder=folder, labels=f"torch.arange({shape[0]})" if rows else None, shape=shape,
-                         steps=min(50, T), patch=facts["patch"], classes=" ".join(legend) if rows else "")
+                         steps=min(50, T), patch=facts["patch"], classes="\n".join(legend) if rows else "")
