@@ -8,6 +8,8 @@
 The conversion is in `published/`. Files are read as tensors and JSON; no code from them is executed.
 """
 
+import run.first  # noqa: F401  (--help without torch)
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -21,6 +21,8 @@ pictures closer to a training picture than 99 % of the held-out ones are. prec, 
 manifold of the held-out ones, and of these within that of the pictures (Kynkaanniemi et al. 2019, 3 neighbours).
 """
 
+import run.first  # noqa: F401  (--help without torch)
+
 import math
 import sys
 from collections.abc import Sequence

@@ -10,6 +10,8 @@ The checkpoint knows the network, the schedule and the classes. The noise of pic
 to the bit, so the picture is a function of (weights, seed, i) to rounding: not of n, the batch or the processes.
 """
 
+import run.first  # noqa: F401  (--help without torch)
+
 import itertools
 import math
 import time
@@ -44,11 +46,11 @@ class Config:
     batch: int = 100                            # largest batch of a process; changes pictures by rounding only
     seed: int = 0                               # picture i is a function of the weights, the seed and i
     labels: str = ""                            # as 7, cat,dog or :0 (a number), repeated; empty: all; none: no label
-    sampler: str = "ddim"                       # ddim, 2m (DPM-Solver++), heun, unipc, unipc-bh1 or consistency
+    sampler: str = "ddim"                       # ddim, ddpm, 2m (DPM-Solver++), heun, unipc, unipc-bh1, consistency
     steps: str = "50"                           # number of steps, or the timesteps themselves, as 1000,600,200
     spacing: str = "trailing"                   # of the timesteps: trailing, leading, linspace, karras, logsnr or flow
     shift: float = 1.                           # above 1, the steps of flow spacing move to more noise
-    eta: float = 0.                             # noise of each step of ddim or 2m: 0 is DDIM, 1 DDPM
+    eta: float = 0.                             # noise of each step of ddim or 2m; ddim with 1 is ddpm
     churn: float = 0.                           # noise of heun's steps: S_churn of EDM
     variance: str = ""                          # beta_tilde, beta or learned; empty is the model's own
     clip: bool = True                           # clip the predicted x0 to [-1, 1]
@@ -90,13 +92,18 @@ def sampler_table(checkpoint: Checkpoint, config: Config) -> Tensor:
     times = samplers.spaced_times(schedule, steps[0], config.spacing, config.shift) if len(steps) == 1 else steps
     if config.variance == "learned" and not checkpoint.network.learns_variance:
         raise ValueError(f"variance is learned, but {config.checkpoint} learned none; use beta_tilde or beta")
-    if config.variance and "eta" in samplers.options_of(config.sampler) and not config.eta:
+    options_of = samplers.options_of(config.sampler)
+    if config.variance and {"eta", "variance"} <= {*options_of} and not config.eta:
         raise ValueError(f"variance is {config.variance}, but with eta 0 no noise is added; use --eta 1")
     options = {name: value for name in ("eta", "churn", "variance") if (value := getattr(config, name))}
-    if "variance" in samplers.options_of(config.sampler):
+    if "variance" in options_of:
         options.setdefault("variance", checkpoint.variance)
-    return samplers.sampler_rows(schedule, times, sampler=config.sampler, target=checkpoint.settings["target"],
+    rows = samplers.sampler_rows(schedule, times, sampler=config.sampler, target=checkpoint.settings["target"],
                                  clip=config.clip and checkpoint.clip, **options)
+    if config.sampler == "heun" and (gain := samplers.column(rows, "cp").abs().max()) > 10 and not processes.rank():
+        print(f"a step of heun is so long here that its correction multiplies errors by {gain:.0f}; use --spacing "
+              f"logsnr, or more --steps")
+    return rows
 
 
 class Plan(NamedTuple):

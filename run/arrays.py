@@ -108,7 +108,7 @@ def write_batches(batches: Callable[[int], Iterator[Samples]], settings: Any, ch
         check()
         sampled = batch.x is not None
         if writes and sampled:
-            pixels = to_pixels(batch.x)
+            pixels = pictures.visible(to_pixels(batch.x))
             if npz:
                 append(raw, first, pixels)
             for i, picture in enumerate(pixels if png else (), first):

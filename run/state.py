@@ -67,10 +67,8 @@ class Run(NamedTuple):
 
 def describe(run: Run) -> None:
     """Prints what is trained on what, and how much of the data the schedule leaves in x_T."""
-    config, (C, H, W), bits = run.config, run.dataset.shape, ddpm.schedule_check(run.schedule)
-    N, world = len(run.dataset.images), processes.world_size()
-    print(f"data     {config.data}: {'endless' if N == data.ENDLESS else N} pictures of {C} x {H} x {W}, "
-          f"{len(run.dataset.classes)} classes")
+    config, bits, world = run.config, ddpm.schedule_check(run.schedule), processes.world_size()
+    print(f"data     {config.data}: {data.describe(run.dataset)}")
     print(f"network  {config.network}: {sum(w.numel() for w in run.weights.values()):,} parameters, {config.dtype}, "
           f"on {f'{world} x ' if world > 1 else ''}{run.schedule.beta.device}; seed {config.seed}")
     print(f"schedule {config.schedule}, T = {config.T}: {bits:.2g} bits/dim of the data are left in x_T")
@@ -150,7 +148,7 @@ def save_samples(run: Run, path: Path) -> dict[str, list[float]]:
     classes = with_pictures(count_pictures(run.dataset), run.dataset.classes if run.unet.classes else ())
     shown = classes[data.even_indices(len(classes), SHOWN)]
     x0, _ = sampled(run, 5 * len(shown) or 16, shown, SHOWN_STEPS, "ddim")
-    heads = [run.dataset.classes[k] for k in shown]
+    heads = pictures.class_heads(run.dataset.classes, shown.tolist())
     pictures.save(pictures.grid(x0, len(heads) or 4, heads), path)
     real = data.to_unit(data.evenly_spaced(run.dataset, 512))
     return {**pictures.channel_statistics("samples", x0), **pictures.channel_statistics("data", real)}
@@ -181,8 +179,7 @@ def sampled(run: Run, n: int, classes: Tensor, steps: int, sampler: str) -> tupl
     Raises ValueError for a schedule that cannot be sampled.
     """
     times = ddpm.timesteps(run.config.T, min(steps, run.config.T))
-    rows = ddpm.sampler_rows(run.schedule, times, sampler=sampler, target=run.config.target,
-                             variance=run.unet.config.variance)
+    rows = ddpm.sampler_rows(run.schedule, times, sampler=sampler, target=run.config.target)
     device = run.schedule.beta.device
     seeds = noise.image_seeds(0, torch.arange(n, device=device))
     labels = classes.to(device)[torch.arange(n, device=device) % len(classes)] if run.unet.classes else None

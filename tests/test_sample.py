@@ -1,7 +1,4 @@
 import gc
-import resource
-import shutil
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +13,6 @@ import noise
 import sample
 from run import arrays, checkpoint, folder, pictures
 from sample import Config, generate
-from tests.forks import run_forked
 from unet import UNet
 
 ROOT = Path(__file__).parents[1]
@@ -50,8 +46,9 @@ def test_a_film_of_a_hundred_digits_is_small_and_shows_the_chain(tmp_path):
         assert path.stat().st_size < 2e6 and 30 < gif.n_frames <= pictures.FRAMES + 1
         gif.seek(gif.n_frames - 1)
         assert gif.info["duration"] == 2000 and gif.width == sheet.width // 2
-        away = np.asarray(gif.convert("L").resize(sheet.size), int) - np.asarray(sheet, int)
-    assert np.abs(away[24:]).mean() < 12                    # of 256: half the size and sixteen greys
+        last = gif.convert("L").crop((0, 0, gif.width, gif.height - 20)).resize((sheet.width, sheet.height - 20))
+    away = np.asarray(last, int) - np.asarray(sheet, int)[20:]                    # without its heads
+    assert np.abs(away).mean() < 12                         # of 256: half the size and sixteen greys
 
 
 @pytest.mark.parametrize("settings", [{"n": 7}, {"batch": 1}, {"batch": 3, "eta": 1.}, {"batch": 3, "sampler": "2m"},
@@ -107,12 +104,6 @@ def test_raw_weights_bf16_and_no_clip_are_other_pictures_of_the_same_kind():
 @pytest.mark.slow
 def test_compiled_pictures_are_the_same():
     assert_close(digits(n=8, compile=True).x, digits(n=8).x, **SAME)
-
-
-def test_compile_without_a_compiler_is_one_sentence(monkeypatch):
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(ValueError, match="needs a C\\+\\+ compiler"):
-        digits(compile=True)
 
 
 def test_snapshots_are_the_nearest_times_visited():
@@ -241,23 +232,3 @@ def test_fewer_pictures_leave_none_of_an_earlier_command(tmp_path):
     assert {path.name for path in (tmp_path / "png").iterdir()} == {
         *others, "000000.png", "000001.png", "000002.png", "metadata.csv"}
     assert all((tmp_path / "png" / name).read_text() == "old" for name in others)
-
-
-@pytest.mark.parametrize("flags, name", [
-    ("", "grid.png"), ("--png", "png/000000.png"), ("--gif", "reverse.gif"), ("--npz", "pictures.npz"),
-    ("--snapshots 1000,0", "strip.png")])
-def test_a_full_disk_leaves_what_was_there(tmp_path, flags, name):
-    """Whichever file is the first that does not fit."""
-    def files():
-        return {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-
-    out = tmp_path / "out"
-    command = ["--checkpoint", DIGITS, "--n", "40", "--steps", "2", "--out", str(out), *flags.split()]
-    sample.main(command)
-    largest, before = (out / name).stat().st_size, files()
-    done = run_forked(["sample.py", *command, "--seed", "1"],
-                      before=partial(resource.setrlimit, resource.RLIMIT_FSIZE, (largest - 1, largest - 1)))
-    assert done.returncode == 2 and "cannot write" in done.stderr and "File too large" in done.stderr
-    after = files()
-    assert not before.keys() - after.keys() and before[out / name] == after[out / name]
-    assert not [path for path in after if path.suffix == ".tmp"]

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from torch.testing import assert_close
 
 import train
 from run import checkpoint, folder
 from tests.forks import forked, run_forked
+from tests.helpers import same_run
 
 ROOT = Path(__file__).parents[2]
 FLAGS = ["--T", "20", "--batch", "8", "--warmup", "2", "--final", "1", "--log_every", "2", "--sample_every", "1000000"]
@@ -151,12 +151,7 @@ def test_an_error_between_updates_is_saved_and_resumed_bitwise(tmp_path, monkeyp
         run(tmp_path / "cut", "--steps", "6")
     assert "step 3 is saved" in capsys.readouterr().out
     run(tmp_path / "cut", "--steps", "6")
-    whole, cut = (checkpoint.load(tmp_path / name / "last.safetensors") for name in ("whole", "cut"))
-    for name in checkpoint.PARTS:
-        assert_close(getattr(cut, name), getattr(whole, name), rtol=0, atol=0)
-    logs = [[{k: v for k, v in line.items() if k != "images_per_second"} for line in folder.read_log(tmp_path / name)]
-            for name in ("whole", "cut")]
-    assert logs[0] == logs[1]
+    same_run(tmp_path / "cut", tmp_path / "whole")
 
 
 @pytest.mark.parametrize("name", ["update_average", "learning_rate"])
