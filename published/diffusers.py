@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save as to_bytes
 
 import ddpm
-from data.files import writing
+from data.files import say, writing
 from ddpm import Schedule
-from published.files import INDEX, SCHEDULER_FILE, diffusers_files, locate, say, strip_prefix
+from published.files import INDEX, SCHEDULER_FILE, diffusers_files, locate, strip_prefix
 from published.names import DIFFUSERS, export_weights, heads_per_level, load_weights, swap_sin_cos
 from unet import UNet, UNetConfig
 
