@@ -156,8 +156,9 @@ def train_classifier(argv: Sequence[str]) -> None:
     check_range(config, "steps", 1)
     ddpm.check_choice("dtype", config.dtype, DTYPES)
     held_out = data.TEST + config.data if config.held_out == HELD_OUT else config.held_out
-    train, test = (data.load(name, config.size, config.fit) for name in (config.data, held_out))
-    facts = classifier.facts_of(train)
+    train = data.load(config.data, config.size, config.fit)
+    facts, (C, H, W) = classifier.facts_of(train), train.shape
+    test = data.load(held_out, f"{H}x{W}", config.fit, C)
     train, test = (relabel(dataset, facts) for dataset in (train, test))
     if config.out == Classifier.out and (config.data, config.size) != ("digits", ""):
         raise ValueError(f"{config.out} is the digits' classifier; choose another file for these with --out")

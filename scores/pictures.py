@@ -10,10 +10,10 @@ HELD_OUT = "held-out"
 
 
 def load_pictures(checkpoint: Checkpoint, name: str, fit: str = "", trained_on: str = "") -> data.Data:
-    """The set `name` at the size of the model's pictures; "" is what it was trained on, HELD_OUT what was held out.
+    """The set `name` in the size and channels of the model's; "" is what that was trained on, HELD_OUT held out of it.
 
     fit: crop or pad; "" is the model's own. trained_on: the name of the training set, if not the one in the
-    checkpoint. Raises ValueError for another shape.
+    checkpoint. Raises ValueError for what cannot be read.
     """
     C, H, W = checkpoint.data["shape"]
     trained_on = trained_on or checkpoint.settings.get("data", "")
@@ -21,10 +21,7 @@ def load_pictures(checkpoint: Checkpoint, name: str, fit: str = "", trained_on: 
         raise ValueError(f"the checkpoint does not say what it was trained on; name the pictures with "
                          f"{'--held_out' if name else '--data'}")
     name = {"": trained_on, HELD_OUT: data.TEST + trained_on}.get(name, name)
-    dataset = data.load(name, f"{H}x{W}", fit or checkpoint.settings.get("fit", "crop"))
-    if dataset.shape != (C, H, W):
-        raise ValueError(f"the pictures of {name} are {dataset.shape}; the model's are {(C, H, W)}; use others")
-    return dataset
+    return data.load(name, f"{H}x{W}", fit or checkpoint.settings.get("fit", "crop"), C)
 
 
 def relabel(dataset: data.Data, facts: Facts) -> data.Data:
