@@ -10,10 +10,10 @@ HELD_OUT = "held-out"
 
 
 def load_pictures(checkpoint: Checkpoint, name: str, fit: str = "", trained_on: str = "") -> data.Data:
-    """The set `name` in the size and channels of the model's; "" is what that was trained on, HELD_OUT held out of it.
+    """The set `name` as the model's pictures are; "" is what it was trained on, HELD_OUT what was held out of that.
 
     fit: crop or pad; "" is the model's own. trained_on: the name of the training set, if not the one in the
-    checkpoint. Raises ValueError for what cannot be read.
+    checkpoint.
     """
     C, H, W = checkpoint.data["shape"]
     trained_on = trained_on or checkpoint.settings.get("data", "")
@@ -35,5 +35,6 @@ def relabel(dataset: data.Data, facts: Facts) -> data.Data:
         return dataset._replace(classes=classes)
     if others := [name for name in dataset.classes if name not in classes]:
         raise ValueError(f"{dataset.name} has the class {others[0]!r}; it must be one of {', '.join(classes[:20])}")
-    place = torch.tensor([classes.index(name) for name in dataset.classes])
-    return dataset._replace(labels=place[dataset.labels], classes=classes)
+    place = {name: k for k, name in enumerate(classes)}
+    return dataset._replace(labels=torch.tensor([place[name] for name in dataset.classes])[dataset.labels],
+                            classes=classes)

@@ -14,6 +14,7 @@ import noise
 import train
 from run import checkpoint
 from scores.likelihood import bound, partition, sample_timesteps
+from scores.pictures import load_pictures
 
 DIGITS = str(Path(__file__).parents[2] / "weights" / "digits.safetensors")
 CHOICE = {"target": "eps", "variance": "beta_tilde", "clip": True}
@@ -129,3 +130,10 @@ def test_pictures_of_another_kind_are_refused(tmp_path, refused):
             ({"data": {**saved.data, "classes": tuple("0123456789X")}}, ["--no-labels"], "no null class")):
         checkpoint.save(tmp_path / "x.safetensors", saved._replace(**changes))
         assert message in refused(evaluate.main, ["nll", "--checkpoint", model, *flags])
+
+
+def test_pictures_are_read_as_the_model_s(tmp_path):
+    """Of its size and channels: a held-out folder may be grey where the training set was in colour, or the reverse."""
+    Image.new("RGB", (16, 16), (200, 100, 50)).save(tmp_path / "a.png")
+    read = load_pictures(checkpoint.load(DIGITS), str(tmp_path)).images
+    assert read.shape == (1, 1, 8, 8) and (read == round(0.299 * 200 + 0.587 * 100 + 0.114 * 50)).all()
