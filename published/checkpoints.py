@@ -8,7 +8,7 @@ from published.diffusers import from_diffusers, to_diffusers
 from published.files import diffusers_files, locate, read_flags, read_tensors
 from published.openai import FLAGS, from_openai
 from run import checkpoint, tensors
-from run.checkpoint import MOMENTS, Checkpoint
+from run.checkpoint import LAST, MOMENTS, Checkpoint
 from unet import UNet, UNetConfig, check_size
 
 PICKLED = "minimal-diffusion 1"         # the format of this project's checkpoints before they were safetensors
@@ -17,6 +17,8 @@ PICKLED = "minimal-diffusion 1"         # the format of this project's checkpoin
 def read(source: str, flags: str = "") -> Checkpoint:
     """The checkpoint of a diffusers folder, file or hub id, an OpenAI .pt or our own. Raises ValueError for others."""
     path = locate(source)
+    if (path / LAST).is_file():                         # the folder of a run
+        path /= LAST
     ours = path.suffix == tensors.SUFFIX and bool(tensors.load(path)[1])
     diffusers = path.is_dir() or path.suffix in (".bin", tensors.SUFFIX) and not ours
     weights = {} if diffusers or ours else read_tensors(path)

@@ -74,7 +74,7 @@ def test_a_run_cut_in_two_ends_bitwise_where_the_whole_one_does(tmp_path, flags,
         return update(run, model, k, *batch)
 
     run(tmp_path / "whole", *flags)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(train, "update", dies)
         run(tmp_path / "cut", *flags)
     half = checkpoint.load(tmp_path / "cut" / "last.safetensors")
@@ -311,7 +311,7 @@ def test_every_preset_can_work_and_is_its_own_run(name, tmp_path, capsys):
 @pytest.mark.parametrize("name, recipe", [
     ("cars64", "network=cars64 T=300 batch=128 lr=0.001 size=64 flip=True loss=l2 schedule=linear target=eps"),
     ("mnist32", "network=mnist32 T=1000 batch=64 lr=2e-05 steps=70275 size=32 fit=pad ema=0.9999 schedule=linear"),
-    ("folder128", "network=folder128 size=128 loss=l1 batch=16 accumulate=2 lr=8e-05 steps=10000 dtype=float32 "
+    ("folder128", "network=folder128 T=1000 size=128 loss=l1 batch=16 accumulate=2 lr=8e-05 steps=10000 dtype=float32 "
      "sample_every=1000"),
     ("cifar10", "network=cifar10 T=1000 batch=128 lr=0.0002 ema=0.9999 clip=1.0 steps=800000 flip=True "
      "schedule=linear"),
@@ -392,5 +392,5 @@ def test_bad_flags_are_one_sentence_and_exit_2(tmp_path, refused, flags, says):
 def test_a_checkpoint_of_other_settings_is_refused_and_kept(tmp_path, refused):
     run(tmp_path, "--steps", "2")
     before = (tmp_path / "last.safetensors").read_bytes()
-    error = refused(train.main, [*QUICK, "--out", str(tmp_path), "--steps", "2", "--target", "eps", "--lr", "0.1"])
-    assert "--target v --lr 0.005" in error and (tmp_path / "last.safetensors").read_bytes() == before
+    error = refused(train.main, [*QUICK, "--out", str(tmp_path), "--steps", "2", "--target", "eps", "--ema", "0.1"])
+    assert "--target v --ema 0.995" in error and (tmp_path / "last.safetensors").read_bytes() == before
