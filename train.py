@@ -55,7 +55,8 @@ class Config:
     init: str = ""                              # a model to start from: a run, a checkpoint, any --source of convert.py
     data: str = "digits"                        # digits, a folder, an .npz file, or a set: mnist:FOLDER
     size: str = ""                              # pixels, as 64 or 48x64 (H x W); empty keeps the pictures' own
-    fit: str = "crop"                           # how pictures reach that size: crop (resized first) or pad
+    fit: str = "crop"                           # how pictures reach that size: crop (resized first) or pad (shrunk)
+    channels: int = 0                           # 1, 3 or 4 (with transparency); 0 is the pictures' own
     flip: bool = False                          # mirror half of the pictures
     network: str = "digits"                     # a network of unet.py; its channels and classes follow the data
     target: str = "v"                           # what the network predicts: eps, x0, v or flow
@@ -118,9 +119,6 @@ def check(config: Config) -> None:
     if config.resume and Path(config.out) != run_folder(config.resume):
         raise ValueError(f"out is {config.out} and resume {config.resume}; a run goes on in its own folder; leave out "
                          f"--out, or copy the folder and resume the copy")
-    if config.schedule == "flow" and config.target == "eps":
-        raise ValueError("target is eps and schedule flow; x_T is noise alone there, and eps cannot say what x0 is, "
-                         "use target v, x0 or flow")
     if config.space:
         ddpm.check_choice("space", config.space, ddpm.SPACES)
     if config.space and config.loss != "l2":
@@ -129,6 +127,7 @@ def check(config: Config) -> None:
         if not 0 < getattr(config, name) <= most:
             raise ValueError(f"{name} is {getattr(config, name)}; it must be above 0 and at most {most}")
     check_range(config, "T", 2 if config.loss in LEARNED else 1, 10**6)
+    ddpm.check_target(ddpm.SCHEDULES[config.schedule](config.T).alpha_bar[-1], config.target)
     check_range(config, "batch accumulate", 1, 2**20)
     check_range(config, "steps log_every sample_every save_every", 1)
     check_range(config, "null final ema", 0, 1)
@@ -366,7 +365,8 @@ def prepare(config: Config, check_folder: Callable[[], None]) -> Run:
     if config.seed == -1:
         seed = checkpoint.settings.get("seed", 0) if checkpoint else processes.broadcast_first(random.randrange(2**31))
         config = replace(config, seed=seed)
-    dataset = data.load(config.data, config.size, config.fit)
+    data.check_outside(config.data, config.out)
+    dataset = data.load(config.data, config.size, config.fit, config.channels)
     run = start(config, dataset, model)._replace(digest=data.digest(dataset), check_folder=check_folder)
     if processes.rank() == 0:
         describe(run, learning_rate)

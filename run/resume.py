@@ -139,7 +139,7 @@ def check_same_run(run: Run, path: Path, checkpoint: Checkpoint, free: set[str])
     said.
     """
     settings, saved, facts = asdict(run.config), checkpoint.settings, checkpoint.data
-    free = free | ({"data", "size"} if "digest" in facts else set())
+    free = free | ({"data", "size", "channels"} if "digest" in facts else set())
     if changed := [name for name, value in saved.items() if name not in free and settings.get(name) != value]:
         raise ValueError(f"{path} was trained with {' '.join(as_flag(name, saved[name]) for name in changed)}; repeat "
                          f"that, or choose another --out, where --init {path} starts from its weights")

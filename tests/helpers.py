@@ -14,12 +14,14 @@ from torch.testing import assert_close
 
 from ddpm import TARGETS, alpha_bar_at, cosine_schedule, linear_schedule, predict, training_target
 from noise import image_seeds
+from run import checkpoint, folder
 from unet import UNet
 
 GOLDEN_SCHEDULES = {"linear1000": linear_schedule(), "linear100": linear_schedule(100, 1e-3, 0.2),
                     "cosine1000": cosine_schedule(), "cosine50": cosine_schedule(50)}
 FIXED = {"fixed_small": "beta_tilde", "fixed_large": "beta", "learned_range": "learned"}
-SAMPLERS = {"ddpm": {"eta": 1.}, "ddpm beta": {"eta": 1., "variance": "beta"}, "ddim": {}, "ddim 0.5": {"eta": 0.5},
+SAMPLERS = {"ddpm": {"sampler": "ddpm"}, "ddpm beta": {"sampler": "ddpm", "variance": "beta"}, "ddim": {},
+            "ddim 0.5": {"eta": 0.5},
             "2m": {"sampler": "2m"}, "2m sde": {"sampler": "2m", "eta": 1.}, "2m 0.5": {"sampler": "2m", "eta": 0.5},
             "heun": {"sampler": "heun"}, "heun churn": {"sampler": "heun", "churn": 10.}, "unipc": {"sampler": "unipc"},
             "unipc-bh1": {"sampler": "unipc-bh1"}, "consistency": {"sampler": "consistency"}}
@@ -47,6 +49,17 @@ def close(actual, expected, rtol=1e-5, atol=1e-5):
 
 def same(actual, expected):
     assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def same_run(one, other, log=True):
+    """Asserts that the runs in two folders are equal to the bit: counts, tensors and, but for its speed, the log."""
+    ours, theirs = (checkpoint.load(out / "last.safetensors") for out in (one, other))
+    assert ours.step == theirs.step and ours.updates == theirs.updates
+    for part in (*checkpoint.PARTS, "losses", "history"):
+        assert_close(getattr(ours, part), getattr(theirs, part), rtol=0, atol=0, equal_nan=True)
+    if log:
+        logs = [[line | {"images_per_second": 0} for line in folder.read_log(out)] for out in (one, other)]
+        assert logs[0] == logs[1]
 
 
 def output_of(family):

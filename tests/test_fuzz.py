@@ -12,7 +12,7 @@ from PIL import Image
 
 import data
 from data import image_files
-from tests.attack.damage import damaged
+from tests.attack.files import damaged
 from tests.attack.pictures import IMAGES, SETS, npz, set_files
 
 FILES = {f"{suffix} {mode}": ("{}", "8", {f"x{suffix}": raw}) for (suffix, mode), raw in IMAGES.items()}
@@ -28,7 +28,7 @@ def test_a_large_photograph_is_read(tmp_path):
     assert data.load(str(tmp_path), "8").shape == (1, 8, 8)
 
 
-@pytest.mark.parametrize("kind", [*FILES, *(name for name in SETS if "parquet" not in name)])
+@pytest.mark.parametrize("kind", [*FILES, *SETS])
 def test_damaged_files_are_refused_by_name_or_read(kind, tmp_path):
     """Checksums guard the pixels of an .npz, so what is read of one is right."""
     name, size, files = FILES.get(kind) or (f"{kind.split()[0]}:{{}}", "", set_files(SETS[kind]))

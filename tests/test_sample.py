@@ -1,7 +1,4 @@
 import gc
-import resource
-import shutil
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +13,6 @@ import noise
 import sample
 from run import arrays, checkpoint, folder, pictures
 from sample import Config, generate
-from tests.forks import run_forked
 from unet import UNet
 
 ROOT = Path(__file__).parents[1]
@@ -50,8 +46,9 @@ def test_a_film_of_a_hundred_digits_is_small_and_shows_the_chain(tmp_path):
         assert path.stat().st_size < 2e6 and 30 < gif.n_frames <= pictures.FRAMES + 1
         gif.seek(gif.n_frames - 1)
         assert gif.info["duration"] == 2000 and gif.width == sheet.width // 2
-        away = np.asarray(gif.convert("L").resize(sheet.size), int) - np.asarray(sheet, int)
-    assert np.abs(away[24:]).mean() < 12                    # of 256: half the size and sixteen greys
+        last = gif.convert("L").crop((0, 0, gif.width, gif.height - 20)).resize((sheet.width, sheet.height - 20))
+    away = np.asarray(last, int) - np.asarray(sheet, int)[20:]                    # without its heads
+    assert np.abs(away).mean() < 12                         # of 256: half the size and sixteen greys
 
 
 @pytest.mark.parametrize("settings", [{"n": 7}, {"batch": 1}, {"batch": 3, "eta": 1.}, {"batch": 3, "sampler": "2m"},
@@ -81,6 +78,13 @@ def test_the_chain_is_the_core_s():
     assert_close(digits(steps="1000,600,200", eta=1.).x, x0, **SAME)
 
 
+def test_the_default_steps_of_a_short_chain_are_all_of_it(tmp_path, refused):
+    last, path = checkpoint.load(DIGITS), str(tmp_path / "x.safetensors")
+    checkpoint.save(path, last._replace(beta=ddpm.cosine_schedule(8).beta[1:]))
+    assert generate(Config(checkpoint=path, n=2)).evaluations == 8 and digits(steps="50", n=2).evaluations == 50
+    assert "steps is 9" in refused(sample.main, ["--checkpoint", path, "--steps", "9", "--out", str(tmp_path / "o")])
+
+
 def test_labels_and_guidance_matter():
     sevens, threes = digits(labels="7", steps="20").x, digits(labels="3", steps="20").x
     assert (sevens - threes).abs().mean() > 0.1
@@ -100,12 +104,6 @@ def test_raw_weights_bf16_and_no_clip_are_other_pictures_of_the_same_kind():
 @pytest.mark.slow
 def test_compiled_pictures_are_the_same():
     assert_close(digits(n=8, compile=True).x, digits(n=8).x, **SAME)
-
-
-def test_compile_without_a_compiler_is_one_sentence(monkeypatch):
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(ValueError, match="needs a C\\+\\+ compiler"):
-        digits(compile=True)
 
 
 def test_snapshots_are_the_nearest_times_visited():
@@ -232,25 +230,5 @@ def test_fewer_pictures_leave_none_of_an_earlier_command(tmp_path):
         (tmp_path / "png" / name).write_text("old")
     sample.main(["--checkpoint", DIGITS, "--n", "3", "--steps", "1", "--png", "--out", str(tmp_path)])
     assert {path.name for path in (tmp_path / "png").iterdir()} == {
-        *others, "000000.png", "000001.png", "000002.png"}
+        *others, "000000.png", "000001.png", "000002.png", "metadata.csv"}
     assert all((tmp_path / "png" / name).read_text() == "old" for name in others)
-
-
-@pytest.mark.parametrize("flags, name", [
-    ("", "grid.png"), ("--png", "png/000000.png"), ("--gif", "reverse.gif"), ("--npz", "pictures.npz"),
-    ("--snapshots 1000,0", "strip.png")])
-def test_a_full_disk_leaves_what_was_there(tmp_path, flags, name):
-    """Whichever file is the first that does not fit."""
-    def files():
-        return {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-
-    out = tmp_path / "out"
-    command = ["--checkpoint", DIGITS, "--n", "40", "--steps", "2", "--out", str(out), *flags.split()]
-    sample.main(command)
-    largest, before = (out / name).stat().st_size, files()
-    done = run_forked(["sample.py", *command, "--seed", "1"],
-                      before=partial(resource.setrlimit, resource.RLIMIT_FSIZE, (largest - 1, largest - 1)))
-    assert done.returncode == 2 and "cannot write" in done.stderr and "File too large" in done.stderr
-    after = files()
-    assert not before.keys() - after.keys() and before[out / name] == after[out / name]
-    assert not [path for path in after if path.suffix == ".tmp"]

@@ -35,7 +35,11 @@ def trained():
 
 
 def test_file_is_one_page_and_a_half():
-    assert len(inspect.getsource(swiss_roll).splitlines()) <= 136
+    """About a hundred lines of it are code: neither empty, nor a comment, nor of a docstring."""
+    source = inspect.getsource(swiss_roll)
+    code = re.sub(r'^ *""".*?"""$', "", source, flags=re.M | re.S)
+    assert len(source.splitlines()) <= 136
+    assert 90 < sum(bool(line.strip()) and line.strip()[0] != "#" for line in code.splitlines()) <= 110
 
 
 def test_data_are_centred_with_unit_variance():
@@ -219,10 +223,3 @@ def test_figure_has_three_rows_of_three_times(trained, monkeypatch):
     for axes, t in zip(p, (0, 20, 40), strict=True):
         assert (axes.collections[0].get_offsets() == chain[t].numpy()).all()
     assert all(axes.collections for axes in drift)
-
-
-@pytest.mark.parametrize("flags, said", [
-    (["--steps", "0"], "steps is 0"), (["--seed", "-1"], "seed is -1"),
-    (["--out", "/proc/nowhere/figure.png"], "/proc/nowhere"), (["--out", "figure.nonsense"], "nonsense")])
-def test_bad_flags_end_in_a_sentence(flags, said, refused):
-    assert said in refused(swiss_roll.main, flags)

@@ -19,17 +19,16 @@ import numpy as np
 import torch
 
 from run import cli
+from tests.attack.files import FID, TRAIN, logs, own_files, settings, weights
 from tests.attack.flags import flags, known_flags
 from tests.attack.harness import Case, attack, table
 from tests.attack.pictures import arrays, folders_of_pictures, sets_of_pictures
-from tests.attack.published import settings, weights
-from tests.attack.surroundings import disks, links, streams
-from tests.attack.tensors import FID, TRAIN, caches, checkpoints, logs
+from tests.attack.surroundings import disks, streams
 from tests.forks import ROOT, run_forked
 from tests.published import networks
 
-KINDS = (checkpoints, caches, logs, settings, weights, folders_of_pictures, arrays, sets_of_pictures, flags,
-         known_flags, disks, links, streams)
+KINDS = (own_files, logs, settings, weights, folders_of_pictures, arrays, sets_of_pictures, flags, known_flags, disks,
+         streams)
 OPENAI = "guided_unet_improved"
 
 

@@ -69,11 +69,10 @@ SCRIPTS = {
     "low_dimension": Script("examples/low_dimension.py --steps 1 --batch 1 --n 1", long="sampled"),
     "memorise": Script("examples/memorise.py --n 1 --steps 1", "n"),
     "swiss_roll_variants": Script("examples/swiss_roll_variants.py --steps 1", "steps", "learn"),
-    "kernels": Script("-m kernels.__main__", long="reports"),
+    "kernels": Script("-m kernels.__main__", long="comparisons"),
     "bench": Script("-m bench.__main__ --out new", long="pytest"),
     "work_precision": Script("-m bench.work_precision --n 4 --steps 1", long="state_error"),
     "tables": Script("-m bench.tables --out folder"),
-    "memory": Script("-m bench.memory --networks digits --out new.md"),
 }
 
 
@@ -102,11 +101,22 @@ KNOWN = {
                 "held_out=dead-leaves-grey": "has no end"},
     "classifier": {"data=dead-leaves": "no held-out pictures of 'dead-leaves'", "steps=0": "steps is 0",
                    "out=": "a folder", "out=" + "x" * 300: "too long"},
-    "neighbours": {"among=-1": "among is -1", "among=1": "of 1 pictures"}, "nll": {"n=-1": "n is -1"},
-    "fid": {"n=-1": "n is -1", "batch=0": "batch is 0"}, "invert": {"n=0": "n is 0"}, "memorise": {"n=-1": "n is -1"},
-    "interpolate": {"pairs=0": "pairs is 0", "pairs=299": "pairs is 299", "stops=-1": "stops is -1"},
-    "inpaint": {"n=598": "n is 598", "rounds=0": "rounds is 0", "sigma=nan": "sigma is nan"},
-    "denoise_1d": {"batch=0": "batch is 0", "sigma=nan": "sigma is nan"}}
+    "neighbours": {"among=-1": "among is -1", "among=1": "of 1 pictures"},
+    "nll": {"n=-1": "n is -1", "times=-1": "times is -1", "batch=0": "batch is 0", "weights=best": "weights is 'best'",
+            "data=dead-leaves-grey": "has no labels", "out=nll.xyz": "xyz", "variance=learned": "output is .4, 1"},
+    "fid": {"n=-1": "n is -1", "batch=0": "batch is 0"},
+    "invert": {"n=0": "n is 0", "n=598": "n is 598", "checkpoint=none": "no checkpoint none"},
+    "memorise": {"n=-1": "n is -1", "checkpoint=none": "no checkpoint none"},
+    "interpolate": {"pairs=0": "pairs is 0", "pairs=299": "pairs is 299", "stops=-1": "stops is -1",
+                    "checkpoint=none": "no checkpoint none"},
+    "inpaint": {"n=598": "n is 598", "rounds=0": "rounds is 0", "sigma=nan": "sigma is nan",
+                "checkpoint=none": "no checkpoint none"},
+    "denoise_1d": {"batch=0": "batch is 0", "sigma=nan": "sigma is nan", "steps=0": "steps is 0"},
+    "low_dimension": {"steps=0": "steps is 0", "dimensions=1": "dimensions is .1.; it must list numbers from 2",
+                      "out=/proc/nowhere/x.png": "/proc/nowhere"},
+    **{name: {"steps=0": "steps is 0", "seed=-1": "seed is -1", "out=/proc/nowhere/x.png": "/proc/nowhere"}
+       for name in ("swiss_roll", "heartbeat", "swiss_roll_variants")},
+    "kernels": {"networks=nowhere": "networks is 'nowhere'"}, "memory": {"networks=nothing": "networks is 'nothing'"}}
 
 
 def known_flags(base: Path, rng: random.Random) -> Iterator[Case]:

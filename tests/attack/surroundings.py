@@ -1,4 +1,4 @@
-"""Full disks, links in the place of files, and broken streams."""
+"""Full disks and broken streams."""
 
 import os
 import random
@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from run.checkpoint import LAST, PREVIOUS
+from run.checkpoint import LAST
+from tests.attack.files import FID, RESUME
 from tests.attack.harness import Case
-from tests.attack.tensors import FID, RESUME
 from tests.forks import ROOT
 
 
@@ -46,31 +46,6 @@ def disks(base: Path, rng: random.Random) -> Iterator[Case]:
             size = rng.randint(least, most)
             yield Case("full disk", f"{name}, {size} bytes", files, command, midway=True,
                        before=partial(resource.setrlimit, resource.RLIMIT_FSIZE, (size, size)))
-
-
-def put(what: str, target: str, path: Path) -> None:
-    """A link to the target, a folder or a pipe under the name of a file."""
-    path.unlink(missing_ok=True)
-    {"link": lambda: path.symlink_to(target), "folder": path.mkdir, "pipe": lambda: os.mkfifo(path)}[what]()
-
-
-def links(base: Path, rng: random.Random) -> Iterator[Case]:
-    """Symbolic links, pipes and folders under the names that scripts write to."""
-    for script, folder, names in (
-            ("train, resumed", "run/", [".lock", LAST, f"{LAST}.tmp", PREVIOUS, "log.jsonl.tmp",
-                                        "loss.png", "loss.png.tmp", "samples/000006.png", "progress.gif"]),
-            ("train", "run/", [f"{LAST}.tmp", ".lock", f"{PREVIOUS}.tmp"]),
-            ("sample --png", "out/", ["grid.png", "grid.png.tmp", ".lock", "png/000000.png.tmp"]),
-            ("sample --npz", "out/", ["pictures.npz", "pictures.npz.tmp"]),
-            ("convert", "", ["new.safetensors", "new.safetensors.tmp"]),
-            ("convert to a folder", "folder/", ["unet/config.json", "model_index.json.tmp"]),
-            ("classifier", "", ["c.safetensors", "c.safetensors.tmp"]), ("swiss_roll", "", ["swiss_roll.png.tmp"])):
-        files, command = writers(base)[script]
-        for path in (folder + name for name in names):
-            for what in ("link", rng.choice(["folder", "pipe"])):
-                wrong = partial(put, what, "../" * path.count("/") + "precious")
-                yield Case("links and pipes", f"{script}: {what} {path}", {
-                    "precious": b"precious", **files, path: wrong}, command, midway=True)
 
 
 def streams(base: Path, rng: random.Random) -> Iterator[Case]:

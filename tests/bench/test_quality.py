@@ -61,26 +61,6 @@ def test_a_training_stops_and_goes_on_where_it_stopped(digits, name):
     assert second["parameters"] > 10**5 and "FD" in second and "torch" in second
 
 
-def test_a_training_that_was_killed_goes_on_from_its_last_save(digits, monkeypatch):
-    monkeypatch.setattr(quality, "SAVED", 2)
-    whole = advance(Training("ours", 1e-3), digits, 8 / 60)["steps"]
-    path_of(Training("ours", 1e-3)).unlink()
-    made = contenders.ours
-
-    def failing(*args):
-        contender = made(*args)
-        update = contender.update
-        contender.update = lambda step, *batch: 1 / 0 if step == 4 else update(step, *batch)
-        return contender
-
-    with monkeypatch.context() as patched, pytest.raises(ZeroDivisionError):
-        patched.setitem(contenders.CONTENDERS, "ours", contenders.Entry(failing, (OURS,)))
-        advance(Training("ours", 1e-3), digits, 8 / 60)
-    _, saved = tensors.load(path_of(Training("ours", 1e-3)))
-    assert 0 < saved["step"] < 4 and 0 < saved["seconds"] < 8
-    assert advance(Training("ours", 1e-3), digits, 8 / 60)["steps"] == whole
-
-
 def inputs(B=2):
     return torch.linspace(-1, 1, 64 * B).view(B, 1, 8, 8), torch.tensor([1, 1000])[:B], torch.tensor([1, 2])[:B]
 

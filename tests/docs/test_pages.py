@@ -86,21 +86,6 @@ def test_what_does_not_fit_stops_the_build(build, words):
         build()
 
 
-def test_names_are_links_unless_they_are_the_function_s_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "ROOT", tmp_path)
-    (tmp_path / "linked_a.py").write_text("def f(): pass\n")
-    (tmp_path / "linked_b.py").write_text(
-        "import linked_a\nfrom linked_a import f\n\ndef g(x, step=f):\n    f()\n    return linked_a.f(x.f)\n\n"
-        "def own(x, f=f):\n    linked_a = x\n    return f(linked_a.f), [g for g in x]\n")
-    lines = (tmp_path / "linked_b.py").read_text().splitlines()
-    anchors = {name: name.replace(".", "#") for name in ("linked_a", "linked_a.f", "linked_b.g")}
-    found = [(line, lines[line - 1][first - 2:last], href)
-             for line, first, last, href in sources.links("linked_b.py", anchors)]
-    assert found == [(1, "t linked_a", "linked_a"), (2, "m linked_a", "linked_a"), (2, "t f", "linked_a#f"),
-                     (4, "p=f", "linked_a#f"), (5, "  f", "linked_a#f"), (6, "n linked_a", "linked_a"),
-                     (6, "a.f", "linked_a#f"), (8, "f=f", "linked_a#f")]
-
-
 def test_code_is_linked_across_files(texts):
     links = {page: values("".join(re.findall("<pre.*?</pre>", text, re.S)), "href") for page, text in texts.items()}
     assert "ddpm.html#q_sample" in links["ddpm"] and "noise.html#normal" in links["samplers"]

@@ -265,17 +265,6 @@ def test_rows_are_those_of_sampler_rows(kind, table):
     assert len(asked) > 200
 
 
-def test_the_table_shows_a_row_per_step(visit):
-    page = visit("table")
-    page.locator("#sampler").select_option("unipc")
-    page.locator("#spacing").select_option("trailing")
-    page.locator("#steps").fill("7")
-    head, *rows = page.locator("#rows tr").all()
-    assert head.inner_text().split() == [*samplers.COLUMNS[:10]] and len(rows) == 7
-    assert [row.locator("td").first.inner_text() for row in rows] == [
-        str(t) for t in samplers.timesteps(1000, 7).tolist()]
-
-
 def test_what_cannot_be_is_said_and_can_be_left_again(visit):
     page = visit("table")
     page.locator("#kind").select_option("flow")

@@ -57,22 +57,6 @@ def test_optimum_is_the_tabulated_one_and_below_the_truth():
     assert best < -math.log2(5) - heartbeat.first_step_bits() < -math.log2(5)
 
 
-def test_optimum_by_listing_every_sequence(monkeypatch):
-    """Ten bins and T = 6: all 1024 sequences at every t, the best rate of each bin from all (x0, x_{t-1}, x_t)."""
-    monkeypatch.setattr(heartbeat, "T", 6)
-    x = torch.cartesian_prod(*[torch.arange(2.)] * 10)
-    beats, lost = torch.eye(5).repeat(1, 2), 0.
-    for t in range(2, 7):
-        now = torch.full((1024,), t)
-        rates = torch.stack([heartbeat.q_rate(beat.expand(1024, 10).double(), now) for beat in beats])
-        joint = torch.where(x == 1, rates, 1 - rates).prod(2) / 5                               # 5 1024
-        post = torch.stack([heartbeat.posterior(beat.expand(1024, 10), x, now) for beat in beats])
-        best = (joint[..., None] * post).sum(0) / joint.sum(0)[:, None]
-        lost += (joint[..., None] * heartbeat.kl(post, best)).sum().item()
-    first = heartbeat.entropy(heartbeat.q_rate(beats[:1].double(), times(1))).sum().item()
-    assert math.isclose(heartbeat.optimum(bins=10), -lost - first, rel_tol=1e-9)
-
-
 def test_bound_of_the_exact_guess_is_the_optimum():
     K = [heartbeat.bound(heartbeat.exact_guess, 4, seed) for seed in range(6)]
     assert abs(sum(K) / 6 - heartbeat.optimum()) < 0.03

@@ -36,6 +36,7 @@ def test_the_rewritten_network_is_the_plain_one(dtype):
     plain, fast = awake(replace(CONFIG, classes=0)), awake(replace(CONFIG, classes=0))
     compile.rewrite(fast, pad=True)
     assert fast.first.in_channels == fast.last.out_channels == 8
+    assert not any(p.requires_grad for part in (fast.first, fast.last, *fast.ups) for p in part.parameters())
     xt, t = torch.randn(2, 2, 8, 8), torch.tensor([3, 900])
     tolerance = {torch.float32: 1e-6, torch.bfloat16: 0.02}[dtype]
     output = fast.to(dtype)(xt, t).float()
@@ -103,6 +104,18 @@ def compiled_is_plain(name, batch):
         assert_close((xs, x0), (xs_plain, x0_plain), rtol=1e-4, atol=1e-4)
     other = image_seeds(4, torch.arange(batch))
     assert not torch.equal([*run(other)][-1][1], xs)
+
+
+def test_what_is_asked_of_the_compiler_and_of_the_network_on_either_device(monkeypatch):
+    """Which no output shows."""
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda function, **options: asked.append(options["options"]) or function)
+    for device in ("cpu", "cuda"):
+        compile.compile_trained(awake(), torch.device(device))
+    compile_denoiser(awake(), torch.tensor([3, 2]))
+    assert asked == [None, {"combo_kernels": True}, {"freezing": True}]
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    assert all(p.is_contiguous() for p in compile.fast_unet(CONFIG, torch.device("cpu")).parameters())
 
 
 @pytest.mark.parametrize("name, batch", [("ddim", 3), ("unipc", 3), ("karras", 3), ("ddpm", 1), ("ddpm", 8)])

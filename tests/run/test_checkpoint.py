@@ -3,8 +3,6 @@
 import json
 import math
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -76,22 +74,15 @@ def test_the_old_file_survives_a_failure(tmp_path, monkeypatch, when):
 
 def test_a_damaged_last_checkpoint_names_the_one_before(tmp_path, refused):
     damaged, previous = tmp_path / "last.safetensors", tmp_path / "previous.safetensors"
-    damaged.write_bytes(b"damaged")
-    with pytest.raises(ValueError, match="use another file"):
-        checkpoint.load(damaged)
+    checkpoint.save(damaged, example())
+    whole = damaged.read_bytes()
+    for content in (b"", b"damaged", whole[:len(whole) // 2], whole[:-len(whole) // 100]):
+        damaged.write_bytes(content)
+        with pytest.raises(ValueError, match="it is damaged, cut short or no safetensors file .*; use another file"):
+            checkpoint.load(damaged)
     checkpoint.save(previous, example())
     error = refused(sample.main, ["--checkpoint", str(damaged), "--out", str(tmp_path / "out")])
     assert f"cannot read {damaged}: it is damaged, cut short" in error and error.endswith(f"; use {previous}\n")
-
-
-@pytest.mark.parametrize("keep", [0, 0.5, 0.99])
-def test_a_truncated_file_is_named(tmp_path, keep):
-    path = tmp_path / "last.safetensors"
-    checkpoint.save(path, example())
-    whole = path.read_bytes()
-    path.write_bytes(whole[:int(len(whole) * keep)])
-    with pytest.raises(ValueError, match="last.safetensors: it is damaged, cut short or no safetensors file"):
-        checkpoint.load(path)
 
 
 @pytest.mark.parametrize("metadata", [{"format": "pt"}, {"facts": "{"}, {"facts": json.dumps({"format": "other"})}])
@@ -160,17 +151,6 @@ def test_main_names_the_classes(tmp_path, refused):
     for names in ("cat", "cat,cat", "cat,", "cat,dog,cow"):
         error = refused(checkpoint.main, [*flags, names])
         assert f"classes is '{names}'; name each of the 2 classes once: ü, b" in error
-
-
-# Disks and kills
-
-@pytest.mark.slow
-def test_a_run_survives_being_killed():
-    """At random times, also in a save; `python -m tests.kills` kills 50 times."""
-    killed = subprocess.run([sys.executable, "-m", "tests.kills", "--kills", "6", "--steps", "150", "--wait", "1.2"],
-                            cwd=ROOT, capture_output=True, text=True)
-    assert killed.returncode == 0 and "the same end at step 150" in killed.stdout, killed
-    assert int(killed.stdout.split(" kills")[0].split()[-1]) > 1, killed
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="needs a folder that nobody can write")

@@ -15,6 +15,7 @@ import data
 import published
 import train
 from run import checkpoint, folder, state, tensors
+from tests.helpers import same_run
 
 FLAGS = ["--T", "20", "--batch", "8", "--warmup", "2", "--final", "1", "--log_every", "3", "--sample_every", "100",
          "--save_every", "1"]                       # a learning rate that does not depend on the number of steps
@@ -43,11 +44,16 @@ def runs(tmp_path_factory):
 
 
 @pytest.fixture
-def out(runs, tmp_path):
-    """A copy of the first run, without its previous checkpoint."""
-    shutil.copytree(runs / "stratified", tmp_path / "run")
-    (tmp_path / "run" / "previous.safetensors").unlink()
-    return tmp_path / "run"
+def both(runs, tmp_path):
+    """A copy of the first run, which has two checkpoints."""
+    return Path(shutil.copytree(runs / "stratified", tmp_path / "run"))
+
+
+@pytest.fixture
+def out(both):
+    """The same without its previous checkpoint."""
+    (both / "previous.safetensors").unlink()
+    return both
 
 
 def rewrite(path, change):
@@ -99,8 +105,7 @@ def test_a_run_whose_first_updates_failed_resumes_to_the_bit(tmp_path, monkeypat
     resumed(tmp_path / "broken", steps=6)
     failing = iter([math.nan] * 4)
     resumed(tmp_path / "unbroken", steps=6)
-    weights = [checkpoint.load(tmp_path / name / "last.safetensors").weights for name in ("broken", "unbroken")]
-    assert_close(*weights, rtol=0, atol=0)
+    same_run(tmp_path / "broken", tmp_path / "unbroken", log=False)
 
 
 def test_other_versions_are_said(out, capsys):
@@ -124,10 +129,9 @@ def test_the_last_two_checkpoints_are_kept(out):
 @pytest.mark.parametrize("spoil", [
     lambda path: path.write_bytes(path.read_bytes()[:1000]), Path.unlink,
     lambda path: rewrite(path, WRONG["shape of a moment"])])
-def test_a_damaged_checkpoint_falls_back_on_the_one_before(runs, tmp_path, capsys, spoil):
+def test_a_damaged_checkpoint_falls_back_on_the_one_before(runs, both, tmp_path, capsys, spoil):
     """And the damaged one never takes its place."""
-    out = tmp_path / "run"
-    shutil.copytree(runs / "stratified", out)
+    out, whole = both, tmp_path / "whole"
     spoil(out / "last.safetensors")
     sound = (out / "previous.safetensors").read_bytes()
     resumed(out, "--save_every", "2", steps=4)
@@ -135,18 +139,15 @@ def test_a_damaged_checkpoint_falls_back_on_the_one_before(runs, tmp_path, capsy
     assert "warning: " in said and "last.safetensors" in said
     assert f"resuming {out / 'previous.safetensors'} at step 2" in said
     assert checkpoint.load(out / "last.safetensors").step == 4 and (out / "previous.safetensors").read_bytes() == sound
-    whole = tmp_path / "whole"
     shutil.copytree(runs / "stratified", whole)
     resumed(whole, steps=4)
-    ours, theirs = (checkpoint.load(each / "last.safetensors").weights for each in (out, whole))
-    assert_close(ours, theirs, rtol=0, atol=0)
+    same_run(out, whole, log=False)
     resumed(out, steps=5)
     assert [checkpoint.load(out / name).step for name in ("last.safetensors", "previous.safetensors")] == [5, 4]
 
 
-def test_two_damaged_checkpoints_are_refused_and_kept(runs, tmp_path, refused):
-    out = tmp_path / "run"
-    shutil.copytree(runs / "stratified", out)
+def test_two_damaged_checkpoints_are_refused_and_kept(both, refused):
+    out = both
     for name in ("last.safetensors", "previous.safetensors"):
         (out / name).write_bytes(name.encode())
     assert "previous.safetensors: it is damaged" in refused(train.main, [*FLAGS, "--steps", "4", "--out", str(out)])
@@ -155,12 +156,11 @@ def test_two_damaged_checkpoints_are_refused_and_kept(runs, tmp_path, refused):
     assert (out / "previous.safetensors").read_bytes() == b"previous.safetensors"
 
 
-def test_another_run_s_checkpoint_is_refused_not_fallen_back_from(runs, tmp_path, refused):
-    out = tmp_path / "run"
-    shutil.copytree(runs / "stratified", out)
-    before = (out / "last.safetensors").read_bytes()
-    assert "--ema 0.995" in refused(train.main, [*FLAGS, "--ema", "0.9", "--steps", "4", "--out", str(out)])
-    assert (out / "last.safetensors").read_bytes() == before
+def test_another_run_s_checkpoint_is_refused_not_fallen_back_from(both, refused):
+    before = (both / "last.safetensors").read_bytes()
+    flags = [*FLAGS, "--ema", "0.9", "--target", "eps", "--steps", "4", "--out", str(both)]
+    assert "--target v --ema 0.995" in refused(train.main, flags)
+    assert (both / "last.safetensors").read_bytes() == before
 
 
 # What may change, and is told

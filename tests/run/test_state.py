@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from torch.testing import assert_close
 
 import data
 import ddpm
 import train
 from run import checkpoint, folder
+from run.cli import command
 from tests.forks import forked, run_forked
+from tests.helpers import same_run
 
 ROOT = Path(__file__).parents[2]
 FLAGS = ["--T", "20", "--batch", "8", "--warmup", "2", "--final", "1", "--log_every", "2", "--sample_every", "1000000"]
@@ -107,13 +108,11 @@ def test_a_signal_is_obeyed_within_a_step(tmp_path, monkeypatch, capsys, where):
     assert calls.count("objective") == (3 if where == "sampling" else 4)
     assert calls.count("sample") == (1 if where == "sampling" else 20)
     assert checkpoint.load(cut).step == 3
-    assert f"stopped at step 3; to resume, repeat the command, or: python {ROOT / 'train.py'} --resume {cut}" in (
-        capsys.readouterr().out.replace("python train.py", f"python {ROOT / 'train.py'}"))
+    assert f"stopped at step 3; to resume, repeat the command, or: {command('train.py', '--resume', cut)}\n" in (
+        capsys.readouterr().out)
     train.main(["--resume", str(cut)])
-    assert_close(*(checkpoint.load(tmp_path / name).weights for name in ("cut", "whole")), rtol=0, atol=0)
-    logs = [[{k: v for k, v in line.items() if k != "images_per_second"} for line in folder.read_log(tmp_path / name)]
-            for name in ("whole", "cut")]
-    assert logs[0] == logs[1] and (cut / "samples" / "000003.png").exists()
+    same_run(cut, tmp_path / "whole")
+    assert (cut / "samples" / "000003.png").exists()
 
 
 @pytest.mark.parametrize("steps, seconds, told", [
@@ -210,12 +209,7 @@ def test_an_error_between_updates_is_saved_and_resumed_bitwise(tmp_path, monkeyp
         run(tmp_path / "cut", "--steps", "6")
     assert "step 3 is saved" in capsys.readouterr().out
     run(tmp_path / "cut", "--steps", "6")
-    whole, cut = (checkpoint.load(tmp_path / name / "last.safetensors") for name in ("whole", "cut"))
-    for name in checkpoint.PARTS:
-        assert_close(getattr(cut, name), getattr(whole, name), rtol=0, atol=0)
-    logs = [[{k: v for k, v in line.items() if k != "images_per_second"} for line in folder.read_log(tmp_path / name)]
-            for name in ("whole", "cut")]
-    assert logs[0] == logs[1]
+    same_run(tmp_path / "cut", tmp_path / "whole")
 
 
 @pytest.mark.parametrize("name", ["update_average", "learning_rate"])

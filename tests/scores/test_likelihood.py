@@ -107,14 +107,6 @@ def test_a_learned_variance_and_labels_are_used(tmp_path, capsys):
     assert len(set(totals.values())) == 3 and totals[""] < totals["--no-labels"]
 
 
-@pytest.mark.parametrize("flags, message", [
-    (["--times", "-1"], "times is -1"), (["--batch", "0"], "batch is 0"), (["--weights", "best"], "weights is 'best'"),
-    (["--data", "dead-leaves-grey"], "has no end"), (["--out", "nll.xyz"], "xyz"),
-    (["--variance", "learned"], "output is (256, 1, 8, 8)")])
-def test_bad_requests_are_one_sentence_and_exit_2(flags, message, refused):
-    assert message in refused(evaluate.main, ["nll", "--checkpoint", DIGITS, *flags])
-
-
 def test_a_short_chain_has_few_terms_and_one_of_one_step_no_bound(tmp_path, refused, capsys):
     flags = ["--steps", "1", "--batch", "2", "--out", str(tmp_path)]
     nll = ["nll", "--checkpoint", f"{tmp_path}/last.safetensors", "--n", "2", "--out", str(tmp_path / "nll.png")]
