@@ -348,9 +348,8 @@ def train(run: Run, clock: Callable[[], float] = time.perf_counter) -> None:
             if config.compile and step == first + 1:
                 timed, began = step, clock()                                      # compiled it
     if writes and run.progress.step >= config.steps:
-        small = ["--steps", config.T] if config.T < 50 else []                    # sample.py's own are 50
         print(f"{config.out}: log.jsonl, loss.png, samples/, progress.gif, {LAST}; sample from it with: "
-              f"{command('sample.py', '--checkpoint', Path(config.out, LAST), *small)}")
+              f"{command('sample.py', '--checkpoint', Path(config.out, LAST))}")
 
 
 def prepare(config: Config, check_folder: Callable[[], None]) -> Run:

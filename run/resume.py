@@ -90,7 +90,7 @@ def start_from(run: Run, model: Checkpoint) -> None:
     if differing := [f"{name} {value} (here {ours[name]})" for name, value in theirs.items() if value != ours[name]]:
         raise ValueError(f"the network of {init} has {', '.join(differing)}; use pictures with its channels, its "
                          f"own kind of --loss, and no --network")
-    if run.config.target != model.settings["target"] or len(model.beta) != len(beta) or (
+    if run.config.target != model.settings["target"] or (
             schedule_name(model.beta) != schedule_name(beta)):
         raise ValueError(f"{init} predicts {model.settings['target']} of {len(model.beta)} steps of the schedule "
                          f"{schedule_name(model.beta)}; leave out --target, --schedule and --T, they are taken from it")
