@@ -90,7 +90,7 @@ def start_from(run: Run, model: Checkpoint) -> None:
     if differing := [f"{name} {value} (here {ours[name]})" for name, value in theirs.items() if value != ours[name]]:
         raise ValueError(f"the network of {init} has {', '.join(differing)}; use pictures with its channels, its "
                          f"own kind of --loss, and no --network")
-    if run.config.target != model.settings["target"] or (
+    if run.config.target != model.settings["target"] or len(model.beta) != len(beta) or (
             schedule_name(model.beta) != schedule_name(beta)):
         raise ValueError(f"{init} predicts {model.settings['target']} of {len(model.beta)} steps of the schedule "
                          f"{schedule_name(model.beta)}; leave out --target, --schedule and --T, they are taken from it")
@@ -111,7 +111,7 @@ def copy_weights(run: Run, model: Checkpoint) -> list[str]:
                 for row, label in enumerate(ours if name == TABLE else ()):
                     if label in theirs:
                         copy[row] = originals[name][theirs.index(label)]
-    return [str(label) for label in ours if label not in theirs]
+    return [label for label in ours if label is not None and label not in theirs]
 
 
 def schedule_name(beta: Tensor) -> str:
