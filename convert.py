@@ -8,6 +8,8 @@
 The conversion is in `published/`. Files are read as tensors and JSON; no code from them is executed.
 """
 
+import run.first  # noqa: F401  (--help without torch)
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         write_diffusers(model, config.to)
     print(f"{config.to}: {sum(w.numel() for w in model.ema.values()):,} parameters for pictures of "
-          f"{' x '.join(map(str, model.data['shape']))}, T = {len(model.beta)}, target {model.settings['target']}")
+          f"{' x '.join(map(str, model.data['shape']))}, T = {len(model.beta)}, target {model.settings['target']}"
+          f"{'' if Path(config.to).suffix == SUFFIX else '; its README.md says how to sample from it in diffusers'}")
 
 
 if __name__ == "__main__":

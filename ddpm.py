@@ -1,9 +1,10 @@
 """The mathematics of denoising diffusion: q, p, losses, the bound; its schedules and samplers are files of their own.
 
 The letters are those of Ho et al. 2020 [1]. Time t runs 1..T and t = 0 is clean data (schedules.py has the tables);
-on a CPU other t raise ValueError. A coefficient is computed in float64 and only then cast to x's dtype. `eps` and `z`
-are standard normal noise; `_hat` marks a prediction. A denoiser is any callable (xt, t) -> output with t an int64
-tensor (B,), or float64 if the sampler stops between whole times. The output predicts eps, x0, v or flow, and has twice
+on a CPU other t raise ValueError. t may be of any integer type, and real where no single step is asked for. A
+coefficient is computed in float64 and only then cast to x's dtype. `eps` and `z` are standard normal noise; `_hat`
+marks a prediction. A denoiser is any callable (xt, t) -> output with t an int64 tensor (B,), or float64 if t is real,
+as where a sampler stops between whole times. The output predicts eps, x0, v or flow, and has twice
 the channels if it also predicts the variance. x may have any shape (B, C, ...).
 
 [1] Ho, Jain, Abbeel 2020, Denoising Diffusion Probabilistic Models
@@ -18,7 +19,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.special import ndtr
+from torch.special import log_ndtr
 
 from samplers import (  # noqa: F401  the samplers are part of this module's interface: ddpm.step, ddpm.sample, ...
     COLUMNS,
@@ -39,6 +40,7 @@ from schedules import (  # noqa: F401  and so are the schedules: ddpm.linear_sch
     alpha_bar_at,
     check_choice,
     check_output,
+    check_target,
     cosine_schedule,
     flow_schedule,
     from_alpha_bar,
@@ -54,33 +56,43 @@ from schedules import (  # noqa: F401  and so are the schedules: ddpm.linear_sch
 
 # The forward process q
 
-def check_times(schedule: Schedule, t: Tensor, first: int = 1) -> None:
-    """Raises ValueError for t outside first..T, where looking is free: on a CPU, and not while torch.compile traces.
+def as_times(schedule: Schedule, t: Tensor, first: int = 1, whole: bool = False) -> Tensor:
+    """t as int64, or as float64 if it is real, which `whole` refuses. Raises ValueError for t outside first..T.
 
-    Nothing else would: a table's entry -1 is its last.
+    Nothing else would: a table's entry -1 is its last. Looked at only where that is free and possible: on a CPU, and
+    not while something traces or transforms what is done to t.
     """
+    if t.is_complex() or t.dtype == torch.bool or whole and t.is_floating_point():
+        raise ValueError(f"t is {t.dtype}; it must be int64, since a step leads from a whole time to the one before")
+    t = t.double() if t.is_floating_point() else t.long()
     if t.device.type == "cpu" and t.numel() and not torch.compiler.is_compiling():
-        least, most = (bound.item() for bound in t.aminmax())
-        if least < first or most > schedule_length(schedule):
+        try:
+            least, most = (bound.item() for bound in t.aminmax())
+            inside = first <= least <= most <= schedule_length(schedule)
+        except RuntimeError:                                                      # vmap, fake tensors: t has no values
+            return t
+        if not inside:
             raise ValueError(f"t goes from {least} to {most}; it must lie in {first}..{schedule_length(schedule)}")
+    return t
 
 
 def broadcast_to(x: Tensor, *coefficients: Tensor) -> list[Tensor]:
-    """Float64 coefficients (B,) in x's dtype, shaped to multiply x (B, ...)."""
+    """Float64 coefficients (B,) in x's dtype, shaped to multiply x (B, ...). Raises ValueError for an integer x."""
+    if not x.is_floating_point():
+        raise ValueError(f"x is {x.dtype}; it must be floating, pictures in [-1, 1] (data.to_unit makes them)")
     return [c.to(x.dtype).view(-1, *[1] * (x.ndim - 1)) for c in coefficients]
 
 
 def q_step(schedule: Schedule, x_prev: Tensor, t: Tensor, eps: Tensor) -> Tensor:
     """x_t from x_{t-1} ([1] eq. 2)."""
-    check_times(schedule, t)
+    t = as_times(schedule, t, whole=True)
     a, b = broadcast_to(x_prev, schedule.alpha[t].sqrt(), schedule.beta[t].sqrt())
     return a * x_prev + b * eps
 
 
 def q_sample(schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
     """x_t from x0 in one jump ([1] eq. 4); t = 0 is x0 itself."""
-    check_times(schedule, t, first=0)
-    alpha_bar = alpha_bar_at(schedule, t)
+    alpha_bar = alpha_bar_at(schedule, as_times(schedule, t, first=0))
     a, b = broadcast_to(x0, alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
     return a * x0 + b * eps
 
@@ -90,7 +102,7 @@ def q_posterior(schedule: Schedule, x0: Tensor, xt: Tensor, t: Tensor) -> tuple[
 
     The log is clipped at t = 1, where the variance is zero, to that of t = 2, so T must be 2 or more ([2] 3.1).
     """
-    check_times(schedule, t)
+    t = as_times(schedule, t, whole=True)
     beta, alpha, alpha_bar, beta_tilde = schedule
     c0 = alpha_bar[t - 1].sqrt() * beta[t] / (1 - alpha_bar[t])
     ct = alpha[t].sqrt() * (1 - alpha_bar[t - 1]) / (1 - alpha_bar[t])
@@ -102,7 +114,7 @@ def q_posterior(schedule: Schedule, x0: Tensor, xt: Tensor, t: Tensor) -> tuple[
 
 def predict(schedule: Schedule, output: Tensor, xt: Tensor, t: Tensor, target: str) -> tuple[Tensor, Tensor]:
     """x0_hat and eps_hat from the network's output, which has xt's shape."""
-    check_times(schedule, t)
+    t = as_times(schedule, t)
     a, b = broadcast_to(xt, *x0_coefficients(alpha_bar_at(schedule, t), target))
     x0_hat = a * xt + b * output
     return x0_hat, eps_from_x0(schedule, x0_hat, xt, t)
@@ -117,7 +129,7 @@ def eps_from_x0(schedule: Schedule, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor
 
 def training_target(schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor, target: str) -> Tensor:
     """The regression target: eps, x0, v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0, or flow = eps - x0."""
-    check_times(schedule, t, first=0)
+    t = as_times(schedule, t, first=0)
     if target in ("eps", "x0", "flow"):
         return {"eps": eps, "x0": x0, "flow": eps - x0}[target]
     a, b = broadcast_to(x0, *x0_coefficients(alpha_bar_at(schedule, t), target))  # x0 = a xt + b v, so v = a eps + b x0
@@ -132,8 +144,7 @@ def exact_denoiser(schedule: Schedule, data: Tensor, target: str = "eps") -> Cal
     points = data.flatten(1).double()                                   # N D
 
     def denoise(xt: Tensor, t: Tensor) -> Tensor:
-        check_times(schedule, t)
-        alpha_bar = alpha_bar_at(schedule, t)[:, None]
+        alpha_bar = alpha_bar_at(schedule, as_times(schedule, t))[:, None]
         near = alpha_bar.sqrt() * (xt.flatten(1).double() @ points.T) - alpha_bar * points.square().sum(1) / 2
         x0 = ((near / (1 - alpha_bar)).softmax(1) @ points).view(xt.shape).to(xt.dtype)
         return training_target(schedule, x0, t, eps_from_x0(schedule, x0, xt, t), target)
@@ -141,20 +152,21 @@ def exact_denoiser(schedule: Schedule, data: Tensor, target: str = "eps") -> Cal
     return denoise
 
 
-def guided(model: Callable, labels: Tensor, null: int, w: float) -> Callable:
+def guided(model: Callable, labels: Tensor, null: int, w: float | Tensor) -> Callable:
     """Classifier-free guidance: eps = (1 + w) eps(x, label) - w eps(x, null) ([3] eq. 6).
 
-    model: (xt, t, labels) -> output. labels: int64 (B,). null: the null class. w = 0 is the conditional
-    model with one network evaluation per step, w = -1 the unconditional one. Variance channels, if any, are the
-    conditional's.
+    model: (xt, t, labels) -> output. labels: int64 (B,). null: the null class. w: a number, or one per picture (B,);
+    w = 0 is the conditional model with one network evaluation per step, w = -1 the unconditional one. Variance
+    channels, if any, are the conditional's.
     """
     def denoise(xt: Tensor, t: Tensor) -> Tensor:
-        if w == 0:
+        if isinstance(w, (int, float)) and w == 0:
             return model(xt, t, labels)
         both = torch.cat([labels, torch.full_like(labels, null)])
         output, without = model(torch.cat([xt, xt]), torch.cat([t, t]), both).chunk(2)
         C = xt.shape[1]
-        eps = (1 + w) * output[:, :C] - w * without[:, :C]
+        each = w if isinstance(w, (int, float)) else broadcast_to(output, torch.as_tensor(w, device=xt.device))[0]
+        eps = (1 + each) * output[:, :C] - each * without[:, :C]
         return torch.cat([eps, output[:, C:]], dim=1)
 
     return denoise
@@ -171,7 +183,7 @@ def loss(schedule: Schedule, denoise: Callable, x0: Tensor, t: Tensor, eps: Tens
 
     space: the quantity whose squared error is minimised, by default the target; see `space_weight`.
     """
-    check_times(schedule, t)
+    t = as_times(schedule, t)
     output = denoise(q_sample(schedule, x0, t, eps), t)
     error = simple_loss(training_target(schedule, x0, t, eps, target), output, kind)
     if not space:
@@ -189,8 +201,10 @@ def space_weight(alpha_bar: Tensor, target: str, space: str) -> Tensor:
     check_choice("space", space, SPACES)
     _, b = x0_coefficients(alpha_bar, target)                                     # b times the output's error is x0's
     if space == "min-snr":
-        return b**2 * (alpha_bar / (1 - alpha_bar)).clamp(max=5)
-    return (b / x0_coefficients(alpha_bar, space)[1])**2
+        weight = b**2 * (alpha_bar / (1 - alpha_bar)).clamp(max=5)
+    else:
+        weight = (b / x0_coefficients(alpha_bar, space)[1])**2
+    return torch.where(weight.isnan(), 1, weight)                                 # at alpha_bar 0 or 1, the limit there
 
 
 def simple_loss(target: Tensor, output: Tensor, kind: str = "l2") -> Tensor:
@@ -204,19 +218,19 @@ def simple_loss(target: Tensor, output: Tensor, kind: str = "l2") -> Tensor:
 
 
 def hybrid_loss(schedule: Schedule, denoise: Callable, x0: Tensor, t: Tensor, eps: Tensor, *,
-                target: str = "eps", cdf: Callable = ndtr) -> Tensor:
+                target: str = "eps", cdf: Callable | None = None) -> Tensor:
     """The loss for a learned variance, (B,): simple + T/1000 bound, the bound teaching only the variance."""
     simple, bound = hybrid_parts(schedule, denoise, x0, t, eps, target=target, cdf=cdf)
     return simple + bound
 
 
 def hybrid_parts(schedule: Schedule, denoise: Callable, x0: Tensor, t: Tensor, eps: Tensor, *,
-                 target: str = "eps", cdf: Callable = ndtr) -> tuple[Tensor, Tensor]:
+                 target: str = "eps", cdf: Callable | None = None) -> tuple[Tensor, Tensor]:
     """The simple loss and T/1000 of the bound, each (B,).
 
     As published ([2] section 3.1, lambda = 0.001 of a bound of T terms): in bits, x0 unclipped.
     """
-    C = x0.shape[1]
+    C, t = x0.shape[1], as_times(schedule, t, whole=True)
     output = denoise(q_sample(schedule, x0, t, eps), t)
     frozen = torch.cat([output[:, :C].detach(), output[:, C:]], dim=1)
     bound = bound_terms(schedule, lambda xt, t: frozen, x0, t, eps,
@@ -235,6 +249,7 @@ def p_mean_log_var(schedule: Schedule, output: Tensor, xt: Tensor, t: Tensor, *,
     log beta_tilde at v = -1 and log beta at v = 1. At t = 1 beta_tilde, and "beta" too, are those of t = 2.
     """
     check_choice("variance", variance, VARIANCES)
+    t = as_times(schedule, t, whole=True)
     C, output = xt.shape[1], output.to(xt.dtype)
     check_output(output, xt.shape, variance == "learned")
     x0_hat, _ = predict(schedule, output[:, :C], xt, t, target)
@@ -253,21 +268,27 @@ def normal_kl(mean1: Tensor, log_var1: Tensor, mean2: Tensor, log_var2: Tensor) 
     return (log_var2 - log_var1 + (log_var1 - log_var2).exp() + (mean1 - mean2)**2 * (-log_var2).exp() - 1) / 2
 
 
-def decoder_log_likelihood(x0: Tensor, mean: Tensor, log_var: Tensor, cdf: Callable = ndtr) -> Tensor:
+def decoder_log_likelihood(x0: Tensor, mean: Tensor, log_var: Tensor, cdf: Callable | None = None) -> Tensor:
     """log p(x0 | x_1) of every pixel in nats: the Gaussian's mass in the pixel's bin of 256 ([1] eq. 13).
 
-    x0 lies on the 8-bit grid in [-1, 1]; the first and last bins reach to infinity. cdf is that of N(0, 1).
+    x0 lies on the 8-bit grid in [-1, 1]; the first and last bins reach to infinity. cdf: an approximation of that of
+    N(0, 1), whose mass is 1e-12 or more, as published; by default the exact one, however far from the mean.
     """
-    def below(edge: Tensor) -> Tensor:
-        return cdf((edge - mean) * (-log_var / 2).exp())
+    lower, upper = (((x0 + side / 255) - mean) * (-log_var / 2).exp() for side in (-1, 1))
+    lower, upper = torch.where(x0 < -0.999, -math.inf, lower), torch.where(x0 > 0.999, math.inf, upper)
+    return (cdf(upper) - cdf(lower)).clamp(min=1e-12).log() if cdf else log_mass(lower, upper)
 
-    upper = torch.where(x0 > 0.999, 1, below(x0 + 1 / 255))
-    lower = torch.where(x0 < -0.999, 0, below(x0 - 1 / 255))
-    return (upper - lower).clamp(min=1e-12).log()
+
+def log_mass(lower: Tensor, upper: Tensor) -> Tensor:
+    """log of N(0, 1)'s mass between these, by the tail that is nearer, where numbers are small and none cancels."""
+    left = lower + upper < 0
+    far, near = (torch.where(left, *pair).double() for pair in ((lower, -upper), (upper, -lower)))
+    below = log_ndtr(near)
+    return (below + (-(log_ndtr(far) - below).exp()).log1p()).to(lower.dtype)
 
 
 def bound_terms(schedule: Schedule, denoise: Callable, x0: Tensor, t: Tensor, eps: Tensor, *,
-                target: str, variance: str, clip: bool, cdf: Callable = ndtr) -> Tensor:
+                target: str, variance: str, clip: bool, cdf: Callable | None = None) -> Tensor:
     """Each image's term L_{t-1} of the bound in bits/dim (B,): a KL, at t = 1 the decoder ([1] eq. 5)."""
     xt = q_sample(schedule, x0, t, eps)
     mean, log_var = p_mean_log_var(schedule, denoise(xt, t), xt, t, target=target, variance=variance, clip=clip)

@@ -1,11 +1,17 @@
 """Scores a trained model by its samples or by its likelihood; the metrics are in scores/.
 
-    python evaluate.py classes                       # quality, class agreement and memorisation of the digits model
-    python evaluate.py classes --checkpoint runs/x/last.safetensors --n 10000        # of a model of any labelled set
-    python evaluate.py classifier --data mnist --out FILE                   # trains the classifier that it needs
-    python evaluate.py nll                           # bits/dim of the held-out pictures, term by term
-    python evaluate.py neighbours                    # samples and the training pictures nearest to them
-    python evaluate.py fid --data cifar10            # Frechet Inception distance of sample.py --npz; needs pytorch-fid
+    python evaluate.py classes       # quality, class agreement and memorisation of a model of a labelled set
+    python evaluate.py classifier    # trains the classifier that it needs, of any labelled set
+    python evaluate.py nll           # bits/dim of held-out pictures, term by term
+    python evaluate.py neighbours    # samples and the training pictures nearest to them
+    python evaluate.py fid           # Frechet Inception distance of sample.py --npz; needs pip install pytorch-fid
+
+Without flags they score the committed model of the digits; of a model of your own, for example:
+
+    python evaluate.py nll --checkpoint runs/x/last.safetensors --held_out more_photos/
+
+Every command takes --device; --data is the training set, --held_out pictures that were not trained on, both as for
+train.py, and by default those of the checkpoint.
 
 `classes` (or `digits`) prints the scores with their floor (the training set itself) and ceilings. FD: Frechet distance
 to the held-out pictures in the features of a small classifier, in per cent of their variance (Heusel et al. 2017 with
@@ -14,6 +20,8 @@ the nearest training picture, relative to that of the held-out pictures; 1 is as
 pictures closer to a training picture than 99 % of the held-out ones are. prec, rec: share of the pictures within the
 manifold of the held-out ones, and of these within that of the pictures (Kynkaanniemi et al. 2019, 3 neighbours).
 """
+
+import run.first  # noqa: F401  (--help without torch)
 
 import math
 import sys
@@ -28,12 +36,12 @@ import sample
 from data.files import check_writable
 from run import pictures
 from run.checkpoint import load
-from run.cli import DTYPES, check_range, parse, script
+from run.cli import DTYPES, check_range, choose_device, parse, script
 from scores import classes, classifier, fid, likelihood
 from scores.pictures import HELD_OUT, load_pictures, relabel
 from unet import UNet
 
-SAMPLING = ("checkpoint", "n", "steps", "eta", "guidance", "sampler", "spacing", "weights", "seed", "batch")
+SAMPLING = ("checkpoint", "n", "steps", "eta", "guidance", "sampler", "spacing", "weights", "seed", "batch", "device")
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,7 @@ class Classes:
     """Scores samples of a model of a labelled set."""
     checkpoint: str = "weights/digits.safetensors"  # a checkpoint of train.py
     data: str = ""                              # its training set, if that has moved, as for train.py
-    held_out: str = HELD_OUT                    # pictures not trained on, as for train.py; held-out is the set's own
+    held_out: str = HELD_OUT                    # pictures not trained on, as for train.py; by default the set's own
     classifier: str = ""                        # file of the classifier; empty is the one in weights/
     among: int = 0                              # number of training pictures to use, evenly spaced; 0 is all
     n: int = 1000                               # number of samples
@@ -53,19 +61,21 @@ class Classes:
     weights: str = "ema"                        # the averaged weights, or raw
     seed: int = 0                               # seed of the samples
     batch: int = 250                            # largest batch; changes the samples by rounding only
+    device: str = "auto"                        # cuda, cpu, or auto: cuda if there is one
 
 
 @dataclass(frozen=True)
 class Neighbours:
     """Shows each sample next to its nearest training pictures, to reveal copies."""
     checkpoint: str = "weights/digits.safetensors"  # a checkpoint of train.py
-    data: str = ""                              # data set to search; empty is the training data
+    data: str = ""                              # its training set, if that has moved, or another set to search
     fit: str = ""                               # how pictures reach the model's size, crop or pad; empty is its own
     among: int = 0                              # number of pictures to search, from the first; 0 is all
     n: int = 10                                 # number of samples
     k: int = 5                                  # nearest neighbours of each sample
     steps: str = "50"                           # number of sampler steps, as for sample.py
     seed: int = 0                               # seed of the samples
+    device: str = "auto"                        # cuda, cpu, or auto: cuda if there is one
     out: str = "out/neighbours.png"             # the grid: one row per sample
 
 
@@ -75,9 +85,10 @@ class Classifier:
     data: str = "digits"                        # the training set, as for train.py
     size: str = ""                              # pixels, as for train.py
     fit: str = "crop"                           # how pictures reach that size: crop or pad
-    held_out: str = HELD_OUT                    # pictures to measure its accuracy on; held-out is the set's own
+    held_out: str = HELD_OUT                    # pictures to measure its accuracy on; by default the set's own
     steps: int = 1500                           # number of training steps
     dtype: str = "float32"                      # of the weights in the file: float32, or bf16, half the size
+    device: str = "auto"                        # cuda, cpu, or auto: cuda if there is one
     out: str = str(classifier.FILES["digits"])  # file of the weights
 
 
@@ -90,7 +101,7 @@ def score_classes(argv: Sequence[str]) -> None:
     if not checkpoint.network.classes:
         raise ValueError(f"{config.checkpoint} was trained without labels; use a model of a labelled set")
     facts = classifier.trained_on(checkpoint)
-    weights = classifier.load_fitting(facts, config.classifier).weights
+    weights = classifier.load_fitting(facts, config.classifier, choose_device(config.device)).weights
     settings = sample.Config(**{name: getattr(config, name) for name in SAMPLING})
     train, test = (relabel(load_pictures(checkpoint, name, trained_on=config.data), facts)
                    for name in ("", config.held_out))
@@ -104,7 +115,8 @@ def score_classes(argv: Sequence[str]) -> None:
     if samples.x[0].numel() <= classes.LARGEST:
         rows["a Gaussian per class"] = classes.gaussians(train, samples.labels, config.seed), samples.labels
     rows[config.checkpoint] = samples.x, samples.labels
-    print(f"n = {config.n}, {config.steps} steps, eta {config.eta:g}, guidance {config.guidance:g}, seed {config.seed}")
+    steps = ",".join(map(str, sample.chosen_steps(settings, len(checkpoint.beta))))
+    print(f"n = {config.n}, {steps} steps, eta {config.eta:g}, guidance {config.guidance:g}, seed {config.seed}")
     print_scores({name: classes.score(reference, *row) for name, row in rows.items()})
 
 
@@ -125,7 +137,8 @@ def neighbours(argv: Sequence[str]) -> None:
     if not 1 <= config.k <= len(searched.images) > 1:
         raise ValueError(f"k is {config.k}, of {len(searched.images)} pictures; it must be between 1 and the number of "
                          f"pictures, which must be at least 2")
-    settings = sample.Config(checkpoint=config.checkpoint, n=config.n, steps=config.steps, seed=config.seed)
+    settings = sample.Config(checkpoint=config.checkpoint, n=config.n, steps=config.steps, seed=config.seed,
+                             device=config.device)
     samples = sample.generate(settings).x
     distances, indices = classes.nearest(samples, searched.images, config.k)
     nearest = [data.to_unit(searched.images[index]) for index in indices.T]
@@ -149,7 +162,7 @@ def train_classifier(argv: Sequence[str]) -> None:
     if config.out == Classifier.out and (config.data, config.size) != ("digits", ""):
         raise ValueError(f"{config.out} is the digits' classifier; choose another file for these with --out")
     out = check_writable(config.out)                                              # fails before training, not after
-    classifier.save(out, classifier.train(train, config.steps), DTYPES[config.dtype])
+    classifier.save(out, classifier.train(train, config.steps, choose_device(config.device)), DTYPES[config.dtype])
     weights = classifier.load(out).weights
     right = classes.agreement(weights, classes.features(weights, classes.units(test)), test.labels)
     print(f"{out}: classifies {right:.2%} of the {len(test.labels)} held-out pictures correctly")
@@ -157,7 +170,7 @@ def train_classifier(argv: Sequence[str]) -> None:
 
 @script
 def main(argv: Sequence[str] | None = None) -> None:
-    command, *flags = (sys.argv[1:] if argv is None else argv) or [""]
+    command, *flags = (sys.argv[1:] if argv is None else argv) or ["--help"]
     commands = {"classes": score_classes, "digits": score_classes, "nll": likelihood.nll, "neighbours": neighbours,
                 "fid": fid.fid, "classifier": train_classifier}
     if command in ("-h", "--help"):

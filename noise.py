@@ -37,7 +37,7 @@ def words(seeds: Tensor, s: float | Tensor, n: int, stream: int) -> tuple[Tensor
     s = torch.as_tensor(s, device=seeds.device) if isinstance(s, Tensor) else torch.full((), s, device=seeds.device)
     if seeds.is_floating_point():
         raise ValueError(f"seeds are {seeds.dtype}; they must be whole numbers")
-    seeds, s = torch.broadcast_tensors(seeds, s)
+    seeds, s = torch.broadcast_tensors(seeds.long(), s)
     seeds, s = seeds[..., None], s[..., None]
     s = s.float() if s.is_floating_point() else s
     whole, fraction = s.long(), (s % 1 * 2**32).long()
@@ -80,8 +80,8 @@ def uniform(seed: int, s: int, n: int, stream: int) -> Tensor:
 def image_seeds(seed: int, index: Tensor) -> Tensor:
     """The noise key of each image: run seed in the upper 32 bits, image index in the lower.
 
-    seed: 0..2**31-1. index: int64 tensor, 0..2**32-1. Raises ValueError for a seed out of range.
+    seed: 0..2**31-1. index: integers, 0..2**32-1. Raises ValueError for a seed out of range.
     """
     if not 0 <= seed < 2**31:
         raise ValueError(f"seed is {seed}; it must be between 0 and {2**31 - 1}")
-    return seed << 32 | index
+    return seed << 32 | torch.as_tensor(index).long()

@@ -10,6 +10,8 @@ The checkpoint knows the network, the schedule and the classes. The noise of pic
 to the bit, so the picture is a function of (weights, seed, i) to rounding: not of n, the batch or the processes.
 """
 
+import run.first  # noqa: F401  (--help without torch)
+
 import itertools
 import math
 import time
@@ -43,12 +45,12 @@ class Config:
     n: int = 100                                # number of pictures; grid.png and the film show the first 1000 or so
     batch: int = 100                            # largest batch of a process; changes pictures by rounding only
     seed: int = 0                               # picture i is a function of the weights, the seed and i
-    labels: str = ""                            # as 7 or cat,dog, repeated; empty is all in turn, none is no label
-    sampler: str = "ddim"                       # ddim, 2m (DPM-Solver++), heun, unipc, unipc-bh1 or consistency
+    labels: str = ""                            # as 7, cat,dog or :0 (a number), repeated; empty: all; none: no label
+    sampler: str = "ddim"                       # ddim, ddpm, 2m (DPM-Solver++), heun, unipc, unipc-bh1, consistency
     steps: str = "50"                           # number of steps, or the timesteps themselves, as 1000,600,200
     spacing: str = "trailing"                   # of the timesteps: trailing, leading, linspace, karras, logsnr or flow
     shift: float = 1.                           # above 1, the steps of flow spacing move to more noise
-    eta: float = 0.                             # noise of each step of ddim or 2m: 0 is DDIM, 1 DDPM
+    eta: float = 0.                             # noise of each step of ddim or 2m; ddim with 1 is ddpm
     churn: float = 0.                           # noise of heun's steps: S_churn of EDM
     variance: str = ""                          # beta_tilde, beta or learned; empty is the model's own
     clip: bool = True                           # clip the predicted x0 to [-1, 1]
@@ -56,7 +58,7 @@ class Config:
     weights: str = "ema"                        # the averaged weights, or raw
     snapshots: str = ""                         # timesteps, as 1000,500,0: strip.png shows the nearest ones visited
     gif: bool = False                           # reverse.gif, a film of the reverse chain
-    png: bool = False                           # every picture as a file of its own
+    png: bool = False                           # every picture as a file, labels in metadata.csv, as --data reads them
     npz: bool = False                           # pictures.npz with arr_0 uint8 (n, H, W, C), arr_1 labels; resumable
     dtype: str = "float32"                      # float32, or bf16: all weights but the norms'
     compile: bool = False                       # torch.compile; the pictures agree to about 1e-4
@@ -75,22 +77,33 @@ def check(config: Config) -> None:
 
 # The chain
 
+def chosen_steps(config: Config, T: int) -> list[int]:
+    """The number of steps, or the timesteps; the default number is T, if that is less."""
+    steps = parse_integers("steps", config.steps)
+    return [min(*steps, T)] if config.steps == Config.steps else steps
+
+
 def sampler_table(checkpoint: Checkpoint, config: Config) -> Tensor:
     """The sampler's rows (S, 12), on the CPU."""
-    steps, schedule = parse_integers("steps", config.steps), ddpm.from_betas(checkpoint.beta)
+    steps, schedule = chosen_steps(config, len(checkpoint.beta)), ddpm.from_betas(checkpoint.beta)
     if len(steps) > 1 and (config.spacing, config.shift) != ("trailing", 1):
         raise ValueError(f"steps lists the timesteps, so spacing {config.spacing} and shift {config.shift:g} would do "
                          f"nothing; leave them out, or give the number of steps")
     times = samplers.spaced_times(schedule, steps[0], config.spacing, config.shift) if len(steps) == 1 else steps
     if config.variance == "learned" and not checkpoint.network.learns_variance:
         raise ValueError(f"variance is learned, but {config.checkpoint} learned none; use beta_tilde or beta")
-    if config.variance and "eta" in samplers.options_of(config.sampler) and not config.eta:
+    options_of = samplers.options_of(config.sampler)
+    if config.variance and {"eta", "variance"} <= {*options_of} and not config.eta:
         raise ValueError(f"variance is {config.variance}, but with eta 0 no noise is added; use --eta 1")
     options = {name: value for name in ("eta", "churn", "variance") if (value := getattr(config, name))}
-    if "variance" in samplers.options_of(config.sampler):
+    if "variance" in options_of:
         options.setdefault("variance", checkpoint.variance)
-    return samplers.sampler_rows(schedule, times, sampler=config.sampler, target=checkpoint.settings["target"],
+    rows = samplers.sampler_rows(schedule, times, sampler=config.sampler, target=checkpoint.settings["target"],
                                  clip=config.clip and checkpoint.clip, **options)
+    if config.sampler == "heun" and (gain := samplers.column(rows, "cp").abs().max()) > 10 and not processes.rank():
+        print(f"a step of heun is so long here that its correction multiplies errors by {gain:.0f}; use --spacing "
+              f"logsnr, or more --steps")
+    return rows
 
 
 class Plan(NamedTuple):

@@ -29,6 +29,7 @@ from schedules import (
     alpha_bar_at,
     check_choice,
     check_output,
+    check_target,
     interpolate_log_var,
     log_sigma,
     time_at,
@@ -89,7 +90,8 @@ def as_python(times: Tensor) -> list[int | float]:
 def ddim(bar_t: Tensor, bar_s: Tensor, eta: float = 0., variance: str = "beta_tilde") -> dict[str, Tensor]:
     """DDIM ([2] eq. 12): ancestral sampling at eta = 1 ([1] algorithm 2), Euler's method for an ODE at 0 ([4] eq. 4).
 
-    The noise has the `variance`; what the mean leaves room for is always eta^2 beta_tilde.
+    The noise has the `variance`; what the mean leaves room for is always eta^2 beta_tilde. eps_hat is that of the
+    clipped x0_hat (use_clipped_model_output=True in diffusers).
     """
     beta = 1 - bar_t / bar_s
     beta_tilde = beta * (1 - bar_s) / (1 - bar_t)
@@ -102,15 +104,23 @@ def ddim(bar_t: Tensor, bar_s: Tensor, eta: float = 0., variance: str = "beta_ti
     return columns
 
 
+def ancestral(bar_t: Tensor, bar_s: Tensor, variance: str = "beta_tilde") -> dict[str, Tensor]:
+    """DDPM's own sampler ([1] algorithm 2): `ddim` at eta = 1."""
+    return ddim(bar_t, bar_s, 1., variance)
+
+
 def ddim_mean(bar_t: Tensor, bar_s: Tensor, var: Tensor | float = 0.) -> tuple[Tensor, Tensor]:
     """c0 and ct of the step that leaves room for noise of this variance ([2] eq. 12)."""
     ct = ((1 - bar_s - var).clamp(min=0) / (1 - bar_t)).sqrt()                    # eps_hat is (xt - sqrt(bar_t) x0_hat)
     return bar_s.sqrt() - ct * bar_t.sqrt(), ct                                   # / sqrt(1 - bar_t), hence both
 
 
-def dpm_2m(bar_t: Tensor, bar_s: Tensor, eta: float = 0., variance: str = "beta_tilde") -> dict[str, Tensor]:
-    """DPM-Solver++(2M) ([3] algorithm 2), at eta = 1 its SDE variant: DDIM's step, of second order."""
-    columns = ddim(bar_t, bar_s, eta, variance)
+def dpm_2m(bar_t: Tensor, bar_s: Tensor, eta: float = 0.) -> dict[str, Tensor]:
+    """DPM-Solver++(2M) ([3] algorithm 2), at eta = 1 its SDE variant: DDIM's step, of second order.
+
+    The noise is always beta_tilde's: any other solves another equation, to which the steps do not converge.
+    """
+    columns = ddim(bar_t, bar_s, eta)
     cp = second_order(columns["c0"], log_sigma(bar_t) - log_sigma(bar_s))
     return columns | {"c0": columns["c0"] - cp, "cp": cp}
 
@@ -162,7 +172,8 @@ def twice(schedule, t: Tensor, churn: float = 0.) -> Tensor:
     """The times as Heun's method visits them: all but the first twice, for the correction and for the next step.
 
     Churn makes the next step begin at 1 + churn / steps times sigma, or sqrt(2) times if that is less; where it would
-    be beyond the first sigma, there is none.
+    be beyond the first sigma, there is none. So the first step has none, which in EDM begins beyond sigma_max; the rest
+    is EDM's S_churn with S_tmin = 0, S_tmax = inf and S_noise = 1.
     """
     level = log_sigma(alpha_bar_at(schedule, t))
     churned = level + math.log1p(min(churn / len(t), math.sqrt(2) - 1))
@@ -175,8 +186,8 @@ def consistency(bar_t: Tensor, bar_s: Tensor) -> dict[str, Tensor]:
     return {"c0": bar_s.sqrt(), "cz": (1 - bar_s).sqrt()}
 
 
-SAMPLERS = {"ddim": ddim, "2m": dpm_2m, "heun": heun, "unipc": unipc, "unipc-bh1": partial(unipc, bh1=True),
-            "consistency": consistency}
+SAMPLERS = {"ddim": ddim, "ddpm": ancestral, "2m": dpm_2m, "heun": heun, "unipc": unipc,
+            "unipc-bh1": partial(unipc, bh1=True), "consistency": consistency}
 RANGES = {"eta": (0, 1), "churn": (0, 1e6)}
 
 
@@ -201,9 +212,7 @@ def sampler_rows(schedule, times, *, sampler: str = "ddim", target: str = "eps",
         t = twice(schedule, t, **options)
     s = torch.cat([t[1:], t.new_zeros(1)])
     bar_t, bar_s = alpha_bar_at(schedule, t), alpha_bar_at(schedule, s)
-    if target == "eps" and bar_t[0] == 0:
-        raise ValueError("alpha_bar is 0 at the first step: x_T holds no signal, and eps cannot say what x0 is; "
-                         "use target v, x0 or flow, or a schedule with beta_T < 1")
+    check_target(bar_t[0], target)
     a, b = x0_coefficients(bar_t, target)
     columns = {"t": t, "s": s, "a": a, "b": b, "clip": torch.full_like(a, 1 if clip else math.inf),
                **SAMPLERS[sampler](bar_t, bar_s, **options)}
@@ -300,18 +309,24 @@ def step(rows: Tensor, i: Tensor, xt: Tensor, output: Tensor, x0_prev: Tensor | 
 
 
 @torch.no_grad()
-def sample(denoise: Callable, rows: Tensor, shape, seeds: Tensor, *,
+def sample(denoise: Callable, rows: Tensor, shape, seeds: Tensor | None, *, x_T: Tensor | None = None,
            step: Callable = step, ahead: int = 1) -> Iterator[tuple[int | float, Tensor, Tensor]]:
     """Runs the chain from noise to data, yielding (s, x_s, x0_hat) after every row ([1] algorithm 2).
 
-    shape: one image's, (C, H, W). seeds: int64 (B,), one per image (`noise.image_seeds`), on rows' device.
+    shape: one image's, (C, H, W). seeds: int64 (B,), one per image (`noise.image_seeds`), on rows' device; None, if
+    the chain draws no noise. x_T: the x_t of the first row (B, C, H, W), by default the seeds' noise.
     step: `step` or its fused twin. ahead: number of rows whose noise is computed together, which is faster
-    for small images and changes no bit. Raises ValueError if the output's channels do not fit.
+    for small images and changes no bit. Raises ValueError for a start or an output of another shape.
     """
-    steps = torch.arange(len(rows), device=rows.device).split(1)
-    times = network_times(rows)[:, None].expand(-1, len(seeds)).unbind()
-    reads, s = needs(rows), column(rows, "s")
-    xt, x0_hat, x0_prev, z = normal(seeds, column(rows, "t")[0], shape), None, None, None
+    steps, reads, s = torch.arange(len(rows), device=rows.device).split(1), needs(rows), column(rows, "s")
+    if seeds is None and (x_T is None or reads.noise):
+        raise ValueError("seeds is None, but the chain draws noise; pass one per image, noise.image_seeds makes them")
+    xt = normal(seeds, column(rows, "t")[0], shape) if x_T is None else x_T
+    if xt.shape[1:] != (*shape,) or seeds is not None and len(xt) != len(seeds) or not xt.is_floating_point():
+        raise ValueError(f"x_T is {xt.dtype}, shape {tuple(xt.shape)}; it must be floating, {(*shape,)} per image and "
+                         f"one image per seed")
+    times = network_times(rows)[:, None].expand(-1, len(xt)).unbind()
+    x0_hat, x0_prev, z = None, None, None
     for k, landed_on in enumerate(as_python(s)):
         if reads.noise and ahead > 1:
             if k % ahead == 0:
@@ -325,7 +340,7 @@ def sample(denoise: Callable, rows: Tensor, shape, seeds: Tensor, *,
         yield landed_on, xt, x0_hat
 
 
-SHOWN = {"DDPM": {"eta": 1.}, "DDIM": {}, "DPM-Solver++(2M)": {"sampler": "2m"},
+SHOWN = {"DDPM": {"sampler": "ddpm"}, "DDIM": {}, "DPM-Solver++(2M)": {"sampler": "2m"},
          "SDE-DPM-Solver++(2M)": {"sampler": "2m", "eta": 1.}, "UniPC-2": {"sampler": "unipc"},
          "Heun with churn": {"sampler": "heun", "churn": 1.}, "Consistency": {"sampler": "consistency"}}
 

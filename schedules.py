@@ -49,8 +49,15 @@ def from_betas(beta) -> Schedule:
     return Schedule(beta, alpha, alpha_bar, beta_tilde)
 
 
-def from_alpha_bar(alpha_bar: Tensor) -> Schedule:
-    """The schedule whose alpha_bar_0..alpha_bar_T are proportional to these, betas at most 0.999 ([2] eq. 17)."""
+def from_alpha_bar(alpha_bar: Tensor, **arguments: float) -> Schedule:
+    """The schedule whose alpha_bar_0..alpha_bar_T are proportional to these, betas at most 0.999 ([2] eq. 17).
+
+    Raises ValueError, with the arguments that the alpha_bars were made of, if they do not fall at every step.
+    """
+    if not (alpha_bar.diff() < 0).all() or alpha_bar[-1] < 0:
+        made_of = ", ".join(f"{name} = {value:g}" for name, value in arguments.items())
+        raise ValueError(f"alpha_bar must fall at each of {len(alpha_bar) - 1} steps, to 0 or more, and it does not"
+                         f"{made_of and f' for {made_of}; change one of them'}")
     return from_betas((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999))
 
 
@@ -67,13 +74,15 @@ def quadratic_schedule(T: int = 1000, start: float = 1e-4, end: float = 0.02) ->
 def cosine_schedule(T: int = 1000, s: float = 0.008) -> Schedule:
     """alpha_bar_t = cos^2 of (t/T + s)/(1 + s) quarter turns, 1 at t = 0 ([2] eq. 17)."""
     t = torch.arange(T + 1, dtype=torch.float64)
-    return from_alpha_bar(torch.cos((t / T + s) / (1 + s) * math.pi / 2)**2)
+    return from_alpha_bar(torch.cos((t / T + s) / (1 + s) * math.pi / 2)**2, s=s)
 
 
 def sigmoid_schedule(T: int = 1000, start: float = -3, end: float = 3, tau: float = 1) -> Schedule:
     """alpha_bar falls as a sigmoid of (start..end)/tau, scaled to 1..0 (Jabri et al. 2022, algorithm 2)."""
+    if not tau > 0:
+        raise ValueError(f"tau is {tau:g}; it must be above 0")
     u = torch.linspace(start / tau, end / tau, T + 1, dtype=torch.float64).sigmoid()
-    return from_alpha_bar(u[-1] - u)
+    return from_alpha_bar(u[-1] - u, start=start, end=end, tau=tau)
 
 
 def flow_schedule(T: int = 1000) -> Schedule:
@@ -111,7 +120,8 @@ def log_sigma(alpha_bar: Tensor) -> Tensor:
 def alpha_bar_at(schedule, t: Tensor) -> Tensor:
     """alpha_bar at t: the table's entry at a whole t; between two of them log sigma is interpolated linearly."""
     if not t.is_floating_point():
-        return schedule.alpha_bar[t]
+        return schedule.alpha_bar[t.long()]                                       # a uint8 index would be a mask
+    t = t.double()
     below, above, table = t.floor().long(), t.ceil().long(), log_sigma(schedule.alpha_bar)
     between = torch.lerp(table[below], table[above], t - below)
     return torch.where(below == above, schedule.alpha_bar[below], (-2 * between).sigmoid())
@@ -146,6 +156,13 @@ def x0_coefficients(alpha_bar: Tensor, target: str) -> tuple[Tensor, Tensor]:
     if target == "flow":
         return 1 / (signal + noise), -noise / (signal + noise)
     return signal, -noise
+
+
+def check_target(alpha_bar: Tensor, target: str) -> None:
+    """Raises ValueError if a or b is infinite in float32 at this alpha_bar (), the least of a chain."""
+    if not all(c.float().isfinite() for c in x0_coefficients(alpha_bar, target)):
+        raise ValueError(f"alpha_bar is {alpha_bar:.2g} at the first step: x_T holds no signal, and {target} cannot "
+                         f"say what x0 is; use target v, x0 or flow, or a schedule that ends with less noise")
 
 
 def interpolate_log_var(v: Tensor, log_min: Tensor, log_max: Tensor) -> Tensor:

@@ -11,13 +11,16 @@ step), so on the same kind of CPU, thread count and versions a resumed run is bi
 count changes the weights by about 2e-7.
 """
 
+import run.first  # noqa: F401  (--help without torch)
+
 import contextlib
 import math
 import os
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from itertools import starmap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,7 +33,7 @@ import ddpm
 import noise
 from kernels.compile import compile_trained, fast_unet
 from run import folder, presets, processes
-from run.cli import DTYPES, check_range, choose_device, limit_threads, parse, script
+from run.cli import DTYPES, as_flag, check_range, choose_device, limit_threads, parse, script
 from run.importance import empty_history, importance, update_history
 from run.memory import Cast, recompute
 from run.resume import latest, resume
@@ -45,11 +48,13 @@ SAMPLINGS = ("stratified", "importance")
 @dataclass(frozen=True)
 class Config:
     """Trains an image model; repeat the command to resume a run that stopped."""
+    preset: str = ""                            # a recipe to start from, which other flags change
     data: str = "digits"                        # digits, a folder, an .npz file, or a set: mnist:FOLDER
     size: str = ""                              # pixels, as 64 or 48x64 (H x W); empty keeps the pictures' own
-    fit: str = "crop"                           # how pictures reach that size: crop (resized first) or pad
+    fit: str = "crop"                           # how pictures reach that size: crop (resized first) or pad (shrunk)
+    channels: int = 0                           # 1, 3 or 4 (with transparency); 0 is the pictures' own
     flip: bool = False                          # mirror half of the pictures
-    network: str = "digits"                     # a name in unet.CONFIGS; channels and classes follow the data
+    network: str = "digits"                     # a network of unet.py; its channels and classes follow the data
     target: str = "v"                           # what the network predicts: eps, x0, v or flow
     loss: str = "l2"                            # l2 or l1; hybrid or bound, which learn the variance too
     space: str = ""                             # what l2 is the error of, if not the target: eps, x0, v, flow, min-snr
@@ -82,7 +87,14 @@ class Config:
 PRESETS = {name: replace(Config(), **changes, out=f"runs/{name}") for name, changes in presets.PRESETS.items()}
 CHECK_EVERY = 50                    # updates after which a GPU is asked whether they succeeded
 FREE = {"steps", "recompute", "compile", "deterministic", "device", "workers",  # may differ when a run is resumed
-        "log_every", "sample_every", "save_every", "accept_changes", "out"}
+        "log_every", "sample_every", "save_every", "accept_changes", "out", "preset"}
+
+
+def defaults(config: Config) -> Config:
+    """The settings that the flags of this config change: all, or a preset's."""
+    if config.preset:
+        ddpm.check_choice("preset", config.preset, PRESETS)
+    return PRESETS.get(config.preset, Config())
 
 
 def check(config: Config) -> None:
@@ -90,9 +102,6 @@ def check(config: Config) -> None:
     for name, allowed in {"network": CONFIGS, "target": ddpm.TARGETS, "loss": LOSSES, "sampling": SAMPLINGS,
                           "schedule": ddpm.SCHEDULES, "dtype": DTYPES}.items():
         ddpm.check_choice(name, getattr(config, name), allowed)
-    if config.schedule == "flow" and config.target == "eps":
-        raise ValueError("target is eps and schedule flow; x_T is noise alone there, and eps cannot say what x0 is, "
-                         "use target v, x0 or flow")
     if config.space:
         ddpm.check_choice("space", config.space, ddpm.SPACES)
     if config.space and config.loss != "l2":
@@ -101,6 +110,7 @@ def check(config: Config) -> None:
         if not 0 < getattr(config, name) <= most:
             raise ValueError(f"{name} is {getattr(config, name)}; it must be above 0 and at most {most}")
     check_range(config, "T", 2 if config.loss in LEARNED else 1, 10**6)
+    ddpm.check_target(ddpm.SCHEDULES[config.schedule](config.T).alpha_bar[-1], config.target)
     check_range(config, "batch accumulate", 1, 2**20)
     check_range(config, "steps log_every sample_every save_every", 1)
     check_range(config, "null final ema", 0, 1)
@@ -327,7 +337,8 @@ def prepare(config: Config, check_folder: Callable[[], None]) -> Run:
     if config.seed == -1:
         seed = checkpoint.settings.get("seed", 0) if checkpoint else processes.broadcast_first(random.randrange(2**31))
         config = replace(config, seed=seed)
-    dataset = data.load(config.data, config.size, config.fit)
+    data.check_outside(config.data, config.out)
+    dataset = data.load(config.data, config.size, config.fit, config.channels)
     run = start(config, dataset)._replace(digest=data.digest(dataset), check_folder=check_folder)
     if processes.rank() == 0:
         describe(run)
@@ -342,7 +353,9 @@ def prepare(config: Config, check_folder: Callable[[], None]) -> Run:
 
 @script
 def main(argv: Sequence[str] | None = None) -> None:
-    config = parse(Config, argv, PRESETS)
+    config = parse(Config, argv, defaults, {"preset": PRESETS, "network": CONFIGS})
+    if config.preset:
+        print(f"preset {config.preset}:", *starmap(as_flag, asdict(config).items()))
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")               # or cuBLAS would refuse
         torch.use_deterministic_algorithms(True)

@@ -37,8 +37,15 @@ class UNetConfig:
         if len(self.heads) != len(self.widths) + 1:
             raise ValueError(f"heads is {self.heads}; {len(self.widths)} widths need {len(self.widths) + 1} entries, "
                              f"one for each level and one for the middle")
-        if self.patch < 1 or self.groups < 1:
-            raise ValueError(f"patch is {self.patch} and groups {self.groups}; both must be at least 1")
+        for name, least in {"in_channels": 1, "out_channels": 1, "D": 2 + 2 * self.freq_shift, "blocks": 0,
+                            "classes": 0, "groups": 1, "patch": 1, "norm_eps": 0}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        if self.D % 2:
+            raise ValueError(f"D is {self.D}; it must be even, half sines and half cosines")
+        if not self.widths or min(self.widths) < 1 or min(self.heads) < 0:
+            raise ValueError(f"widths is {self.widths} and heads {self.heads}; there must be a width, all widths at "
+                             f"least 1 and all heads at least 0")
         if self.resample not in ("conv", "conv_end", "res"):
             raise ValueError(f"resample is {self.resample!r}; it must be conv, conv_end or res")
         if uneven := [w for w in self.widths if w % self.groups]:

@@ -53,7 +53,7 @@ def norm_work(network: str, norm: Norm, B: int, dtype: torch.dtype, layout: str,
 
     exact = [each.detach().double().requires_grad_() for each in (x, dy, *affine)]
     true = call(lambda x, *affine: group_norm_silu_plain(x, norm.groups, *affine), *exact)()
-    return Work(f"{network} {'backward' if back else 'forward'}", layout, f"{norm.C}x{norm.H}x{norm.W}",
+    return Work(f"{network} {'backward' if back else 'forward'} {layout} {norm.C}x{norm.H}x{norm.W}",
                 norm_candidates(norm.groups, layout), calls,
                 error=lambda function: error_of(call(function, x, dy, *affine)(), true),
                 tolerance=2 * ROUNDING[dtype] + 1e-5, size=(3 if back else 2) * x.numel() * dtype.itemsize)

@@ -37,7 +37,7 @@ def step_work(shape: tuple[int, ...], dtype: torch.dtype, layout: str, noise: bo
     def calls(function: Callable, n: int) -> list[Callable]:
         return [partial(torch.no_grad()(function), rows, middle, xt.clone(), output.clone(), seeds) for _ in range(n)]
 
-    return Work(f"sampling step {'with' if noise else 'without'} noise", layout, "x".join(map(str, shape)),
+    return Work(f"sampling step {'with' if noise else 'without'} noise {layout} {'x'.join(map(str, shape))}",
                 candidates(noise), calls,
                 error=lambda function: error_of([torch.no_grad()(function)(rows, last, xt, output, seeds)], [true]),
                 tolerance=1e-3 if dtype == torch.bfloat16 else 1e-5, size=xt.numel() * (8 + dtype.itemsize))

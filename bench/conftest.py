@@ -24,7 +24,7 @@ VALUE = {
     "test_profile.*512": 60, "test_norm.*forward.*channels_last": 4, "test_update.*(kernels|diffusers compiled)": 120,
     "test_loop.*batch 1-(graph|diffusers)": 60, "test_norm.*backward.*channels_last": 5, "test_step": 6,
     "test_loop.*max-autotune": 420, "test_loop.*batch 512": 60, "test_update": 60, "test_norm": 5,
-    "test_loop.*DDPM-1000": 150, "": 60}
+    "test_loop.*DDPM-1000": 150, "test_sampler": 60, "": 60}
 GRACE = 30.                             # seconds after the deadline at which a case is ended, with the process
 CRASHES = 2                             # of a process, after which its case is left out
 

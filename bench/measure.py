@@ -36,9 +36,7 @@ PACKAGES = ("diffusers", LUCIDRAINS)                        # names of peers beg
 
 class Work(NamedTuple):
     """The same work for all candidates."""
-    kind: str                                               # what it is, but for the layout and the shape
-    layout: str
-    shape: str
+    name: str                                               # what it is; the shape comes last
     candidates: dict[str, Callable]                         # by name; those that can run here
     calls: Callable[[Callable, int], list[Callable]]        # a candidate's calls, one for each of so many buffer sets
     error: Callable[[Callable], float]                      # against float64: ||difference|| / ||result||
@@ -126,8 +124,7 @@ def measure(benchmark, work: Work, name: str) -> None:
 
     The benchmark's own time is that of a warm replay; the cold time of a call, where bytes are counted, stands beside.
     """
-    benchmark.group = f"{work.kind} {work.layout} {work.shape}"
-    facts = {"kind": work.kind, "layout": work.layout, "shape": work.shape, "bytes": work.size}
+    benchmark.group, facts = work.name, {"bytes": work.size}
     if name == "copy" and work.size:
         calls = partial(copies, work.size)
     elif name in work.candidates:
@@ -186,12 +183,8 @@ def captured(calls: Sequence[Callable], launches: int = 500) -> tuple[Callable[[
     with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
         for call in islice(cycle(calls), launches):
             results.append(call())
-    return partial(replay, graph, calls), launches
-
-
-def replay(graph: torch.cuda.CUDAGraph, calls: Sequence[Callable]) -> None:
-    """Runs the graph, which owns its results, but not what it reads: that lives as long as the calls."""
-    graph.replay()
+    graph.reads = calls                                     # a graph owns its results, but not what it reads
+    return graph.replay, launches
 
 
 def forget_peak() -> None:

@@ -1,6 +1,6 @@
 """Quality after equal CPU time: our recipe and published packages' on the same pictures, one thread each.
 
-    pip install -r requirements.txt -r bench/requirements.txt      # in an environment of its own: it may replace torch
+    pip install -r requirements-test.txt -r bench/requirements.txt # in an environment of its own: it may replace torch
     python -m bench.quality                             # all of it: about nine hours of CPU; repeat it to resume
     python -m bench.quality --only ours --minutes 5     # five minutes of our curve, from three seeds
     python -m bench.quality --minutes ""                # the page alone, from what has been measured
@@ -13,8 +13,6 @@ until the first stop, the best of which goes on. Results are lines of a file; tr
 runs/quality, saved every five minutes.
 """
 
-import platform
-import re
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -24,6 +22,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
+from cpuinfo import get_cpu_info  # comes with pytest-benchmark
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -74,7 +73,8 @@ def advance(training: Training, config: Config, minutes: float) -> dict:
     return {**training._asdict(), "minutes": minutes, "steps": step, "images": step * contender.batch,
             "parameters": contender.parameters, "form": contender.form, "core": core,
             **score(contender, dataset, held_out, config), **how(config),
-            "package": None if training.name == "ours" else version(training.name.split()[0]), "cpu": cpu(),
+            "package": None if training.name == "ours" else version(training.name.split()[0]),
+            "cpu": get_cpu_info().get("brand_raw", ""),
             **measure.stamp()}
 
 
@@ -122,13 +122,6 @@ def yardstick(dataset: data.Data, seconds: float = 5.) -> float:
 def how(config: Config) -> dict:
     """What makes scores comparable."""
     return {"data": config.data, "n": config.n, "sampler_steps": config.steps}
-
-
-def cpu() -> str:
-    """What kind of processor this is."""
-    facts = Path("/proc/cpuinfo")
-    model = re.search(r"model name\s*: (.*)", facts.read_text()) if facts.is_file() else None
-    return model[1] if model else platform.processor()
 
 
 def score(contender: Contender, dataset: data.Data, held_out: data.Data, config: Config) -> dict[str, float]:

@@ -7,8 +7,8 @@ import pandas as pd
 from matplotlib.ticker import LogLocator
 
 from bench.contenders import CONTENDERS
-from bench.markdown import fill, table
 from data import parse_name
+from run.markdown import fill, table
 from run.pictures import panels, save_figure
 
 ROOT = Path(__file__).parents[1]

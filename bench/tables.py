@@ -1,7 +1,7 @@
-"""Tables and a plot of bench/results/<gpu>/, from its bench.jsonl, and the table of docs/peers.md, from a CPU's.
+"""The tables bench.md of bench/results/<gpu>/, from its bench.jsonl; from a CPU's, docs/peers.md and docs/memory.md.
 
     python -m bench.tables
-    python -m bench.tables --peers docs/peers.md
+    python -m bench.tables --docs docs
 """
 
 from collections.abc import Sequence
@@ -14,31 +14,29 @@ import pandas as pd
 import torch
 
 from bench.lines import read
-from bench.markdown import fill, table
 from bench.measure import RESULTS
 from kernels.equivalence import SIDES
 from run.cli import parse, script
-from run.pictures import panels, save_figure
+from run.markdown import fill, table
 from unet import CONFIGS, UNet
 
-FACTS = ["outcome", "why", "stamp", "group", "name", "us", "p25", "p75", "error", "kind", "layout", "shape", "bytes",
-         "cold us", "flop", "network", "B", "steps", "parameters", "prepared s", "peak GB", "cudagraph skips",
-         "kernels"]
-PEERS = Path("docs/peers.md")
+FACTS = ["outcome", "why", "stamp", "group", "name", "us", "p25", "p75", "error", "bytes", "cold us", "flop", "network",
+         "B", "steps", "parameters", "prepared s", "peak GB", "cudagraph skips", "kernels", "pictures"]
+DOCS, WORK = Path("docs"), ("training", "sampling")
 
 
 @dataclass(frozen=True)
 class Config:
     """Makes the Markdown tables of every machine again."""
     out: str = str(RESULTS)         # where the machines' folders are
-    peers: str = ""                 # a page for how the plain lines compare on a CPU; empty: none
+    docs: str = ""                  # a folder for peers.md and memory.md, of what a CPU has measured; empty: none
 
 
 def load(path: Path) -> pd.DataFrame:
     """The last line of every case, a row each, its name the index."""
     lines = {line["case"]: line for line in read(path)}
     frame = pd.DataFrame(lines.values(), index=[*lines]).reindex(columns=FACTS)
-    return frame.astype(dict.fromkeys(("group", "name", "kind", "layout", "shape"), "string"))
+    return frame.astype({"group": "string", "name": "string"})
 
 
 def markdown(frame: pd.DataFrame) -> str:
@@ -67,43 +65,37 @@ def flops(network: str) -> int:
 
 
 def loop_table(rows: pd.DataFrame, rate: float) -> pd.DataFrame:
-    """rate: of the matrices, in TFLOP/s; the floor is our network's products at that rate, three times to train.
+    """Every candidate of every chain and training, beside diffusers in bf16 without torch.compile, the faster layout.
 
-    Ratios are to diffusers in bf16 without torch.compile, in the layout that is faster for it, or to the first row.
+    rate: of the matrices, in TFLOP/s; the floor is our network's products at that rate, three times to train.
     """
-    rows = rows.set_index("name")
-    eager = rows.us.reindex(["diffusers nchw", "diffusers channels_last"])
-    base = rows.index[0] if eager.isna().all() else eager.idxmin()
-    work = rows.B * rows.steps.fillna(3) * flops(rows.network.iloc[0])          # an update has no steps
-    ours = ~rows.index.str.startswith("denoising")                              # which has another network
+    eager = rows.us.where(rows.name.isin(["diffusers nchw", "diffusers channels_last"]))
+    work = rows.B * rows.steps.fillna(3) * rows.network.map(flops).astype(float)   # an update has no steps
+    ours = ~rows.name.str.startswith("denoising")                               # which has another network
     return pd.DataFrame({
-        "images/s": 1e6 * rows.B / rows.us, f"times as fast as {base}": rows.us[base] / rows.us,
+        "candidate": rows.name, "images/s": 1e6 * rows.B / rows.us,
+        "times as fast as diffusers": eager.groupby(rows.group).transform("min") / rows.us,
         "% of the floor": (work / rows.us / rate / 1e4).where(ours), "ms": rows.us / 1e3,
         "ms per step": rows.us / 1e3 / rows.steps, "p25": rows.p25 / 1e3, "p75": rows.p75 / 1e3,
         "peak GB": rows["peak GB"], "M parameters": rows.parameters / 1e6, "error": rows.error,
-        "s to prepare": rows["prepared s"], "cudagraph skips": rows["cudagraph skips"]})
+        "s to prepare": rows["prepared s"], "cudagraph skips": rows["cudagraph skips"]}).set_index(
+            rows.group.rename("work")).sort_index(kind="stable")
 
 
 def peers_table(done: pd.DataFrame) -> pd.DataFrame:
     """A row per kind of work and candidate: milliseconds, and the ratio to diffusers in float32."""
-    work = done[done.group.str.contains("sampler|DDIM|training")]
-    work = pd.concat(rows for _, rows in work.groupby("group", sort=False))
+    work = pd.concat(rows for _, rows in done.groupby("group", sort=False))
     ms = work.us / 1e3 / work.steps.fillna(1)
     base = ms.where(work.name.isin(["diffusers float32", "diffusers"])).groupby(work.group).transform("max")
     return pd.DataFrame({"candidate": work.name, "ms": ms.map("{:.3f}".format),
                          "ratio to diffusers": (ms / base).map("{:.2f}".format)}).set_index(work.group.rename("work"))
 
 
-def kernel_times(done: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Microseconds of a call, a row for each kernel, layout and shape, a column for each candidate."""
-    return done.dropna(subset=["kind", column]).pivot_table(index=["kind", "layout", "shape"], columns="name",
-                                                            values=column, sort=False)
-
-
-def triton_over(times: pd.DataFrame) -> pd.DataFrame:
-    """How many times as fast Triton is as each of the others: the geometric mean over all shapes."""
-    ratios = np.log(times.div(times.triton, axis=0).drop(columns="triton"))
-    return np.exp(ratios.groupby(level=["kind", "layout"], sort=False).mean())
+def memory_table(done: pd.DataFrame, work: str) -> pd.DataFrame:
+    """GB, a row per network, a column for each way to do this work: training or sampling."""
+    rows = done[done.group == f"memory of {work}"]
+    rows = rows.assign(parameters=(rows.parameters / 1e6).map("{:.1f} M".format))
+    return rows.pivot_table(index=["network", "parameters", "pictures"], columns="name", values="peak GB", sort=False)
 
 
 def profile_table(row: pd.Series) -> pd.DataFrame:
@@ -119,36 +111,35 @@ def profile_table(row: pd.Series) -> pd.DataFrame:
 def sections(lines: pd.DataFrame, done: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """All tables by their titles, as far as there is anything to show."""
     tables = {}
-    machine = done[done.group == "machine"]
+    machine, loops = done[done.group == "machine"], done["prepared s"].notna()
     rate = (machine.flop / machine.us / 1e6).max()          # NaN where it was not measured
     tables["The machine: GB/s of a copy, TFLOP/s of bf16 matrices"] = pd.DataFrame({
         "GB/s": machine.bytes / machine.us / 1e3, "TFLOP/s": machine.flop / machine.us / 1e6})
-    for name, rows in done[done.parameters.notna()].groupby("group", sort=False):
-        tables[name] = loop_table(rows, rate)
+    tables["Sampling loops and training steps"] = loop_table(done[loops], rate)
+    short = done[~loops & done.kernels.isna() & ~done.group.str.contains("^(?:machine|memory)")]
     for column, state in (("cold us", "cold"), ("us", "warm")):
-        times = kernel_times(done, column)
-        if "triton" in times:
-            tables[f"How many times as fast Triton is as the others, {state}"] = triton_over(times)
+        times = short.pivot_table(index="group", columns="name", values=column, sort=False)
+        if "triton" in times:                               # the geometric mean over all shapes
+            ratios = np.log(times.div(times.triton, axis=0).drop(columns="triton").dropna(how="all"))
+            tables[f"How many times as fast Triton is as the others, {state}"] = np.exp(
+                ratios.groupby(lambda group: group.rpartition(" ")[0], sort=False).mean())
         tables[f"Microseconds of a call, {state}"] = times
-    sampler = done[done.group.str.startswith("a sampler's")]
-    tables["A sampler's own cost: microseconds of a step"] = sampler.pivot_table(
-        index="group", columns="name", values="us", sort=False)
     for _, row in done[done.kernels.notna()].iterrows():
         tables[row.group] = profile_table(row)
+    tables |= {f"Memory of {work}, GB": memory_table(done, work) for work in WORK}
     tables["Not measured"] = lines.loc[~lines.outcome.isin(["passed", "skipped"]), ["outcome", "why"]].fillna("")
     return {title: frame for title, frame in tables.items() if len(frame)}
 
 
-def plot(done: pd.DataFrame, path: Path) -> None:
-    """Pictures per second of every candidate, a panel for each chain and each training."""
-    groups = dict([*done[done.parameters.notna()].set_index("name").groupby("group", sort=False)])
-    if not groups:
-        return
-    heights = [len(rows) + 2 for rows in groups.values()]
-    figure, axes = panels(len(groups), 1, (9, 0.35 * sum(heights)), squeeze=False, height_ratios=heights)
-    for panel, (name, rows) in zip(axes.flat, groups.items(), strict=True):
-        (1e6 * rows.B / rows.us)[::-1].plot.barh(ax=panel, title=name, xlabel="pictures per second", ylabel="")
-    save_figure(figure, path, dpi=100)
+def fill_docs(done: pd.DataFrame, folder: Path) -> None:
+    """The pages of what a CPU has measured, as far as it has."""
+    peers = done[done.group.str.contains("^(?:a sampler|DDIM|training)")]
+    memory = {work: memory_table(done, work) for work in WORK}
+    for page, rows, tables in (("peers.md", peers, {"comparison": peers_table(peers)} if len(peers) else {}),
+                               ("memory.md", done[done.group.str.startswith("memory")], memory)):
+        if tables and all(map(len, tables.values())):
+            shown = {name: f"\n\n{markdown(frame)}\n" for name, frame in tables.items()}
+            fill(DOCS / page, shown | {"stamp": stamps(rows).strip()}, folder / page)
 
 
 @script
@@ -163,11 +154,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if len(done):
             tables = [f"\n## {title}\n\n{markdown(frame)}" for title, frame in sections(lines, done).items()]
             path.with_suffix(".md").write_text(f"# {path.parent.name}\n\n{stamps(done)}" + "".join(tables))
-            plot(done, path.with_name("loops.png"))
             print(path.with_suffix(".md"))
-            if config.peers and path.parent.name == "cpu":
-                fill(PEERS, {"comparison": f"\n\n{markdown(peers_table(done))}\n", "stamp": stamps(done).strip()},
-                     Path(config.peers))
+            if config.docs and path.parent.name == "cpu":
+                fill_docs(done, Path(config.docs))
 
 
 if __name__ == "__main__":

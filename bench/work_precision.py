@@ -23,8 +23,8 @@ from torch import Tensor
 
 import ddpm
 import sample
-from bench.markdown import table
 from run.cli import check_range, parse, parse_integers, script
+from run.markdown import table
 from run.pictures import figure_path, panels, save_figure
 from samplers import column, sampler_rows, step
 from schedules import alpha_bar_at, time_at

@@ -5,11 +5,25 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+SILENT = os.environ.get("RANK", "0") != "0"             # of several processes the first alone speaks
 NO_DESCRIPTORS = errno.EMFILE, errno.ENFILE             # no fault of the file that is being opened
+
+
+def say(text: str) -> None:
+    """A note on stderr about files, once for all processes of a run."""
+    if not SILENT:
+        print(f"note: {text}", file=sys.stderr)
+
+
+def some(items: Sequence, n: int = 5) -> str:
+    """The first n of the items, separated by commas, and how many more there are."""
+    rest = f" and {len(items) - n} more" if len(items) > n else ""
+    return ", ".join(map(str, items[:n])) + rest
 
 
 @contextlib.contextmanager
@@ -25,7 +39,7 @@ def reading(path: str | Path, remedy: str = "use another file") -> Iterator[None
         named = isinstance(error, ValueError) and re.search(rf"(?<!\w){re.escape(str(path))}(?!\w)", str(error))
         if named or getattr(error, "errno", 0) in NO_DESCRIPTORS:
             raise
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = " ".join(str(error).split())[:500] or type(error).__name__
         raise ValueError(f"cannot read {path}: {reason}; {remedy}") from error
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from data.files import reading
-from data.sets import visible
+from data.folders import visible
 
 Arrays = tuple[np.ndarray, np.ndarray, Sequence[str]]   # uint8 (N, C, H, W), labels (N,), the classes' names, if known
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from data import loader, sets
 from data.files import reading
+from data.folders import read_folder, visible
 from data.formats import FORMATS
 from data.image_files import read_image
 from data.sets import Data
@@ -60,7 +61,7 @@ def parse_name(name: str) -> tuple[bool, str, str]:
     return streamed, key, path
 
 
-def load_named(name: str, size: tuple[int, int] | None, fit: str, held_out: bool = False) -> Data:
+def load_named(name: str, size: tuple[int, int] | None, fit: str, held_out: bool = False, channels: int = 0) -> Data:
     """The named set, or what is held out of it. Raises ValueError for what cannot be had, with the remedy."""
     streamed, key, path = parse_name(name)
     source = SETS[key]
@@ -68,14 +69,15 @@ def load_named(name: str, size: tuple[int, int] | None, fit: str, held_out: bool
         raise ValueError(f"{name} has no held-out pictures; instead of {TEST}{name}, name a folder, an .npz file or "
                          f"another set")
     source = source._replace(split=source.held_out) if held_out else source
+    source = source._replace(channels=channels or source.channels)
     if not path:
         return load_table(name, source, size, fit, streamed)
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise ValueError(f"no folder {folder} for {key}; leave it out to download {source.hub}")
     if key in FORMATS and not streamed and (arrays := FORMATS[key](folder, held_out)):
-        return sets.resize(sets.from_arrays(name, *arrays)._replace(name=key), size, fit)
-    parquet = sets.visible(folder, "*.parquet")
+        return sets.resize(sets.from_arrays(name, *arrays)._replace(name=key), size, fit, channels)
+    parquet = visible(folder, "*.parquet")
     of_split = [p for p in parquet if p.name.startswith(tuple(source.split.split("+")))]
     if of_split or parquet and not held_out:
         return load_table(name, source, size, fit, streamed, of_split or parquet)
@@ -83,7 +85,7 @@ def load_named(name: str, size: tuple[int, int] | None, fit: str, held_out: bool
     if held_out and not images.is_dir():
         raise ValueError(f"{folder} has no held-out pictures of {key}: neither its authors' own test files, nor "
                          f"{source.split}*.parquet, nor images in a folder {source.split}")
-    return sets.read_folder(images if images.is_dir() else folder, size or source.size, fit)._replace(name=key)
+    return read_folder(images if images.is_dir() else folder, size or source.size, fit, channels)._replace(name=key)
 
 
 # Tables, through the `datasets` library

@@ -1,10 +1,8 @@
-"""Data sets as uint8 pixels: the digits, .npz files, folders of images, and parts of a set."""
+"""Data sets as uint8 pixels: the digits, .npz files, and parts of a set."""
 
 import hashlib
-import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,11 +11,12 @@ import torch
 from numpy.lib.npyio import NpzFile
 from torch import Tensor
 
-from data.files import reading
-from data.image_files import MODES, SUFFIXES, fit_to_size, read_header, read_image, to_image, to_tensor
+from data.files import reading, say
+from data.image_files import MODES, fit_to_size, to_image, to_tensor, with_channels
 
 IN_MEMORY = 2**30                                       # bytes of pixels up to which a set is read at once
 ENDLESS = 2**32                                         # pictures of a set without end: as many as noise has keys
+DARK = 64                                               # of 255: no pictures as bright as that are odd
 CLASSES = 10**6                                         # labels are below
 
 
@@ -43,6 +42,12 @@ def to_pixels(x: Tensor) -> Tensor:
 
 
 # Data sets
+
+def say_if_dark(name: str, images: Tensor | np.ndarray) -> None:
+    """Says so if all the pictures are nearly black: values of 0 to 1, or of fewer bits, that were never scaled."""
+    if images.max() < DARK:
+        say(f"the values of {name} are {images.min()} to {images.max()} of 255; scale them if that is not meant")
+
 
 def from_arrays(name: str, images: np.ndarray, labels: np.ndarray | None, names: Sequence[str] = ()) -> Data:
     """The data set of uint8 images (N, C, H, W) and labels (N,), if it has any."""
@@ -83,71 +88,21 @@ def read_npz(path: Path) -> Data:
     if labels is not None and (labels.shape != images.shape[:1] or labels.dtype.kind not in "iu"):
         raise ValueError(f"arr_1 of {path} is {labels.dtype} {labels.shape}; it must be {len(images)} whole "
                          f"numbers from 0 to {CLASSES - 1}")
+    say_if_dark(str(path), images)
     return from_arrays(path.name, images.transpose(0, 3, 1, 2), labels)
-
-
-def visible(folder: Path, pattern: str) -> list[Path]:
-    """The files that match the pattern at any depth, sorted: nothing hidden, and nothing of macOS's __MACOSX folders.
-
-    Links that lead nowhere are among them, so that whoever opens them says so.
-    """
-    paths = sorted(p for p in folder.rglob(pattern) if p.is_file() or not p.exists())
-    return [p for p in paths if not any(part[0] == "." or part == "__MACOSX" for part in p.relative_to(folder).parts)]
-
-
-@dataclass(frozen=True)
-class Folder:
-    """Image files read as they are asked for; indexes like the tensor they would make."""
-    paths: list[Path]
-    shape: tuple[int, int, int]
-    fit: str
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, indices: Sequence[int]) -> Tensor:
-        return torch.stack([read_image(self.paths[i], self.shape, self.fit) for i in indices])
-
-
-def read_folder(path: Path, size: tuple[int, int] | None, fit: str) -> Data:
-    """A folder of images, their labels the names of its subfolders, if it has any.
-
-    Channels are those of the richest picture (grey, colour, colour with alpha), so nothing is dropped. Up to 1 GiB is
-    read at once, which finds damaged files before training; more is read as needed.
-    """
-    paths = [p for p in visible(path, "*") if p.suffix.lower() in SUFFIXES]
-    if not paths:
-        raise ValueError(f"no images under {path}; it takes {' '.join(sorted(SUFFIXES))}, and after the name of a set, "
-                         f"as cifar10:{path}, also parquet and its authors' binary files, but no pickles")
-    names = [p.relative_to(path).parts[0] if p.parent != path else "" for p in paths]
-    classes = {name: k for k, name in enumerate(sorted(set(names)))}
-    if "" in classes and len(classes) > 1:
-        raise ValueError(f"{path} has images beside subfolders such as {max(classes)!r}; put every image into a "
-                         f"subfolder to label them, or none")
-    channels, sizes = zip(*map(read_header, paths), strict=True)
-    if size is None and len(set(sizes)) > 1:
-        (H, W), *_, (most_H, most_W) = sorted(set(sizes))
-        raise ValueError(f"the images under {path} have {len(set(sizes))} sizes, {H}x{W} to {most_H}x{most_W}; choose "
-                         f"one with --size")
-    shape = (max(channels), *(size or sizes[0]))
-    images = Folder(paths, shape, fit)
-    if len(paths) * math.prod(shape) <= IN_MEMORY:
-        images = images[range(len(paths))]
-    if "" in classes:
-        return Data(path.name, images, None, (), shape)
-    return Data(path.name, images, torch.tensor([classes[name] for name in names]), tuple(classes), shape)
 
 
 # Parts of a set, and other sizes
 
-def resize(data: Data, size: tuple[int, int] | None, fit: str) -> Data:
-    """The data set with all its pictures at this size."""
-    if size is None or size == data.shape[1:]:
+def resize(data: Data, size: tuple[int, int] | None, fit: str, channels: int = 0) -> Data:
+    """The data set with all its pictures at this size, and of these channels, 0 for their own."""
+    shape = (channels or data.shape[0], *(size or data.shape[1:]))
+    if shape == data.shape:
         return data
-    images = data.images.new_empty(len(data.images), data.shape[0], *size)        # fails at once if it is too large
+    images = data.images.new_empty(len(data.images), *shape)                      # fails at once if it is too large
     for k, x in enumerate(data.images):
-        images[k] = to_tensor(fit_to_size(to_image(x), size, fit))
-    return data._replace(images=images, shape=(data.shape[0], *size))
+        images[k] = to_tensor(fit_to_size(with_channels(to_image(x), shape[0]), shape[1:], fit))
+    return data._replace(images=images, shape=shape)
 
 
 def evenly_spaced(data: Data, n: int) -> Tensor:
@@ -190,9 +145,9 @@ def digest(data: Data) -> str:
     Of a folder that is read as needed it is the hash of the files' names and sizes, of other sets that of 16 pictures.
     """
     hashed = hashlib.sha256(repr((len(data.images), tuple(data.shape), data.classes)).encode(errors="surrogateescape"))
-    if isinstance(data.images, Folder):
+    if hasattr(data.images, "paths"):
         for path in data.images.paths:
-            hashed.update(os.fsencode(f"{path} {path.stat().st_size}\n"))
+            hashed.update(os.fsencode(f"{path.relative_to(data.images.root)} {path.stat().st_size}\n"))
     else:
         pixels = data.images if isinstance(data.images, Tensor) else evenly_spaced(data, 16)
         hashed.update(pixels.contiguous().numpy())

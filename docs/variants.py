@@ -1,17 +1,20 @@
 """Fills the tables of docs/variants.md: short runs of the digits model, one choice changed in each; whole runs, each
-from three seeds; then other pictures.
+from three seeds; then other pictures. And prints short runs on Fashion-MNIST, as those of docs/fashion.md.
 
-    python -m docs.variants                         # about 35 minutes on one CPU core
-    python -m docs.variants --only shapes           # one table alone: scores, seeds or shapes
+    python -m docs.variants                         # the page: about 35 minutes on one CPU core
+    python -m docs.variants --only shapes           # one of its tables alone: scores, seeds or shapes
+    python -m docs.variants --only fashion          # about an hour
 """
 
+import contextlib
 import math
-import re
 import struct
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -21,10 +24,12 @@ import ddpm
 import noise
 import sample
 import train
-from data.files import check_writable, writing
-from run import checkpoint
+from data.files import check_writable
+from run import checkpoint, folder
 from run.cli import parse, script
+from run.markdown import fill, table
 from scores import classes, likelihood
+from unet import CONFIGS
 
 PAGE = Path(__file__).with_name("variants.md")
 VARIANTS = ("", "--target eps", "--target x0", "--loss l1", "--loss hybrid", "--loss bound",
@@ -32,12 +37,31 @@ VARIANTS = ("", "--target eps", "--target x0", "--loss l1", "--loss hybrid", "--
 SPACES = ("", "--target x0", "--target x0 --space v")
 SHORT, WHOLE = (600, 500), (3000, 1000)             # updates of a run, and samples of it
 DIGITS = (2, 2, 3, 3, 3)                            # behind the point of each score
+SCORES = ("flags", "FD", "pFD", "agree", "mem", "bits/dim")
+CHOSEN = CONFIGS["fashion"]
+PIXELS = replace(CHOSEN, patch=1, widths=(32, 64, 64), blocks=1, heads=(0, 0, 0, 1))
+FASHION = {                                         # the network, and flags of train.py
+    "chosen": (CHOSEN, ""),
+    "one block per level, no attention": (replace(CHOSEN, blocks=1, heads=(0, 0, 0)), ""),
+    "wider: 64, 64, one block per level": (replace(CHOSEN, blocks=1, widths=(64, 64)), ""),
+    "attention at 7 x 7 everywhere": (replace(CHOSEN, heads=(0, 2, 2)), ""),
+    "patches of 4, width 64, three blocks": (replace(CHOSEN, patch=4, widths=(64,), blocks=3, heads=(0, 1)), ""),
+    "no patches: 32, 64, 64, one block per level": (PIXELS, ""),
+    "no patches: 16, 32, one block per level": (replace(PIXELS, widths=(16, 32), heads=(0, 0, 0)), ""),
+    "float32": (CHOSEN, "--dtype float32"),
+    "batch 32": (CHOSEN, "--batch 32"),
+    "rate 0.002": (CHOSEN, "--lr 2e-3"),
+    "rate 0.01": (CHOSEN, "--lr 1e-2"),
+    "target x0, space min-snr": (CHOSEN, "--target x0 --space min-snr"),
+}
+MINUTES, SAMPLED = 4., (1000, 10)                   # of training; samples, and steps of DPM-Solver++ for each
 
 
 @dataclass(frozen=True)
 class Config:
     """Trains the digits model in several ways, and fills the tables of docs/variants.md."""
-    only: str = ""                              # scores, seeds or shapes: only that table; empty is all
+    only: str = ""                              # scores, seeds, shapes or fashion: only that table; empty is the page
+    data: str = train.PRESETS["fashion"].data   # the pictures of the table fashion, as for train.py
 
 
 def trained(out: str, flags: Sequence[str]) -> str:
@@ -72,25 +96,24 @@ def mean_and_range(values: Sequence[float], digits: int) -> str:
     return f"{mean} ({least} to {most})"
 
 
-def row(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |\n"
+def command(flags: str) -> str:
+    return f"`{f'python train.py {flags}'.strip()}`"
 
 
-def scores() -> Iterator[str]:
+def scores() -> Iterator[Sequence[str]]:
     """Rows of the first table: short runs, one choice changed in each."""
     for flags in VARIANTS:
-        yield row(f"`{f'python train.py {flags}'.strip()}`", *map(number, scored(flags, *SHORT), DIGITS))
+        yield command(flags), *map(number, scored(flags, *SHORT), DIGITS)
 
 
-def seeds() -> Iterator[str]:
+def seeds() -> Iterator[Sequence[str]]:
     """Rows of the second table: whole runs, each from three seeds."""
     for flags in SPACES:
         runs = [scored(f"{flags} --seed {seed}", *WHOLE) for seed in range(3)]
-        cells = map(mean_and_range, zip(*runs, strict=True), DIGITS)
-        yield row(f"`{f'python train.py {flags}'.strip()}`", *cells)
+        yield command(flags), *map(mean_and_range, zip(*runs, strict=True), DIGITS)
 
 
-def shapes() -> Iterator[str]:
+def shapes() -> Iterator[Sequence[str]]:
     """Rows of the third table: other pictures."""
     for name, flags, make in SHAPES:
         with tempfile.TemporaryDirectory() as folder:
@@ -98,8 +121,8 @@ def shapes() -> Iterator[str]:
             path = trained(f"{folder}/run", ["--data", training, *flags.split(), "--batch", "16", "--steps",
                                              str(SHORT[0])])
             shape = checkpoint.load(path).data["shape"]
-            yield row(name, f"`{flags}`" if flags else "", " x ".join(map(str, shape)),
-                      f"{bits(path, held_out, 200):.3f}")
+            yield (name, f"`{flags}`" if flags else "", " x ".join(map(str, shape)),
+                   f"{bits(path, held_out, 200):.3f}")
 
 
 def as_mnist(digits: data.Data, folder: Path) -> str:
@@ -120,28 +143,45 @@ def coloured(digits: data.Data, folder: Path) -> str:
     return str(path)
 
 
+def fashion(config: Config) -> Iterator[Sequence[str]]:
+    """Rows of short runs on Fashion-MNIST: parameters, pictures learned from per second, FD and agree."""
+    score = classes.scorer(data.load(config.data), config.data, "", "crop")
+    if score is None:
+        raise ValueError(f"data is {config.data!r}; weights/ has no classifier that fits it")
+    torch.set_num_threads(1)
+    for name, (network, flags) in FASHION.items():
+        run = ["--preset", "fashion", "--data", config.data, "--network", "candidate", *flags.split()]
+        with (tempfile.TemporaryDirectory() as out, patch.dict(CONFIGS, candidate=network),
+              contextlib.redirect_stdout(sys.stderr)):
+            trial = checkpoint.load(trained(f"{out}/trial", [*run, "--steps", "13", "--log_every", "13"]))
+            speed = folder.read_log(Path(out, "trial"))[0]["images_per_second"]
+            steps = max(1, round(60 * MINUTES * speed / trial.settings["batch"]))   # the rate falls to the end of them
+            path, (n, evaluations) = trained(f"{out}/run", [*run, "--steps", str(steps)]), SAMPLED
+            samples = sample.generate(sample.Config(checkpoint=path, n=n, sampler="2m", steps=str(evaluations)))
+        scores, parameters = score(samples.x, samples.labels), sum(w.numel() for w in trial.ema.values())
+        yield name, f"{parameters / 1e6:.2f} M", f"{speed:.0f}", f"{scores['FD']:.2f}", f"{scores['agree']:.3f}"
+
+
 SHAPES = (("grey, 28 x 28 padded", "--size 32 --fit pad", as_mnist), ("coloured", "", coloured),
           ("a rectangle", "--size 8x12 --fit pad", coloured))
-TABLES = {"scores": scores, "seeds": seeds, "shapes": shapes}       # in the page's order
-
-
-def fill(section: str, rows: str) -> str:
-    """A section of the page with these rows in its table."""
-    return re.sub(r"(?<=---\|\n)(\|.*\n)+", lambda _: rows, section)
+TABLES = {"scores": (SCORES, scores), "seeds": (SCORES, seeds),
+          "shapes": (("pictures", "flags", "C x H x W", "bits/dim"), shapes)}     # of the page
 
 
 @script
 def main(argv: Sequence[str] | None = None) -> None:
-    only = parse(Config, argv).only
-    if only:
-        ddpm.check_choice("only", only, TABLES)
+    config = parse(Config, argv)
+    if config.only:
+        ddpm.check_choice("only", config.only, [*TABLES, "fashion"])
+    if config.only == "fashion":
+        print("| changed | parameters | pictures/s | FD | agree |\n|---|---|---|---|---|")
+        for row in fashion(config):
+            print(f"| {' | '.join(row)} |", flush=True)
+        return
     check_writable(PAGE)
-    title, *sections = re.split(r"(?m)^(?=## )", PAGE.read_text())
-    for k, (name, rows) in enumerate(TABLES.items()):
-        if only in ("", name):
-            sections[k] = fill(sections[k], "".join(rows()))
-    with writing(PAGE) as file:
-        file.write((title + "".join(sections)).encode())
+    for name, (head, rows) in TABLES.items():
+        if config.only in ("", name):
+            fill(PAGE, {name: f"\n\n{table(head, [*rows()])}\n"})
     print(f"see {PAGE}")
 
 

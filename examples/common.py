@@ -32,7 +32,8 @@ def trained(path: str) -> Model:
 
     @torch.no_grad()
     def denoise(xt: Tensor, t: Tensor) -> Tensor:
-        return unet(xt, t, torch.full_like(t, null) if saved.network.classes else None)[:, :xt.shape[1]]
+        labels = torch.full_like(t, null, dtype=torch.int64) if saved.network.classes else None
+        return unet(xt, t, labels)[:, :xt.shape[1]]
 
     return Model(ddpm.from_betas(saved.beta.to(device)), denoise, saved.settings["target"])
 
@@ -42,13 +43,10 @@ def held_out_digits(model: Model, n: int) -> Tensor:
     return data.to_unit(data.digits(held_out=True).images[:n]).to(model.schedule.beta.device)
 
 
-@torch.no_grad()
 def run(denoise: Callable, rows: Tensor, xt: Tensor, seeds: Tensor | None = None) -> Tensor:
     """The end of the chain of rows that begins at this xt (B, ...), with noise from the seeds, if any."""
-    for k, t in enumerate(rows[:, 0].long()):
-        i = torch.tensor([k], device=rows.device)
-        xt, _ = ddpm.step(rows, i, xt, denoise(xt, t.expand(len(xt))), seeds=seeds)
-    return xt
+    *_, (_, x0, _) = ddpm.sample(denoise, rows, xt.shape[1:], seeds, x_T=xt)
+    return x0
 
 
 def minimise(loss: Callable[[int], Tensor], optimizers: Sequence[torch.optim.Optimizer], steps: int) -> None:

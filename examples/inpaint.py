@@ -16,6 +16,7 @@ from torch import Tensor
 
 import ddpm
 import noise
+import samplers
 from examples.common import HELD_OUT, Model, held_out_digits, rms, run, trained
 from run import pictures
 from run.cli import check_range, parse, script
@@ -36,20 +37,29 @@ class Config:
 
 @torch.no_grad()
 def inpaint(model: Model, rows: Tensor, x0: Tensor, seen: Tensor, seeds: Tensor, rounds: int) -> Tensor:
-    """x0 (B, ...) with the pixels that are not seen, a mask (B, ...), sampled; the others stay as they are."""
-    (schedule, denoise, _), shape = model, x0.shape[1:]
-    T = ddpm.schedule_length(schedule)
-    xt = noise.normal(seeds, T, shape)
-    for k, (t, s) in enumerate(rows[:, :2].long()):
+    """x0 (B, ...) with the pixels that are not seen, a mask (B, ...), sampled; the others stay as they are.
+
+    Raises ValueError for rows that read earlier predictions: a repeated step would have those of another visit.
+    """
+    reads, T, shape = samplers.needs(rows), ddpm.schedule_length(model.schedule), x0.shape[1:]
+    if reads.x0_prev:
+        raise ValueError("the rows read earlier predictions, which repeated steps do not have; use the sampler ddim, "
+                         "ddpm or consistency")
+    times = samplers.network_times(rows)
+    times = torch.cat([times, times.new_zeros(1)])
+    bar, xt = ddpm.alpha_bar_at(model.schedule, times), noise.normal(seeds, times[0], shape)
+    for k, (t, s) in enumerate(times.unfold(0, 2, 1)):
         i = torch.tensor([k], device=rows.device)
         for again in range(rounds):
             key = s + (T + 1) * again                                   # every visit has noise of its own
             z = noise.normal(seeds, key, shape)
-            xs, _ = ddpm.step(rows, i, xt, denoise(xt, t.expand(len(xt))), z=z)
-            known = ddpm.q_sample(schedule, x0, s.expand(len(x0)), noise.normal(seeds, key, shape, noise.INPAINT))
+            output = model.denoise(xt, t.expand(len(xt)))
+            ddpm.check_output(output, xt.shape, reads.learned)
+            xs, _ = ddpm.step(rows, i, xt, output, z=z)
+            known = ddpm.q_sample(model.schedule, x0, s.expand(len(x0)), noise.normal(seeds, key, shape, noise.INPAINT))
             xs = torch.where(seen, known, xs)                           # at s = 0 known is x0 itself
             if again < rounds - 1:                                      # back up: q(x_t | x_s)
-                keep = (schedule.alpha_bar[t] / schedule.alpha_bar[s]).float()
+                keep = (bar[k] / bar[k + 1]).float()
                 xt = keep.sqrt() * xs + (1 - keep).sqrt() * noise.normal(seeds, key + (T + 1) * rounds, shape)
         xt = xs
     return xt

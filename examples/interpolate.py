@@ -31,11 +31,15 @@ class Config:
 
 
 def slerp(x: Tensor, y: Tensor, w: Tensor) -> Tensor:
-    """From x (B, ...) at w = 0 to y at w = 1 along the great circle, at an even pace; w (S,) -> (S, B, ...)."""
+    """From x (B, ...) at w = 0 to y at w = 1 along the great circle, at an even pace; w (S,) -> (S, B, ...).
+
+    Along the line where the two are so near, or so opposite, that rounding would choose the circle.
+    """
     cosine = torch.cosine_similarity(x.flatten(1), y.flatten(1), dim=1)
     angle = cosine.clamp(-1, 1).acos().view(-1, *[1] * (x.ndim - 1))
     w = w.view(-1, *[1] * x.ndim)
-    return (((1 - w) * angle).sin() * x + (w * angle).sin() * y) / angle.sin()
+    circle = (((1 - w) * angle).sin() * x + (w * angle).sin() * y) / angle.sin()
+    return torch.where(angle.sin() < 1e-3, torch.lerp(x, y, w), circle)
 
 
 @script

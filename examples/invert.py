@@ -17,7 +17,7 @@ import ddpm
 from examples.common import HELD_OUT, Model, held_out_digits, rms, run, trained
 from run import pictures
 from run.cli import check_range, parse, parse_integers, script
-from samplers import COLUMNS, ddim_mean
+from samplers import COLUMNS, chain_of, ddim_mean
 
 
 @dataclass(frozen=True)
@@ -29,23 +29,23 @@ class Config:
     out: str = "out/invert.png"                 # the picture
 
 
-def upward_rows(model: Model, times: Sequence[int]) -> Tensor:
+def upward_rows(model: Model, times: Sequence[float]) -> Tensor:
     """DDIM's rows from the lowest of the decreasing times to the highest, (S-1, 12) float64 as `ddpm.sampler_rows`."""
-    times = torch.as_tensor(times, device=model.schedule.beta.device).flip(0)
+    times = chain_of(model.schedule, times).flip(0)
     t, s = times[:-1], times[1:]
-    bar_t, bar_s = model.schedule.alpha_bar[t], model.schedule.alpha_bar[s]
+    bar_t, bar_s = ddpm.alpha_bar_at(model.schedule, t), ddpm.alpha_bar_at(model.schedule, s)
     a, b = ddpm.x0_coefficients(bar_t, model.target)
     c0, ct = ddim_mean(bar_t, bar_s)
     columns = {"t": t, "s": s, "a": a, "b": b, "clip": torch.full_like(a, torch.inf), "c0": c0, "ct": ct}
     return torch.stack([columns.get(name, torch.zeros_like(a)) for name in COLUMNS], dim=1)
 
 
-def noise_of(model: Model, x0: Tensor, times: Sequence[int]) -> Tensor:
+def noise_of(model: Model, x0: Tensor, times: Sequence[float]) -> Tensor:
     """The x at the highest time that DDIM takes to x0."""
     return run(model.denoise, upward_rows(model, times), x0)
 
 
-def picture_of(model: Model, xt: Tensor, times: Sequence[int]) -> Tensor:
+def picture_of(model: Model, xt: Tensor, times: Sequence[float]) -> Tensor:
     """The x0 to which DDIM takes x at the highest time; unclipped, so that it can be undone."""
     return run(model.denoise, ddpm.sampler_rows(model.schedule, times, target=model.target, clip=False), xt)
 

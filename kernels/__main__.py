@@ -3,10 +3,10 @@
     python -m kernels                                         # on a GPU also the norms of digits and cifar10
     python -m kernels --networks all --json report.json
 
-One line per case: the largest error of the kernel, and of the plain lines themselves, over the largest element. The
-cases are those of the tests, small ones that take every way through the kernels. Without a GPU the kernels run in
-Triton's interpreter, which rounds to bfloat16 towards zero: up to twice the error. On a GPU the norms of whole U-Nets
-follow. Exits with 1 if an error is more than rounding, or if a second run gives other bits.
+One line per case, and on stderr which one it is at: the largest error of the kernel, and of the plain lines themselves,
+over the largest element. The cases are those of the tests, small ones that take every way through the kernels. Without
+a GPU the kernels run in Triton's interpreter, which rounds to bfloat16 towards zero: up to twice the error. On a GPU
+the norms of whole U-Nets follow. Exits with 1 if an error is more than rounding, or if a second run gives other bits.
 """
 
 import json
@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
-from kernels.equivalence import reports, sound
-from run.cli import choose_device, make_parent, parse, script
+from data.files import check_writable
+from kernels.equivalence import comparisons, sound
+from run.cli import choose_device, parse, script
 from schedules import check_choice
 from unet import CONFIGS
 
@@ -44,13 +46,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = list(CONFIGS) if config.networks == "all" else config.networks.split(",")
     for name in names:
         check_choice("networks", name, CONFIGS)
+    if config.json:
+        check_writable(config.json)                             # fails now, not at the end
     device, cases = choose_device("auto"), []
     print(f"{'kernel':15} {'case':38} {'dtype':8} {'layout':13} {'way, fwd/bwd':17} {'error':7} {'plain':7} of")
-    for case in reports(names, device):
-        print(line(case), flush=True)
-        cases.append(case)
+    with tqdm(comparisons(names, device), unit="case", leave=False) as bar:         # a GPU compiles each case first
+        for name, compare in bar:
+            bar.set_description_str(name)
+            cases.append(compare())
+            with bar.external_write_mode():
+                print(line(cases[-1]), flush=True)
     if config.json:
-        make_parent(Path(config.json)).write_text(json.dumps(cases, indent=1) + "\n")
+        Path(config.json).write_text(json.dumps(cases, indent=1) + "\n")
     failed = [case for case in cases if not sound(case)]
     for case in failed:
         print(f"fails: {case['kernel']} {case['case']} {case['dtype']} {case['layout']}: {case['errors']}")

@@ -7,6 +7,7 @@ import contextlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import cycle, product
 from typing import NamedTuple
 
@@ -266,10 +267,11 @@ def noise_case(shape, device: torch.device | str) -> dict:
             "errors": errors({"z": got}, {"z": plain}, {"z": plain.double()}, {}), "repeats": torch.equal(got, again)}
 
 
-def reports(networks: list[str], device: torch.device) -> Iterator[dict]:
-    """Every report, as it is done; of whole networks only on a GPU."""
+def comparisons(networks: list[str], device: torch.device) -> list[tuple[str, Callable[[], dict]]]:
+    """What is compared: its name, and the function that makes its report. Norms of whole networks only on a GPU."""
     gpu = device.type == "cuda"
     shape = (128, 3, 32, 32) if gpu else (2, 3, 5, 7)
-    yield noise_case(shape, device)
-    yield from (step_case(case, shape, device) for case in STEPS)
-    yield from (norm_case(case, device) for case in (*NORMS, *(network_norms(networks) if gpu else ())))
+    norm_cases = (*NORMS, *(network_norms(networks) if gpu else ()))
+    return [("sampling_step noise", partial(noise_case, shape, device)),
+            *((f"sampling_step {case}", partial(step_case, case, shape, device)) for case in STEPS),
+            *((f"group_norm_silu {case}", partial(norm_case, case, device)) for case in norm_cases)]

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.autograd import forward_ad
 
 from unet import group_norm_silu_plain
 
@@ -23,17 +23,24 @@ def group_norm_silu(x: Tensor, groups: int, weight: Tensor, bias: Tensor, norm_e
                     silu: bool = True) -> Tensor:
     """`group_norm_silu_plain` on the same arguments, fused on CUDA; on other devices it is the plain lines.
 
+    So are second derivatives, forward mode and the transforms of torch.func, which the kernels do not know.
+
     x: float32, bfloat16 or float16. An x whose images are contiguous or channels_last, at any batch stride,
     is read where it lies, and y and dx have its layout; any other x is first copied, once, to contiguous.
     The parameters may have other dtypes than x. Raises ValueError for what the kernels do not do.
     """
     check(x, groups, weight, bias, scale=scale, shift=shift, add=add)
-    if x.device.type != "cuda" and not INTERPRET:
+    if x.device.type != "cuda" and not INTERPRET or transformed():
         return group_norm_silu_plain(x, groups, weight, bias, norm_eps, scale=scale, shift=shift, add=add, silu=silu)
     if x.dtype not in DTYPES:
         raise ValueError(f"x is {x.dtype}, shape {tuple(x.shape)}; the fused norm takes float32, bfloat16 or float16, "
                          f"group_norm_silu_plain takes any")
     return forward_op(x, weight, bias, scale, shift, add, groups, norm_eps, silu)[0]
+
+
+def transformed() -> bool:
+    """Whether forward-mode derivatives or a transform of torch.func are being taken."""
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
 def check(x: Tensor, groups: int, weight: Tensor, bias: Tensor, **rows: Tensor | None) -> None:
@@ -114,7 +121,7 @@ class Recomputed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, *inputs) -> tuple[Tensor, Tensor]:
-        *tensors, _, _, ctx.silu = inputs
+        *tensors, ctx.groups, ctx.norm_eps, ctx.silu = inputs
         with torch._C._AutoDispatchBelowAutograd():
             y, stats = forward_op(*inputs)
         ctx.save_for_backward(*tensors, stats)
@@ -123,12 +130,23 @@ class Recomputed(torch.autograd.Function):
         return y, stats
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, dy: Tensor, _) -> tuple[Tensor | None, ...]:
         x, *affine, stats = ctx.saved_tensors
+        if torch.is_grad_enabled():                                     # create_graph: to be differentiated again
+            return *plain_gradients(ctx, dy, x, *affine), None, None, None
         dx, sums = backward_op(dy, x, stats, *affine, ctx.silu)
         gradients = iter((*sums[:2].sum(1).unbind(), *sums[2:].unbind()))
         return dx, *(None if value is None else next(gradients).to(value.dtype) for value in affine), None, None, None
+
+
+def plain_gradients(ctx, dy: Tensor, *inputs: Tensor | None) -> list[Tensor | None]:
+    """The same gradients by the plain lines, which can be differentiated again."""
+    x, weight, bias, scale, shift, add = inputs
+    y = group_norm_silu_plain(x, ctx.groups, weight, bias, ctx.norm_eps, scale=scale, shift=shift, add=add,
+                              silu=ctx.silu)
+    asked = [value for value, needed in zip(inputs, ctx.needs_input_grad, strict=False) if needed]
+    gradients = iter(torch.autograd.grad(y, asked, dy, create_graph=True))
+    return [next(gradients) if needed else None for needed in ctx.needs_input_grad[:6]]
 
 
 def differentiable(*inputs) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import samplers
-from kernels.group_norm_silu import DTYPES, INTERPRET
+from kernels.group_norm_silu import DTYPES, INTERPRET, transformed
 
 
 def sampling_step(rows: Tensor, i: Tensor, xt: Tensor, output: Tensor, x0_prev: Tensor | None = None,
@@ -20,11 +20,11 @@ def sampling_step(rows: Tensor, i: Tensor, xt: Tensor, output: Tensor, x0_prev: 
     and z are copied if not contiguous; xs and x0_hat are. output: float32, bfloat16 or float16, read where it lies if
     its pixels are evenly spaced, as in channels_last, else copied. keep_x0=False returns None for x0_hat, which is then
     never written; 2m, heun and unipc need it. A term whose coefficient is zero is not read: x0_prev where cp = 0,
-    x0_prev2 where cp2 = 0, v and the noise where cz = 0. Not differentiable on CUDA. Raises ValueError for what the
-    kernel does not do.
+    x0_prev2 where cp2 = 0, v and the noise where cz = 0. On CUDA backward raises; forward mode and torch.func take
+    the plain lines. Raises ValueError for what the kernel does not do.
     """
     check(rows, i, xt, output, x0_prev, x0_prev2, seeds, z)
-    if xt.device.type != "cuda" and not INTERPRET:
+    if xt.device.type != "cuda" and not INTERPRET or transformed():
         xs, x0_hat = samplers.step(rows, i, xt, output, x0_prev, seeds, z=z, x0_prev2=x0_prev2)
         return xs, x0_hat if keep_x0 else None
     if xt.dtype != torch.float32 or output.dtype not in DTYPES:

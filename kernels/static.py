@@ -24,9 +24,11 @@ from itertools import product
 from typing import NamedTuple
 
 import torch
+from tqdm import tqdm
 
 from kernels.equivalence import norms
 from run.cli import parse, parse_integers, script
+from run.markdown import table
 from schedules import check_choice
 from unet import CONFIGS
 
@@ -43,8 +45,6 @@ class GPU(NamedTuple):
 GPUS = {80: GPU("A100", 108, 1.41, 1400, 164), 90: GPU("H200", 132, 1.755, 4300, 228),
         100: GPU("B200", 148, 1.85, 7200, 228)}
 REGISTERS, WARPS, PROGRAMS = 65536, 64, 32              # of a multiprocessor
-COLUMNS = ("shape (how often)", "way", "warps", "registers", "shared", "barriers", "spills", "width", "programs",
-           "waves", "instructions", "bound: issue, special")
 
 
 @dataclass(frozen=True)
@@ -154,28 +154,24 @@ def executed(code: list[tuple[int, str]], bits: float, pattern: str = "") -> flo
 
 # What follows
 
-def at_once(arch: int, warps: int, registers: int, shared: int) -> int:
-    """Programs that a multiprocessor holds. Registers go by 8 per thread; each program costs 1 KB of shared memory."""
-    return min(REGISTERS // (32 * warps * -(-registers // 8) * 8), GPUS[arch].shared * 1024 // (shared + 1024),
-               WARPS // warps, PROGRAMS)
-
-
 def measured(arch: int, C: int, H: int, back: bool, B: int = 128) -> dict:
-    """All that is known of one direction of a norm."""
+    """All that is known of one direction of a norm; the docstring of this file says what each is."""
     gpu = GPUS[arch]
     (launch,) = compiled(arch, lambda: norm(B, C, H, back))
     (code, used), warps, pixels = machine_code(launch.built.asm["cubin"]), launch.arguments["num_warps"], H * H
-    lines = [line for _, line in code]
+    lines, shared = [line for _, line in code], launch.built.metadata.shared
     elements, tensors = B * C * pixels / (launch.programs * 32 * warps), 2 if back else 1
     count = {k: executed(code, 16 * tensors * elements, k) / elements for k in ("", "MUFU")}
-    programs = at_once(arch, warps, used["reg"], launch.built.metadata.shared)
+    # Registers go by 8 per thread; each program costs 1 KB of shared memory
+    programs = min(REGISTERS // (32 * warps * -(-used["reg"] // 8) * 8), gpu.shared * 1024 // (shared + 1024),
+                   WARPS // warps, PROGRAMS)
     rate = gpu.multiprocessors * gpu.GHz
     times = {"memory": 2 * (tensors + 1) / gpu.copy, "issue": count[""] / (128 * rate),
              "special": count["MUFU"] / (16 * rate)}                                        # ns per element
     bound, share = max(times, key=times.get), {k: 100 * v / times["memory"] for k, v in times.items()}
     return {"way": "resident" if pixels <= launch.arguments["tile"].PIXELS else "loop", "warps": warps,
-            "registers": used["reg"], "shared": launch.built.metadata.shared, "spills": used["stack"] + used["local"],
-            "barriers": sum("BAR.SYNC" in line for line in lines),
+            "registers": used["reg"], "shared": shared, "barriers": sum("BAR.SYNC" in line for line in lines),
+            "spills": used["stack"] + used["local"],
             "width": f"{max(widths(lines, 'LDG'))}/{max(widths(lines, 'STG'))}", "programs": programs,
             "waves": launch.programs / (programs * gpu.multiprocessors), "instructions": count[""],
             "bound: issue, special": f"{bound}: {share['issue']:.0f}, {share['special']:.0f}"}
@@ -191,25 +187,6 @@ The docstring of `kernels/static.py` says what each column is. Batch 128, bfloat
 from machine code and are no measurements: what they predict has not been run on a GPU yet."""
 
 
-def shapes(network: str) -> dict[tuple[int, int], int]:
-    """How often a norm of (C, H) occurs, the most frequent first."""
-    counts = Counter()
-    for each, count in norms(network).items():
-        counts[each.C, each.H] += count
-    return dict(counts.most_common())
-
-
-def table(arch: int, back: bool, counts: dict[tuple[int, int], int]) -> str:
-    """One direction of every shape, as Markdown."""
-    lines = [COLUMNS, ["---"] * len(COLUMNS)]
-    for (C, H), count in counts.items():
-        row = measured(arch, C, H, back)
-        cells = (row[name] for name in COLUMNS[1:])
-        lines.append([f"{C}, {H}x{H} ({count})", *(f"{v:.3g}" if isinstance(v, float) else str(v) for v in cells)])
-    heading = f"## sm_{arch}, {GPUS[arch].name}: {'backward' if back else 'forward'}"
-    return "\n".join([heading, "", *("| " + " | ".join(line) + " |" for line in lines)])
-
-
 @script
 def main(argv: Sequence[str] | None = None) -> None:
     config = parse(Config, argv)
@@ -217,10 +194,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     archs = parse_integers("archs", config.archs)
     for arch in archs:
         check_choice("archs", arch, GPUS)
-    counts = shapes(config.network)
+    counts = Counter()                                  # how often a norm of (C, H) occurs
+    for each, count in norms(config.network).items():
+        counts[each.C, each.H] += count
     print(HEAD, flush=True)
     for arch, back in product(archs, (False, True)):
-        print("\n" + table(arch, back, counts), flush=True)
+        title = f"sm_{arch}, {GPUS[arch].name}: {'backward' if back else 'forward'}"
+        rows = [{"shape (how often)": f"{C}, {H}x{H} ({count})", **measured(arch, C, H, back)}
+                for (C, H), count in tqdm(counts.most_common(), title, leave=False)]
+        print(f"\n## {title}\n\n{table([*rows[0]], [row.values() for row in rows])}", end="", flush=True)
 
 
 if __name__ == "__main__":

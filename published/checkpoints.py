@@ -4,11 +4,10 @@ from typing import Any
 
 import ddpm
 from data.files import reading
-from published.diffusers import from_diffusers, to_diffusers
-from published.files import diffusers_files, locate, read_flags, read_tensors
-from published.openai import FLAGS, from_openai
+from published import diffusers, openai
+from published.files import diffusers_files, flatten, locate, read_flags
 from run import checkpoint, tensors
-from run.checkpoint import MOMENTS, Checkpoint
+from run.checkpoint import LAST, MOMENTS, Checkpoint
 from unet import UNet, UNetConfig, check_size
 
 PICKLED = "minimal-diffusion 1"         # the format of this project's checkpoints before they were safetensors
@@ -17,35 +16,46 @@ PICKLED = "minimal-diffusion 1"         # the format of this project's checkpoin
 def read(source: str, flags: str = "") -> Checkpoint:
     """The checkpoint of a diffusers folder, file or hub id, an OpenAI .pt or our own. Raises ValueError for others."""
     path = locate(source)
+    path = path / LAST if (path / LAST).is_file() else path                       # a run's folder
     ours = path.suffix == tensors.SUFFIX and bool(tensors.load(path)[1])
-    diffusers = path.is_dir() or path.suffix in (".bin", tensors.SUFFIX) and not ours
-    weights = {} if diffusers or ours else read_tensors(path)
-    if flags and (diffusers or ours or "format" in weights):
+    weights, config, scheduler = ({}, None, None) if ours else diffusers_files(path)
+    layers = {layer for layer in (diffusers.FIRST, openai.FIRST) if any(
+        name.endswith(layer) for name, _ in flatten(weights))}
+    published = not ours and "format" not in weights
+    if published and (openai.FIRST in layers or config is None and not layers):
+        settings = {**openai.FLAGS, **read_flags(flags, path.with_suffix(".json"))}
+        with reading(path, "correct its flags, or use another model"):
+            return new_checkpoint(str(source), *openai.from_openai(weights, settings), int(settings["image_size"]))
+    if flags:
         raise ValueError(f"flags is {flags!r}; only an OpenAI .pt takes them, leave them out for {source}")
     if ours:
         return checkpoint.load(path)
-    if diffusers:
-        weights, config, scheduler = diffusers_files(path)
-        with reading(path, "correct its config.json, or use another model"):
-            parts, size = from_diffusers(weights, config, scheduler), config.get("sample_size")
-            if not size:
-                raise ValueError("it does not specify the picture size; add sample_size to its config.json")
-            return new_checkpoint(str(source), *parts, size)
-    if "format" in weights:
+    if not published:
         with reading(path):
             return from_pickled(weights)
-    settings = {**FLAGS, **read_flags(flags, path.with_suffix(".json"))}
-    with reading(path, "correct its flags, or use another model"):
-        return new_checkpoint(str(source), *from_openai(weights, settings), int(settings["image_size"]))
+    with reading(path, "correct its config.json, or use another model"):
+        parts = diffusers.from_diffusers(weights, config, scheduler)
+        if not config.get("sample_size"):
+            raise ValueError("it does not specify the picture size; add sample_size to its config.json")
+        return new_checkpoint(str(source), *parts, config["sample_size"], config.get(diffusers.OURS, {}))
 
 
-def new_checkpoint(name: str, unet: UNet, schedule: ddpm.Schedule, choice: dict, size: int | list) -> Checkpoint:
-    """The checkpoint of a model for pictures of this size. Raises an error unless the network takes them."""
-    shape = unet.config.in_channels, *(size if isinstance(size, list) else (size, size))
+def new_checkpoint(name: str, unet: UNet, schedule: ddpm.Schedule, choice: dict, size: int | list,
+                   facts: dict[str, Any] | None = None) -> Checkpoint:
+    """The checkpoint of a model for pictures of this size. Raises an error unless the network takes them.
+
+    size: of what the network's first convolution sees. facts: those that `write_diffusers` kept.
+    """
+    facts, sides = facts or {}, size if isinstance(size, (list, tuple)) else (size, size)
+    shape = unet.config.in_channels, *(side * unet.config.patch for side in sides)
     check_size(unet.config, *shape)
-    settings = {"target": choice["target"], "variance": choice["variance"], "clip_x0": choice["clip"]}
-    facts = {"name": name, "shape": shape, "classes": tuple(map(str, range(unet.config.classes)))}
-    return Checkpoint(unet.config, {}, unet.state_dict(), 0, schedule.beta[1:], settings, facts, checkpoint.versions())
+    classes = tuple(map(str, range(unet.config.classes)))
+    known = {"step": facts.get("step", 0), "updates": 0, "versions": checkpoint.versions(),
+             "data": {"name": name, "classes": classes, **tensors.with_tuples(facts.get("data", {})), "shape": shape},
+             "settings": {**facts.get("settings", {}), "target": choice["target"], "variance": choice["variance"],
+                          "clip_x0": choice["clip"]}}
+    checkpoint.check_facts(known, unet.config)
+    return Checkpoint(unet.config, {}, unet.state_dict(), beta=schedule.beta[1:], **known)
 
 
 def from_pickled(content: dict[str, Any]) -> Checkpoint:
@@ -63,8 +73,10 @@ def from_pickled(content: dict[str, Any]) -> Checkpoint:
 
 
 def write_diffusers(saved: Checkpoint, folder: str) -> None:
-    """Writes a diffusers folder with the checkpoint's EMA weights, schedule and picture size."""
+    """Writes a diffusers folder of the checkpoint's EMA weights, with all that `read` needs to bring them back."""
     unet = checkpoint.empty_unet(saved.network)
     unet.load_state_dict(saved.ema, assign=True)
-    to_diffusers(unet, ddpm.from_betas(saved.beta), folder, target=saved.settings["target"],
-                 variance=saved.variance, clip=saved.clip, size=saved.data["shape"][1:])
+    diffusers.to_diffusers(
+        unet, ddpm.from_betas(saved.beta), folder, target=saved.settings["target"], variance=saved.variance,
+        clip=saved.clip, size=saved.data["shape"][1:],
+        facts={"step": saved.step, "settings": saved.settings, "data": saved.data})

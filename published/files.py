@@ -3,17 +3,18 @@
 import json
 import re
 import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 from data.files import reading
+from run import processes
 from run.tensors import SUFFIX
 
-SCHEDULER_FILE = "scheduler_config.json"
+SCHEDULER_FILE, WEIGHTS = "scheduler_config.json", "diffusion_pytorch_model"
 
 
 def locate(source: str | Path) -> Path:
@@ -35,19 +36,62 @@ def locate(source: str | Path) -> Path:
                          f"{reason}); download the model's folder by other means and use its path") from error
 
 
-def diffusers_files(path: Path) -> tuple[dict[str, Tensor], dict | None, dict | None]:
-    """Weights, config.json and scheduler_config.json of a pipeline or model folder, or of a weights file's folder."""
-    home = path.parent if path.is_file() else path / "unet" if (path / "unet").is_dir() else path
-    root = home.parent if home.name == "unet" else home
+def diffusers_files(path: Path) -> tuple[dict[str, Any], dict | None, dict | None]:
+    """Weights, config.json and scheduler_config.json of a pipeline or model folder, or of a weights file's folder.
 
-    def first(*paths: Path) -> Path | None:
-        return next(filter(Path.is_file, paths), None)
+    The scheduler is that of the model's folder or of a pipeline around it: a training run's checkpoint-500/unet_ema has
+    it two folders up.
+    """
+    home = path.parent if path.is_file() else next(filter(Path.is_dir, (path / "unet", path / "unet_ema")), path)
+    files = [path] if path.is_file() else sorted(
+        p for p in home.glob(f"{WEIGHTS}*") if p.suffix in (".bin", SUFFIX))
+    files = [p for p in files if p.stem == WEIGHTS][-1:] or files
+    if not files or len(files) > 1 and not all("-of-" in p.name for p in files):
+        raise ValueError(f"{path} contains {' and '.join(p.name for p in files)}; name one of these files" if files else
+                         f"{path} contains no {WEIGHTS}.safetensors or .bin; use a model's folder")
+    around = [home, *home.absolute().parents[:2]]
+    if latent := [folder / part for folder in around for part in ("vae", "vqvae") if (folder / part).is_dir()]:
+        raise ValueError(f"{path} is part of a pipeline with {latent[0]}: it makes latents, not pictures; use another")
+    if home == path / "unet" and (path / "unet_ema").is_dir():
+        say(f"taking {home}; the averaged weights are in {path / 'unet_ema'}")
+    weights = {name: w for file in files for name, w in read_tensors(file).items()}
+    schedulers = [folder / part / SCHEDULER_FILE for folder in around for part in ("scheduler", "")]
+    jsons = (next(filter(Path.is_file, places), None) for places in ([home / "config.json"], schedulers))
+    return weights, *(read_json(file) if file else None for file in jsons)
 
-    weights = first(path, *(home / f"diffusion_pytorch_model.{kind}" for kind in ("safetensors", "bin")))
-    if weights is None:
-        raise ValueError(f"{path} contains no diffusion_pytorch_model.safetensors or .bin; use a model's folder")
-    jsons = first(home / "config.json"), first(root / "scheduler" / SCHEDULER_FILE, root / SCHEDULER_FILE)
-    return read_tensors(weights), *(read_json(file) if file else None for file in jsons)
+
+def strip_prefix(content: dict[str, Any], layer: str) -> dict[str, Any]:
+    """The tensors under the prefix that this layer's name has, without it, as wrappers and training programs add them.
+
+    Dicts in the dict are prefixes, too. Of several, the one of an average is taken. Prints what it took and left out.
+    """
+    content = dict(flatten(content))
+    prefixes = [name.removesuffix(layer) for name in content if re.search(rf"(^|\.){re.escape(layer)}$", name)]
+    if not prefixes or "" in prefixes:
+        return content
+    prefix = max(prefixes, key=lambda text: "ema" in text)
+    tensors = {name.removeprefix(prefix): w for name, w in content.items() if name.startswith(prefix)}
+    others = [name for name in content if not name.startswith(prefix)]
+    say(f"took the {len(tensors)} weights named {prefix}*"
+        + (f", left out {len(others)} other{'s' * (len(others) > 1)}: {few(others)}" if others else ""))
+    return tensors
+
+
+def flatten(content: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The entries of dicts in dicts, their names joined by dots."""
+    for name, value in content.items():
+        yield from flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", value)]
+
+
+def few(names: Sequence[str]) -> str:
+    """The first two names, and dots for more."""
+    return ", ".join([*names[:2], *["..."] * (len(names) > 2)])
+
+
+def say(text: str) -> None:
+    """Prints a line, in the first process alone."""
+    if processes.rank() == 0:
+        print(text)
 
 
 def read_json(path: Path) -> dict:

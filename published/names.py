@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from published.files import few
 from run.checkpoint import empty_unet
 from unet import Attention, UNet, UNetConfig
 
@@ -89,7 +90,7 @@ def export_weights(unet: UNet, naming: Naming) -> dict[str, Tensor]:
 
 
 def load_weights(config: UNetConfig, naming: Naming, tensors: dict[str, Tensor]) -> UNet:
-    """The U-Net with these weights in float32. Raises ValueError listing missing, extra and misshaped tensors."""
+    """The U-Net with these weights in float32. Raises ValueError naming missing, extra and misshaped tensors."""
     def shape(w: Tensor) -> torch.Size:
         return w.squeeze(-1).shape if w.ndim == 3 else w.shape                    # a Conv1d of width 1 is a Linear here
 
@@ -100,8 +101,8 @@ def load_weights(config: UNetConfig, naming: Naming, tensors: dict[str, Tensor])
     wrong = {"missing": expected.keys() - tensors.keys(), "extra": tensors.keys() - expected.keys(),
              "misshaped": misshaped}
     if any(wrong.values()):
-        lists = "; ".join(f"{len(names)} {kind}: {', '.join(sorted(names))}" for kind, names in wrong.items() if names)
-        raise ValueError(f"the weights do not fit {config}; change its settings or use other weights. {lists}")
+        lists = "; ".join(f"{len(names)} {kind}: {few(sorted(names))}" for kind, names in wrong.items() if names)
+        raise ValueError(f"the weights do not fit its settings: {lists}")
     weights = unet.state_dict()
     for key, names in external_names(unet, naming).items():
         weights[key] = torch.cat([tensors[name].float() for name in names]).view_as(weights[key])

@@ -7,16 +7,19 @@ from torch import Tensor
 
 import ddpm
 from ddpm import Schedule
+from published.files import strip_prefix
 from published.names import OPENAI, heads_per_level, load_weights, reorder_qkv, swap_sin_cos
 from unet import UNet, UNetConfig
 
+FIRST = "input_blocks.0.0.weight"
 FLAGS = {"image_size": 64, "num_channels": 128, "num_res_blocks": 2, "channel_mult": "", "num_heads": 4,
          "num_heads_upsample": -1, "num_head_channels": -1, "attention_resolutions": "16,8", "dropout": 0.0,
          "use_scale_shift_norm": True, "resblock_updown": False, "use_new_attention_order": False,
          "diffusion_steps": 1000, "noise_schedule": "linear", "rescale_timesteps": True, "sigma_small": False,
          "predict_xstart": False}
 # Flags of training and sampling, which do not change the network
-IGNORED = {"use_checkpoint", "use_fp16", "use_kl", "rescale_learned_sigmas", "timestep_respacing"}
+IGNORED = {"use_checkpoint", "use_fp16", "use_kl", "rescale_learned_sigmas", "timestep_respacing", "batch_size", "lr",
+           "num_samples", "model_path", "use_ddim", "clip_denoised", "classifier_path", "classifier_scale"}
 CHANNEL_MULT = {512: "0.5,1,1,2,2,4,4", 256: "1,1,2,2,4,4", 128: "1,1,2,3,4", 64: "1,2,3,4", 32: "1,2,2,2"}
 
 
@@ -26,6 +29,7 @@ def from_openai(state_dict: dict[str, Tensor], flags: dict) -> tuple[UNet, Sched
     flags: as published for the command line, {"image_size": 64, "attention_resolutions": "32,16,8", ...}.
     learn_sigma and class_cond default to the weights'. Raises ValueError for unsupported flags or other weights.
     """
+    state_dict = strip_prefix(state_dict, FIRST)
     values = flag_values(state_dict, flags)
     unet = load_weights(openai_config(values), OPENAI, state_dict)
     swap_sin_cos(unet)
@@ -41,8 +45,7 @@ def from_openai(state_dict: dict[str, Tensor], flags: dict) -> tuple[UNet, Sched
 
 def flag_values(weights: dict[str, Tensor], flags: dict) -> dict[str, Any]:
     """All flags, converted to their types, with in_channels and classes from the weights. Raises ValueError."""
-    first, last, table = (weights.get(f"{name}.weight", torch.empty(0)) for name in (
-        "input_blocks.0.0", "out.2", "label_emb"))
+    first, last, table = (weights.get(name, torch.empty(0)) for name in (FIRST, "out.2.weight", "label_emb.weight"))
     C = first.shape[1] if first.ndim == 4 else 3
     defaults = {**FLAGS, "learn_sigma": len(last) == 2 * C, "class_cond": "label_emb.weight" in weights}
     if unknown := flags.keys() - defaults.keys() - IGNORED:

@@ -1,11 +1,13 @@
 """All that sample.py writes: pictures while they are sampled, in constant memory, then their grid.
 
-Pictures are files of their own, or one .npz, which is resumable after a stop: until all of its pictures are there,
-their bytes lie one after the other in a .raw file, which is then packed. (Writing to a mapped array would be less code,
-but on a full disk it ends the process without a word.)
+Pictures are files of their own, with their labels in metadata.csv, or one .npz, which is resumable after a stop: until
+all of its pictures are there, their bytes lie one after the other in a .raw file, which is then packed. (Writing to a
+mapped array would be less code, but on a full disk it ends the process without a word.)
 """
 
+import csv
 import hashlib
+import io
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -23,6 +25,7 @@ from data.image_files import to_image
 from run import folder, pictures, processes
 from run.checkpoint import WEIGHTS, Checkpoint
 from run.cli import parse_integers
+from run.labels import NONE
 from run.pictures import Samples, concatenate
 
 SHOWN = 1000                                    # pictures of a grid or a film, at most
@@ -48,6 +51,25 @@ def digest(settings: Any, checkpoint: Checkpoint) -> str:
     for w in (checkpoint.beta, *getattr(checkpoint, WEIGHTS[settings.weights]).values()):
         hashed.update(w.float().contiguous().numpy())
     return hashed.hexdigest()[:12]
+
+
+def append_labels(path: Path, first: int, batch: Samples) -> None:
+    """Adds the names of a batch's labels to metadata.csv, which begins anew with the first picture.
+
+    So a stop leaves no labels of other pictures. There is no file for pictures without labels.
+    """
+    if first == 0:
+        path.unlink(missing_ok=True)
+    if not path.exists() and (batch.labels is None or (batch.labels == len(batch.classes)).all()):
+        return
+    names, lines = (*batch.classes, NONE), io.StringIO()
+    csv.writer(lines).writerows([("file_name", "label")] * (not path.exists()) + [
+        (f"{k:06d}.png", names[label]) for k, label in enumerate(batch.labels, first)])
+    try:
+        with path.open("ab") as file:
+            file.write(lines.getvalue().encode(errors="surrogateescape"))
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror}; make room, and repeat the command") from error
 
 
 def write(batches: Callable[[int], Iterator[Samples]], settings: Any, checkpoint: Checkpoint) -> Samples | None:
@@ -86,11 +108,13 @@ def write_batches(batches: Callable[[int], Iterator[Samples]], settings: Any, ch
         check()
         sampled = batch.x is not None
         if writes and sampled:
-            pixels = to_pixels(batch.x)
+            pixels = pictures.visible(to_pixels(batch.x))
             if npz:
                 append(raw, first, pixels)
             for i, picture in enumerate(pixels if png else (), first):
                 pictures.save(to_image(picture), out / "png" / f"{i:06d}.png", sync=False)
+            if png:
+                append_labels(out / "png" / "metadata.csv", first, batch)
         elif writes and first < SHOWN:
             rows = np.fromfile(raw, np.uint8, batch.n * C * H * W, offset=first * C * H * W).reshape(-1, H, W, C)
             x = to_unit(torch.from_numpy(rows).permute(0, 3, 1, 2))

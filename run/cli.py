@@ -5,47 +5,54 @@ import contextlib
 import dataclasses
 import functools
 import inspect
-import itertools
 import math
 import os
 import re
 import shlex
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeVar
 
 import torch
+
+from run import first
 
 T = TypeVar("T")
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 NO_MEMORY = "can't allocate memory|out of memory|bad_alloc|Storage size calculation overflowed"    # as torch says it
 
 
-def parse(kind: type[T], argv: Sequence[str] | None, presets: dict[str, T] | None = None) -> T:
+def parse(kind: type[T], argv: Sequence[str] | None, defaults: Callable[[T], T] | None = None,
+          choices: Mapping[str, Iterable[str]] = MappingProxyType({})) -> T:
     """An instance of the dataclass `kind` from the command line: --field value, or --field / --no-field.
 
-    A field's last underscore is no part of its flag, so from_, which Python would not take without, is --from.
-    With presets, --preset NAME chooses the defaults that the other flags change, and prints what it set.
+    A field's last underscore is no part of its flag, so from_, which Python would not take without, is --from; the
+    others may be typed as dashes.
+    defaults: from the settings as typed, those that the flags change. choices: of a field, listed by --help.
     """
     comments = dict(re.findall(r"^    (\w+):.*?# (.*)$", inspect.getsource(kind), re.M))
     parser = argparse.ArgumentParser(description=inspect.getdoc(kind))
-    if presets:
-        parser.add_argument("--preset", choices=sorted(presets), help="start from these settings")
     for field in dataclasses.fields(kind):
-        how = {"action": argparse.BooleanOptionalAction} if field.type is bool else {"type": field.type}
-        parser.add_argument(f"--{field.name.rstrip('_')}", dest=field.name, default=argparse.SUPPRESS,
-                            help=f"{comments[field.name]} ({field.default!r})".replace("%", "%%"), **how)
-    flags = vars(parser.parse_args(argv))
+        flag, listed = field.name.rstrip("_"), ", ".join(choices.get(field.name, ()))
+        text = f"{comments[field.name]}{listed and f': {listed}'} ({field.default!r})".replace("%", "%%")
+        how = {"action": argparse.BooleanOptionalAction} if field.type is bool else {
+            "type": field.type, "metavar": flag.upper()}
+        parser.add_argument(f"--{flag}", dest=field.name, default=argparse.SUPPRESS, help=text, **how)
+    words = sys.argv[1:] if argv is None else argv
+    flags = vars(parser.parse_args([re.sub("^--(no[-_])?([^=]*)", spelled, word) for word in words]))
     for name, value in flags.items():
         if isinstance(value, int) and abs(value) >= 2**31:
             raise ValueError(f"{name} is {value}; it must be less than 2**31 in size")
-    name = flags.pop("preset", None)
-    if not name:
-        return kind(**flags)
-    settings = dataclasses.replace(presets[name], **flags)
-    print(f"preset {name}:", *itertools.starmap(as_flag, dataclasses.asdict(settings).items()))
-    return settings
+    settings = kind(**flags)
+    return dataclasses.replace(defaults(settings), **flags) if defaults else settings
+
+
+def spelled(flag: re.Match) -> str:
+    """A flag as argparse knows it, underscores in the field's name."""
+    return f"--{'no-' if flag[1] else ''}{flag[2].replace('-', '_')}"
 
 
 def as_flag(name: str, value: str | float | bool) -> str:
@@ -57,7 +64,7 @@ def as_flag(name: str, value: str | float | bool) -> str:
 
 
 def script(main: Callable) -> Callable:
-    """A main(argv) whose bad input ends in one sentence on stderr and exit status 2, without a traceback.
+    """A main(argv) whose bad input ends in one sentence on stderr and exit status 2, Ctrl-C in one and 130.
 
     It ends quietly if the reader of what it prints has left, as head does. A RuntimeError is a bug, and keeps its
     traceback, unless the machine has too little memory.
@@ -66,6 +73,8 @@ def script(main: Callable) -> Callable:
     def run(argv: Sequence[str] | None = None):
         with contextlib.suppress(AttributeError, OSError):                        # a notebook's stream cannot
             sys.stdout.reconfigure(errors="backslashreplace")                     # spells out what an encoding lacks
+        if signal.getsignal(signal.SIGINT) is first.leave:                           # nothing is imported any more
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             result = main(argv)
             print(end="", flush=True)
@@ -73,16 +82,18 @@ def script(main: Callable) -> Callable:
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())        # Python flushes once more at its end
             raise SystemExit(1) from None
-        except (ValueError, OSError, MemoryError, RuntimeError) as error:
-            text = " ".join(str(error).split())
-            if isinstance(error, MemoryError) or isinstance(error, RuntimeError) and re.search(NO_MEMORY, text):
+        except (KeyboardInterrupt, ValueError, OSError, MemoryError, RuntimeError) as error:
+            status, text = 2, " ".join(str(error).split())
+            if isinstance(error, KeyboardInterrupt):
+                status, text = 130, "interrupted"                                 # the status of what a SIGINT ends
+            elif isinstance(error, MemoryError) or isinstance(error, RuntimeError) and re.search(NO_MEMORY, text):
                 text = "there is not enough memory; use a smaller batch, size, network or number of pictures"
             elif isinstance(error, RuntimeError):
                 raise
             hook, sys.unraisablehook = sys.unraisablehook, lambda _: None         # half-made objects complain
         sys.unraisablehook = hook
         print(f"{Path(sys.modules[main.__module__].__file__).name}: {text}", file=sys.stderr)
-        raise SystemExit(2)
+        raise SystemExit(status)
     return run
 
 

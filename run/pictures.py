@@ -1,8 +1,9 @@
 """Pictures for people to look at: grids, strips of the reverse chain, the chain as a film, and figures."""
 
+import functools
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,8 @@ from data.files import check_writable, writing
 from data.image_files import SUFFIXES, to_image
 
 FRAMES, GREYS = 40, 16              # of a film, at most: 100 digits then take under 2 MB
+SIZES = 14, 12, 10                  # of heads, in pixels: the first at which all of them fit
+MOST = 40                           # columns of a grid with heads, and rows of a strip
 
 
 class Samples(NamedTuple):
@@ -37,21 +40,79 @@ def concatenate(batches: Sequence[Samples]) -> Samples:
                    sum(batch.seconds for batch in batches), sum(batch.evaluations for batch in batches))
 
 
+def visible(pixels: Tensor) -> Tensor:
+    """uint8 (N, C, H, W) with black where alpha is 0, as data are read: a network is free to paint anything there."""
+    return pixels * (pixels[:, 3:] > 0) if pixels.shape[1] == 4 else pixels
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """The picture without an alpha channel, as it looks on white."""
+    if image.mode != "RGBA":
+        return image
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
 def grid(x: Tensor, columns: int, heads: Sequence[str] = ()) -> Image.Image:
-    """Pictures (N, C, H, W) in [-1, 1] row by row on white; `heads` are written above the columns."""
-    tiles = [to_image(p) for p in to_pixels(x)]
+    """Pictures (N, C, H, W) in [-1, 1] row by row on white; `heads` are written above the columns, each within its own.
+
+    Heads that are too wide are written smaller, then shortened in the middle.
+    """
+    tiles = [on_white(to_image(p)) for p in to_pixels(x)]
     factor = math.ceil(64 / min(tiles[0].size))                     # small pictures are enlarged smoothly
     tiles = [tile.resize((tile.width * factor, tile.height * factor), Image.Resampling.BICUBIC) for tile in tiles]
     gap, top = 4, 24 if heads else 4
     w, h = tiles[0].width + gap, tiles[0].height + gap
     rows = math.ceil(len(tiles) / columns)
-    sheet = Image.new("RGBA" if tiles[0].mode == "RGBA" else "RGB", (columns * w + gap, top + rows * h), "white")
+    sheet = Image.new("RGB", (columns * w + gap, top + rows * h), "white")
     for k, tile in enumerate(tiles):
         sheet.paste(tile, (gap + k % columns * w, top + k // columns * h))
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
-    for k, head in enumerate(heads[:columns]):
-        draw.text((gap + k * w + tiles[0].width // 2, top // 2), head, fill="black", font=font, anchor="mm")
+    draw, heads = ImageDraw.Draw(sheet), [" ".join(head.split()) for head in heads[:columns]]
+    for size in SIZES:
+        if all(font(head, size).getlength(head) <= tiles[0].width for head in heads):
+            break
+    for k, head in enumerate(heads):
+        draw.text((gap + k * w + tiles[0].width // 2, top // 2), shortened(head, font(head, size), tiles[0].width),
+                  fill="black", font=font(head, size), anchor="mm")
     return sheet
+
+
+def shortened(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """The text, its middle left out as far as need be: class names often differ only at their ends."""
+    short, kept = text, len(text)
+    while kept and font.getlength(short) > width:
+        kept -= 1
+        short = f"{text[:(kept + 1) // 2]}…{text[len(text) - kept // 2:]}"
+    return short
+
+
+def font(text: str, size: int) -> ImageFont.FreeTypeFont:
+    """A font that has these characters, or if none has, Pillow's own."""
+    file = font_file(text)
+    return ImageFont.truetype(file, size) if file else ImageFont.load_default(size)
+
+
+@functools.cache
+def font_file(text: str) -> str | None:
+    """A font that has all of these characters: "" is Pillow's own, for ASCII; else one of matplotlib's or the system's.
+
+    None if there is none.
+    """
+    if text.isascii():
+        return ""
+    from matplotlib.font_manager import fontManager
+    from matplotlib.ft2font import FT2Font
+    fonts = sorted(fontManager.ttflist, key=lambda each: (each.name != "DejaVu Sans", each.style, each.weight != 400))
+    return next((each.fname for each in fonts if not each.name.startswith("Last Resort")    # which has only boxes
+                 and {*map(ord, text)} <= FT2Font(each.fname).get_charmap().keys()), None)
+
+
+def class_heads(classes: Sequence[str], labels: Sequence[int]) -> tuple[str, ...]:
+    """What to write above these labels: the class's name, or its number where no font here has the name's characters.
+
+    The label after the last class is no label.
+    """
+    return tuple("none" if k == len(classes) else f"class {k}" if font_file(classes[k]) is None else classes[k]
+                 for k in labels)
 
 
 def side_by_side(columns: Sequence[Tensor], heads: Sequence[str]) -> Image.Image:
@@ -60,13 +121,12 @@ def side_by_side(columns: Sequence[Tensor], heads: Sequence[str]) -> Image.Image
 
 
 def columns(samples: Samples) -> tuple[int, tuple[str, ...]]:
-    """Columns of the samples' grid, and their heads: one per class, if every row repeats the same labels."""
+    """Columns of the samples' grid, and their heads: one per class, if every row repeats the same labels, and few."""
     labels = [] if samples.labels is None else samples.labels.tolist()
     row = list(dict.fromkeys(labels))
-    if len(row) < 2 or labels != [row[k % len(row)] for k in range(len(labels))]:
+    if not 2 <= len(row) <= MOST or labels != [row[k % len(row)] for k in range(len(labels))]:
         return math.ceil(len(samples.x) ** 0.5), ()
-    names = (*samples.classes, "none")
-    return len(row), tuple(names[label] for label in row)
+    return len(row), class_heads(samples.classes, row)
 
 
 def nearest(t: int, times: Sequence[int]) -> int:
@@ -76,7 +136,7 @@ def nearest(t: int, times: Sequence[int]) -> int:
 
 def strip(samples: Samples, times: Sequence[int]) -> Image.Image:
     """The first samples, one per row, at these times of the reverse chain."""
-    rows = min(len(samples.x), max(1, len(samples.classes)))
+    rows = min(len(samples.x), max(1, len(samples.classes)), MOST)
     x = torch.stack([samples.states[t][:rows] for t in times], dim=1).flatten(0, 1)
     return grid(x, len(times), [f"t = {t:.6g}" for t in times])
 
@@ -106,40 +166,40 @@ def picture_format(path: str | Path) -> str:
     return SUFFIXES[suffix]
 
 
-def save_film(frames: list[Image.Image], path: Path, milliseconds: int) -> None:
-    """Writes frames as a GIF that repeats, its last frame held for two seconds. Pillow merges equal frames."""
-    save(frames[0], path, save_all=True, append_images=frames[1:], loop=0,
-         duration=[milliseconds] * (len(frames) - 1) + [2000])
+def save_film(frames: Iterable[tuple[str, Image.Image]], path: Path, milliseconds: int, colours: int) -> None:
+    """Writes sheets at half their size, each with its text below, as a GIF that repeats, the last held for two seconds.
+
+    Few colours a frame keep the file small: noise does not compress.
+    """
+    film = []
+    for text, sheet in frames:
+        half = sheet.reduce(2)
+        frame = Image.new("RGB", (half.width, half.height + 20), "white")
+        frame.paste(half)
+        ImageDraw.Draw(frame).text((half.width // 2, half.height + 9), text, fill="black", font=font(text, SIZES[0]),
+                                   anchor="mm")
+        film.append(frame.quantize(colours, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE))
+    save(film[0], path, save_all=True, append_images=film[1:], loop=0,            # Pillow merges equal frames
+         duration=[milliseconds] * (len(film) - 1) + [2000])
 
 
 def film(samples: Samples, path: Path) -> None:
-    """The reverse chain of all samples as a GIF at half the grid's size.
-
-    Few greys or colours a frame keep the file small: noise does not compress.
-    """
-    frames = []
-    for t in sorted(samples.states, reverse=True):
-        sheet = grid(samples.states[t], columns(samples)[0], [f"t = {t:.6g}"]).convert("RGB").reduce(2)
-        frames.append(sheet.quantize(GREYS if samples.x.shape[1] == 1 else 4 * GREYS, dither=Image.Dither.NONE))
-    save_film(frames, path, 150)
+    """The reverse chain of all samples."""
+    frames = ((f"t = {t:.6g}", grid(samples.states[t], columns(samples)[0])) for t in sorted(samples.states)[::-1])
+    save_film(frames, path, 150, GREYS if samples.x.shape[1] == 1 else 4 * GREYS)
 
 
 def progress(folder: Path, step: int, path: Path) -> None:
-    """The grids STEP.png in the folder, up to this step, as a GIF: what became of the same noise as training went on.
-
-    At half their size, the step below; the latest is among them.
-    """
+    """The grids STEP.png in the folder, up to this step, the latest among them: the same noise as training went on."""
     steps = {int(p.stem): p for p in folder.glob("*.png") if p.stem.isdecimal() and int(p.stem) <= step}
-    chosen, frames = sorted(steps)[::-math.ceil(len(steps) / FRAMES)][::-1], []
-    for k in chosen:
-        with Image.open(steps[k]) as image:
-            sheet = image.convert("RGB").reduce(2)
-        frame = Image.new("RGB", (sheet.width, sheet.height + 20), "white")
-        frame.paste(sheet)
-        ImageDraw.Draw(frame).text((sheet.width // 2, sheet.height + 9), f"step {k}", fill="black",
-                                   font=ImageFont.load_default(14), anchor="mm")
-        frames.append(frame.quantize(4 * GREYS, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE))
-    save_film(frames, path, 250)
+    chosen = sorted(steps)[::-math.ceil(len(steps) / FRAMES)][::-1]
+    save_film(((f"step {k}", opened(steps[k])) for k in chosen), path, 250, 4 * GREYS)
+
+
+def opened(path: Path) -> Image.Image:
+    """A picture file as it looks on white."""
+    with Image.open(path) as image:
+        return on_white(image).convert("RGB")
 
 
 def picture_path(out: str) -> Path:

@@ -15,6 +15,7 @@ import ddpm
 import noise
 from run import checkpoint, folder, pictures, processes
 from run.checkpoint import LAST, MOMENTS, PREVIOUS, Checkpoint
+from run.labels import count_pictures, with_pictures
 from unet import UNet
 
 Score = Callable[[Tensor, Tensor | None], dict[str, float]]         # samples in [-1, 1], their labels -> scores by name
@@ -66,10 +67,8 @@ class Run(NamedTuple):
 
 def describe(run: Run) -> None:
     """Prints what is trained on what, and how much of the data the schedule leaves in x_T."""
-    config, (C, H, W), bits = run.config, run.dataset.shape, ddpm.schedule_check(run.schedule)
-    N, world = len(run.dataset.images), processes.world_size()
-    print(f"data     {config.data}: {'endless' if N == data.ENDLESS else N} pictures of {C} x {H} x {W}, "
-          f"{len(run.dataset.classes)} classes")
+    config, bits, world = run.config, ddpm.schedule_check(run.schedule), processes.world_size()
+    print(f"data     {config.data}: {data.describe(run.dataset)}")
     print(f"network  {config.network}: {sum(w.numel() for w in run.weights.values()):,} parameters, {config.dtype}, "
           f"on {f'{world} x ' if world > 1 else ''}{run.schedule.beta.device}; seed {config.seed}")
     print(f"schedule {config.schedule}, T = {config.T}: {bits:.2g} bits/dim of the data are left in x_T")
@@ -114,7 +113,8 @@ def save(run: Run) -> None:
     progress, path = run.progress, Path(run.config.out, LAST)
     progress.saved = progress.step
     run.check_folder()
-    facts = {"name": run.dataset.name, "shape": run.dataset.shape, "classes": run.dataset.classes, "digest": run.digest}
+    facts = {"name": run.dataset.name, "shape": run.dataset.shape, "classes": run.dataset.classes, "digest": run.digest,
+             "counts": count_pictures(run.dataset)}
     adam = {name: run.optimizer.state[w] for name, w in run.weights.items()}
     moments = {part: {name: state[part] for name, state in adam.items()} for part in MOMENTS}
     updates = int(next(iter(adam.values()))["step"])
@@ -145,9 +145,10 @@ def saved_on_error(run: Run) -> Iterator[None]:
 
 def save_samples(run: Run, path: Path) -> dict[str, list[float]]:
     """Saves five samples of each class, of 20 classes at most, always from the same noise; returns their statistics."""
-    shown = data.even_indices(len(run.dataset.classes) if run.unet.classes else 0, SHOWN)
+    classes = with_pictures(count_pictures(run.dataset), run.dataset.classes if run.unet.classes else ())
+    shown = classes[data.even_indices(len(classes), SHOWN)]
     x0, _ = sampled(run, 5 * len(shown) or 16, shown, SHOWN_STEPS, "ddim")
-    heads = [run.dataset.classes[k] for k in shown]
+    heads = pictures.class_heads(run.dataset.classes, shown.tolist())
     pictures.save(pictures.grid(x0, len(heads) or 4, heads), path)
     real = data.to_unit(data.evenly_spaced(run.dataset, 512))
     return {**pictures.channel_statistics("samples", x0), **pictures.channel_statistics("data", real)}
@@ -157,7 +158,8 @@ def score_samples(run: Run) -> dict[str, float]:
     """The scores of samples of all classes, always from the same noise, if the run has a score."""
     if run.score is None:
         return {}
-    x0, labels = sampled(run, SCORED, torch.arange(len(run.dataset.classes)), SCORED_STEPS, "2m")
+    classes = with_pictures(count_pictures(run.dataset), run.dataset.classes)
+    x0, labels = sampled(run, SCORED, classes, SCORED_STEPS, "2m")
     return run.score(x0.cpu(), None if labels is None else labels.cpu())
 
 
@@ -177,8 +179,7 @@ def sampled(run: Run, n: int, classes: Tensor, steps: int, sampler: str) -> tupl
     Raises ValueError for a schedule that cannot be sampled.
     """
     times = ddpm.timesteps(run.config.T, min(steps, run.config.T))
-    rows = ddpm.sampler_rows(run.schedule, times, sampler=sampler, target=run.config.target,
-                             variance=run.unet.config.variance)
+    rows = ddpm.sampler_rows(run.schedule, times, sampler=sampler, target=run.config.target)
     device = run.schedule.beta.device
     seeds = noise.image_seeds(0, torch.arange(n, device=device))
     labels = classes.to(device)[torch.arange(n, device=device) % len(classes)] if run.unet.classes else None

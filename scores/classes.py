@@ -72,14 +72,14 @@ def score(reference: Reference, x: Tensor, labels: Tensor, distances: Tensor | N
 
 
 def features(weights: Weights, x: Tensor) -> Tensor:
-    """Features (N, D) of pictures (N, C, H, W), in batches whose activations fit into memory."""
-    batch = max(1, BLOCK // (16 * x[0].numel()))
-    return torch.cat([classifier.features(weights, part) for part in x.split(batch)])
+    """Features (N, D) of pictures (N, C, H, W), computed where the weights are, in batches that fit into memory."""
+    batch, device = max(1, BLOCK // (16 * x[0].numel())), weights["features"].device
+    return torch.cat([classifier.features(weights, part.to(device)).cpu() for part in x.split(batch)])
 
 
 def agreement(weights: Weights, made: Tensor, labels: Tensor) -> float:
     """The share of features (N, D) that the classifier assigns to the requested class."""
-    return ((made @ weights["classes"]).argmax(1) == labels).float().mean().item()
+    return ((made @ weights["classes"].cpu()).argmax(1) == labels).float().mean().item()
 
 
 def frechet(a: Tensor, b: Tensor) -> float:

@@ -92,11 +92,11 @@ def classify(weights: Weights, x: Tensor) -> Tensor:
 
 # Training
 
-def train(dataset: data.Data, steps: int) -> Classifier:
+def train(dataset: data.Data, steps: int, device: torch.device | str = "cpu") -> Classifier:
     """Deterministic training on pictures shifted by up to a pixel, with Gaussian noise: weak where details are fine."""
     facts = facts_of(dataset)
     C, H, W = facts.shape
-    seeds, std = noise.image_seeds(0, torch.arange(64)), min(0.2, 1.6 / min(H, W))
+    seeds, std = noise.image_seeds(0, torch.arange(64, device=device)), min(0.2, 1.6 / min(H, W))
     weights = {}
     for k, (name, shape) in enumerate(shapes(facts).items()):
         fan_in = math.prod(shape[1:]) if name.startswith("conv") else shape[0]
@@ -105,14 +105,14 @@ def train(dataset: data.Data, steps: int) -> Classifier:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
     for step, (pixels, labels) in enumerate(data.batches(dataset, 64, 0, range(1, steps + 1)), 1):
         dy, dx = (noise.uniform(0, step, 2, noise.FLIPS) * 3).int().tolist()
-        x = F.pad(data.to_unit(pixels), [1] * 4, value=-1)[:, :, dy:dy + H, dx:dx + W]
+        x = F.pad(data.to_unit(pixels.to(device)), [1] * 4, value=-1)[:, :, dy:dy + H, dx:dx + W]
         x = x + std * noise.normal(seeds, step, (C, H, W), noise.TRAIN)
-        loss = F.cross_entropy(classify(weights, x), labels, label_smoothing=0.05)
+        loss = F.cross_entropy(classify(weights, x), labels.to(device), label_smoothing=0.05)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
-    return Classifier(facts, {name: w.detach() for name, w in weights.items()})
+    return Classifier(facts, {name: w.detach().cpu() for name, w in weights.items()})
 
 
 # Files
@@ -140,12 +140,12 @@ def load(path: Path) -> Classifier:
         return Classifier(facts, {name: weights[name].float() for name in shapes(facts)})
 
 
-def load_fitting(facts: Facts, path: str = "") -> Classifier:
-    """The classifier of this data set, from FILES if no path is given. Raises ValueError for another set's."""
+def load_fitting(facts: Facts, path: str = "", device: torch.device | str = "cpu") -> Classifier:
+    """The classifier of this data set, on the device; from FILES if no path is given. Raises ValueError for others'."""
     if not path and facts.name not in FILES:
         raise ValueError(f"there is no classifier of {facts.name} in weights/; {REMEDY}")
     path = Path(path or FILES[facts.name])
     classifier = load(path)
     if not classifier.facts.fit(facts):
         raise ValueError(f"{path} is a classifier of {classifier.facts}, the pictures are {facts}; {REMEDY}")
-    return classifier
+    return classifier._replace(weights={name: w.to(device) for name, w in classifier.weights.items()})

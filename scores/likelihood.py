@@ -1,7 +1,7 @@
 """Bits per dimension of a data set under a trained model, term by term (Ho et al. 2020, equation 5).
 
     python evaluate.py nll                                        # the held-out digits under weights/digits.safetensors
-    python evaluate.py nll --checkpoint runs/x/last.safetensors --data photos/ --n 500 --times 100
+    python evaluate.py nll --checkpoint runs/x/last.safetensors --held_out photos/ --n 500 --times 100
 
 The bound has T + 1 terms: the prior L_T, a KL at each t = T..2, and the decoder at t = 1. The prior and the decoder
 are computed for every picture. The timesteps 2..T are partitioned into intervals, shorter near the data where the terms
@@ -9,6 +9,7 @@ are large, and each picture samples one t per interval: an unbiased estimate of 
 (seed, picture, t), so the result does not depend on the batch.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -25,14 +26,14 @@ from run.checkpoint import WEIGHTS, Checkpoint, load, load_unet
 from run.cli import check_range, choose_device, parse
 from run.pictures import figure_path, panels, save_figure
 from scores.classifier import trained_on
-from scores.pictures import load_pictures, relabel
+from scores.pictures import HELD_OUT, load_pictures, relabel
 
 
 @dataclass(frozen=True)
 class Config:
     """Bits/dim of a data set under a trained model: the terms of the bound, their sum, and two plots."""
     checkpoint: str = "weights/digits.safetensors"  # a checkpoint of train.py
-    data: str = "held-out"                      # held-out (of what it was trained on), or as for train.py
+    held_out: str = HELD_OUT                    # pictures, as for train.py; by default the set's own. --data is it, too
     fit: str = ""                               # how pictures reach the model's size, crop or pad; empty is its own
     n: int = 0                                  # number of pictures, from the first; 0 is all
     times: int = 50                             # intervals of 2..T at most, one t sampled in each; 0 is every t
@@ -136,9 +137,9 @@ def score(config: Config) -> Terms:
         raise ValueError(f"{config.checkpoint} has T = {T}; the bound needs a T of 2 or more")
     parts = partition(T, min(config.times, T - 1))
     unet = load_unet(checkpoint, weights=config.weights, device=config.device)
-    pictures = data.first(load_pictures(checkpoint, config.data, config.fit), config.n)
+    pictures = data.first(load_pictures(checkpoint, config.held_out, config.fit), config.n)
     labels, variance = labels_for(config, checkpoint, pictures), config.variance or checkpoint.variance
-    print(f"{config.checkpoint} on {len(pictures.images)} pictures of {pictures.name} ({config.data}): "
+    print(f"{config.checkpoint} on {len(pictures.images)} pictures of {pictures.name} ({config.held_out}): "
           f"{len(parts) - 1} of {T} timesteps per picture, variance {variance}, seed {config.seed}")
     return bound(ddpm.from_betas(checkpoint.beta.to(device)), unet, pictures.images, labels, parts=parts,
                  seed=config.seed, batch=config.batch, target=checkpoint.settings["target"], variance=variance,
@@ -147,7 +148,7 @@ def score(config: Config) -> Terms:
 
 def nll(argv: Sequence[str]) -> None:
     """Prints the terms of the bound and saves the two plots."""
-    config = parse(Config, argv)
+    config = parse(Config, [re.sub("^--data(?==|$)", "--held_out", flag) for flag in argv])     # its older name
     figure_path(config.out)                                                       # fails now, not at the end
     terms = score(config)
     print_table(terms)

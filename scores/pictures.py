@@ -18,7 +18,8 @@ def load_pictures(checkpoint: Checkpoint, name: str, fit: str = "", trained_on: 
     C, H, W = checkpoint.data["shape"]
     trained_on = trained_on or checkpoint.settings.get("data", "")
     if name in ("", HELD_OUT) and not trained_on:
-        raise ValueError("the checkpoint does not say what it was trained on; name the pictures with --data")
+        raise ValueError(f"the checkpoint does not say what it was trained on; name the pictures with "
+                         f"{'--held_out' if name else '--data'}")
     name = {"": trained_on, HELD_OUT: data.TEST + trained_on}.get(name, name)
     dataset = data.load(name, f"{H}x{W}", fit or checkpoint.settings.get("fit", "crop"))
     if dataset.shape != (C, H, W):

@@ -20,7 +20,8 @@ from unet import UNet
 GOLDEN_SCHEDULES = {"linear1000": linear_schedule(), "linear100": linear_schedule(100, 1e-3, 0.2),
                     "cosine1000": cosine_schedule(), "cosine50": cosine_schedule(50)}
 FIXED = {"fixed_small": "beta_tilde", "fixed_large": "beta", "learned_range": "learned"}
-SAMPLERS = {"ddpm": {"eta": 1.}, "ddpm beta": {"eta": 1., "variance": "beta"}, "ddim": {}, "ddim 0.5": {"eta": 0.5},
+SAMPLERS = {"ddpm": {"sampler": "ddpm"}, "ddpm beta": {"sampler": "ddpm", "variance": "beta"}, "ddim": {},
+            "ddim 0.5": {"eta": 0.5},
             "2m": {"sampler": "2m"}, "2m sde": {"sampler": "2m", "eta": 1.}, "2m 0.5": {"sampler": "2m", "eta": 0.5},
             "heun": {"sampler": "heun"}, "heun churn": {"sampler": "heun", "churn": 10.}, "unipc": {"sampler": "unipc"},
             "unipc-bh1": {"sampler": "unipc-bh1"}, "consistency": {"sampler": "consistency"}}

@@ -11,12 +11,16 @@ from torch.testing import assert_close
 
 import convert
 import ddpm
+import evaluate
 import sample
 import train
 from convert import from_diffusers
 from run import checkpoint
+from scores import classes, classifier
 from tests.helpers import same_run
 from tests.published.networks import CONFIG, OPENAI, assert_published_output, equal, folder, golden_network
+
+DIGITS = "weights/digits.safetensors"
 
 
 @pytest.mark.parametrize("kind", ["bin", "safetensors"])
@@ -86,6 +90,49 @@ def test_our_checkpoint_becomes_a_folder_and_comes_back(tmp_path):
     assert one.network == other.network and one.settings == other.settings and one.data["shape"] == other.data["shape"]
     equal(one.ema, other.ema)
     assert_close(one.beta, other.beta, rtol=0, atol=0)
+
+
+def test_digits_become_a_folder_and_keep_all_that_they_can(tmp_path, capsys):
+    """Null class, names of classes and what the scores need: the pictures and the table are the same."""
+    to, folder = str(tmp_path / "back.safetensors"), str(tmp_path / "theirs")
+    convert.main(["--source", DIGITS, "--to", folder])
+    assert "its README.md says how to sample from it in diffusers" in capsys.readouterr().out
+    convert.main(["--source", folder, "--to", to])
+    one, other = checkpoint.load(DIGITS), checkpoint.load(to)
+    assert (one.network, one.data, one.step) == (other.network, other.data, other.step)
+    assert other.settings == {**one.settings, "variance": "beta_tilde", "clip_x0": True}
+    for flags in (["--guidance", "2"], ["--labels", "none"], ["--labels", "7,3"]):
+        made, *others = (sampled(tmp_path, *source, *flags) for source in (
+            ["--checkpoint", DIGITS], ["--checkpoint", to], ["--from", folder]))
+        assert all((made == other).all() for other in others)
+    tables = []
+    for path in (DIGITS, to):
+        capsys.readouterr()
+        evaluate.main(["classes", "--checkpoint", path, "--n", "30", "--steps", "2"])
+        tables.append(capsys.readouterr().out.replace(path, "").split())
+    assert tables[0] == tables[1]
+
+
+@pytest.mark.parametrize("name", ["digits", "fashion"])
+def test_the_readme_of_a_folder_samples_the_classes_in_diffusers(tmp_path, name):
+    """With labels, and of the network of Fashion-MNIST with the patch unfolded."""
+    pytest.importorskip("diffusers")
+    convert.main(["--source", f"weights/{name}.safetensors", "--to", str(tmp_path / "theirs")])
+    text = (tmp_path / "theirs" / "README.md").read_text()
+    here = {}
+    torch.manual_seed(0)
+    exec("\n".join(line[4:] for line in text.splitlines() if line.startswith("    ")), here)
+    x0, side = here["x0"], {"digits": 8, "fashion": 28}[name]
+    assert x0.shape == (10, 1, side, side) and [image.size for image in here["images"]] == [(side, side)] * 10
+    weights = classifier.load(classifier.FILES[{"fashion": "fashion-mnist"}.get(name, name)]).weights
+    assert classes.agreement(weights, classes.features(weights, x0), here["labels"]) > 0.75
+    assert {"digits": "9 is 9, 10 is none.", "fashion": "9 is boot, 10 is none."}[name] in text
+
+
+def test_a_run_s_folder_is_its_checkpoint(tmp_path):
+    train.main(["--T", "5", "--batch", "2", "--steps", "1", "--out", str(tmp_path / "run")])
+    convert.main(["--source", str(tmp_path / "run"), "--to", str(tmp_path / "x.safetensors")])
+    assert checkpoint.load(tmp_path / "x.safetensors").step == 1
 
 
 # Checkpoints of this project from before safetensors

@@ -9,6 +9,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 from torch.testing import assert_close
 
 import ddpm
@@ -95,6 +96,29 @@ def test_from_betas_errors(beta):
         from_betas(beta)
 
 
+@pytest.mark.parametrize("make, says", [
+    (lambda: ddpm.sigmoid_schedule(tau=0.05), "start = -3, end = 3, tau = 0.05; change one"),
+    (lambda: ddpm.sigmoid_schedule(tau=0.), "tau is 0; it must be above 0"),
+    (lambda: ddpm.sigmoid_schedule(start=3, end=-3), "start = 3, end = -3"),
+    (lambda: ddpm.cosine_schedule(s=-1), "alpha_bar must fall at each of 1000 steps.* for s = -1")])
+def test_impossible_schedules_name_the_argument(make, says):
+    with pytest.raises(ValueError, match=says):
+        make()
+
+
+@pytest.mark.parametrize("T, target, fits", [(20000, "eps", False), (20000, "v", True), (10000, "eps", True)])
+def test_targets_whose_coefficients_are_infinite_are_refused(T, target, fits):
+    """alpha_bar_T is 1e-88 of the linear schedule with T = 20000: its root's inverse is no float32."""
+    schedule = linear_schedule(T)
+    for refuse in (lambda: ddpm.check_target(schedule.alpha_bar[-1], target),
+                   lambda: ddpm.sampler_rows(schedule, [T, 1], target=target)):
+        if fits:
+            refuse()
+        else:
+            with pytest.raises(ValueError, match="alpha_bar is 1.3e-88 at the first step.*use target v, x0 or flow"):
+                refuse()
+
+
 @pytest.mark.parametrize("T, bits", [(1000, 2.91e-5), (300, 0.0356)])
 def test_schedule_check(T, bits):
     schedule = linear_schedule(T)
@@ -151,6 +175,65 @@ def test_times_outside_the_chain_are_refused(first, call):
         else:
             with pytest.raises(ValueError, match=r"t goes from .*; it must lie in [01]\.\.10"):
                 call(schedule, x, torch.tensor([1, t]))
+
+
+KINDS_OF_TIMES = {"int16": torch.tensor([1, 99, 7], dtype=torch.int16), "uint8": torch.tensor([1, 99, 7]).byte(),
+                  "float32": torch.tensor([1.5, 99.25, 7.]), "int64": torch.tensor([1, 99, 7])}
+each_kind_of_times = pytest.mark.parametrize("t", KINDS_OF_TIMES.values(), ids=KINDS_OF_TIMES)
+
+
+def lost(schedule, x0, t, eps):
+    """A loss that depends on all that it is told, and on what the network is told."""
+    return loss(schedule, lambda xt, t: xt * t.view(-1, 1, 1, 1), x0, t, eps, target="v", space="min-snr")
+
+
+@each_kind_of_times
+def test_times_of_any_kind(t):
+    """int16, uint8 (which would index as a mask), float32: as int64 and float64, and the network is told those."""
+    schedule, x0, eps = linear_schedule(100), pictures(3, 1, 2, 2), pictures(3, 1, 2, 2, seed=2)
+    exact, told = t.double() if t.is_floating_point() else t.long(), []
+    alpha_bar = torch.stack([schedule.alpha_bar[int(u)]**(1 - u % 1) * schedule.alpha_bar[math.ceil(u)]**(u % 1)
+                             for u in exact.tolist()]).float().view(-1, 1, 1, 1)
+    assert_close(q_sample(schedule, x0, t, eps), alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * eps, rtol=0.01,
+                 atol=0.003)                                            # between two times nearly the geometric mean
+    same(q_sample(schedule, x0, t, eps), q_sample(schedule, x0, exact, eps))
+    loss(schedule, lambda xt, t: told.append(t.dtype) or xt, x0, t, eps)
+    assert told == [exact.dtype]
+    if t.is_floating_point():
+        with pytest.raises(ValueError, match="t is torch.float32; it must be int64"):
+            ddpm.hybrid_loss(schedule, lambda xt, t: torch.cat([xt, xt], 1), x0, t, eps)
+    else:
+        same(q_posterior(schedule, x0, eps, t)[0], q_posterior(schedule, x0, eps, exact)[0])
+
+
+@each_kind_of_times
+def test_losses_under_transforms(t):
+    """vmap, per-picture gradients, fake tensors and export: nothing looks at a value that is not there."""
+    schedule, x0, eps = linear_schedule(100), pictures(3, 1, 2, 2), pictures(3, 1, 2, 2, seed=2)
+    expected = lost(schedule, x0, t, eps)
+
+    def alone(x0, t, eps):
+        return lost(schedule, x0[None], t[None], eps[None])[0]
+
+    assert_close(torch.vmap(alone)(x0, t, eps), expected)
+    gradient = torch.func.grad(lambda x0: lost(schedule, x0, t, eps).sum())(x0)
+    assert_close(torch.vmap(torch.func.grad(alone))(x0, t, eps), gradient)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert lost(schedule, *map(mode.from_tensor, (x0, t, eps))).shape == (3,)
+
+    class Module(torch.nn.Module):
+        def forward(self, x0, t, eps):
+            return lost(schedule, x0, t, eps)
+
+    exported = torch.export.export(Module(), (x0, t, eps)).module()
+    assert_close(exported(x0, t.flip(0), eps), lost(schedule, x0, t.flip(0), eps))
+
+
+def test_pictures_of_whole_numbers_are_refused():
+    """Whose coefficients would be cast to 0 and 1."""
+    x = torch.zeros(1, 1, 2, 2, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"x is torch.uint8; it must be floating, pictures in \[-1, 1\]"):
+        q_sample(linear_schedule(10), x, torch.tensor([5]), torch.randn(1, 1, 2, 2))
 
 
 def test_times_are_not_looked_at_while_compiling():
@@ -246,6 +329,15 @@ def test_guided(w, batch, channels):
     same(output[:, 2:], conditional[:, 2:])
 
 
+def test_guided_by_a_weight_of_each_picture():
+    xt, t, labels, w = pictures(3, 2, 4, 4), torch.tensor([5, 6, 7]), torch.tensor([0, 1, 2]), [0., -1., 2.5]
+    each = [ddpm.guided(labelled([], 2), labels[k:k + 1], 3, w[k])(xt[k:k + 1], t[k:k + 1]) for k in range(3)]
+    for kind in (torch.tensor(w), torch.tensor(w).double(), np.array(w), w):
+        assert_close(ddpm.guided(labelled([], 2), labels, 3, kind)(xt, t), torch.cat(each))
+    assert_close(ddpm.guided(labelled([], 1), labels, 3, torch.tensor(2.))(xt, t),
+                 ddpm.guided(labelled([], 1), labels, 3, 2)(xt, t))
+
+
 # Losses
 
 def test_loss_is_the_distance_to_the_target():
@@ -306,6 +398,17 @@ def test_min_snr_is_the_published_weight(target, published):
     """Hang et al. 2023, section 3.4, gamma = 5."""
     alpha_bar = ddpm.cosine_schedule().alpha_bar[1:]
     assert_close(ddpm.space_weight(alpha_bar, target, "min-snr"), published(alpha_bar / (1 - alpha_bar)))
+
+
+@pytest.mark.parametrize("target, weights", [("eps", [1, 0]), ("x0", [0, 5]), ("v", [0, 0]), ("flow", [0, 0])])
+def test_weights_have_their_limits_at_the_ends(target, weights):
+    """At alpha_bar 0, where flow schedules end, min(SNR, 5) / SNR is 1; at both ends an error is its own."""
+    ends, schedule = torch.tensor([0., 1.]).double(), ddpm.flow_schedule(4)
+    assert ddpm.space_weight(ends, target, "min-snr").tolist() == weights
+    assert ddpm.space_weight(ends, target, target).tolist() == [1, 1]
+    x0, eps, T = pictures(1, 1, 2, 2), pictures(1, 1, 2, 2, seed=2), torch.tensor([4])
+    got = loss(schedule, lambda xt, t: 0 * xt, x0, T, eps, target=target, space="min-snr")
+    assert_close(got, weights[0] * loss(schedule, lambda xt, t: 0 * xt, x0, T, eps, target=target))
 
 
 # The bound
@@ -395,6 +498,36 @@ def test_decoder_sums_to_one():
     mean, log_var = torch.meshgrid(torch.linspace(-1.2, 1.2, 7), torch.linspace(-9, 2, 5), indexing="ij")
     likelihood = ddpm.decoder_log_likelihood(x0, mean.reshape(-1).double(), log_var.reshape(-1).double()).exp()
     assert_close(likelihood.sum(0), torch.ones(35, dtype=torch.float64), rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("mean, deviation", [(0.5, 0.05), (-0.4, 0.02), (0.3, 1.), (0., 0.01)])
+@pytest.mark.parametrize("x0", [-1., 51 / 127.5 - 1, 1.])
+def test_the_decoder_s_tails_are_exact(x0, mean, deviation):
+    """By the logarithm of erfc, which math has down to 1e-308: no bound of 1e-12, not even 60 deviations away."""
+    def tail(z):                                                        # log of the mass beyond z >= 0, an asymptote
+        return math.log(math.erfc(z / 2**0.5) / 2) if z < 37 else -z * z / 2 - math.log(z * math.sqrt(2 * math.pi)) - (
+            1 / z**2 - 2.5 / z**4)
+
+    near, far = sorted(abs(x0 + side / 255 - mean) / deviation for side in (-1, 1))
+    if abs(x0 - mean) < 1 / 255:
+        expected = math.log(1 - math.exp(tail(near)) - math.exp(tail(far)))
+    elif abs(x0) == 1:
+        expected = tail(near)
+    else:
+        expected = tail(near) + math.log1p(-math.exp(tail(far) - tail(near)))
+    got = ddpm.decoder_log_likelihood(*(torch.tensor([v]) for v in (x0, mean, 2 * math.log(deviation))))
+    assert got.item() == pytest.approx(expected, rel=1e-4)
+    if expected < -40:
+        bounded = ddpm.decoder_log_likelihood(*(torch.tensor([v]) for v in (x0, mean, 2 * math.log(deviation))),
+                                              cdf=torch.special.ndtr)
+        assert bounded.item() == pytest.approx(math.log(1e-12))         # as published
+
+
+def test_the_decoder_has_a_gradient_everywhere():
+    x0 = torch.tensor([-1., 0.2, 1.])
+    mean, log_var = torch.tensor([0.9, -300., 0.]).requires_grad_(), torch.tensor([-14., -2., 4.]).requires_grad_()
+    for gradient in torch.autograd.grad(ddpm.decoder_log_likelihood(x0, mean, log_var).sum(), (mean, log_var)):
+        assert gradient.isfinite().all() and (gradient != 0).all()
 
 
 def test_decoder_is_the_mass_of_the_bin():

@@ -1,5 +1,6 @@
 """evaluate.py: its commands, and what they print and save; the scores have tests in tests/scores."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -44,15 +45,54 @@ def test_pictures_reach_the_model_s_size_as_its_own_did(tmp_path, monkeypatch, c
         assert printed[0] == printed[1] != printed[2]
 
 
-@pytest.mark.parametrize("flag", ["-h", "--help"])
-def test_help_lists_the_commands(flag, capsys):
-    evaluate.main([flag])
+COMMANDS = ("classes", "classifier", "nll", "neighbours", "fid")
+
+
+@pytest.mark.parametrize("flags", [["-h"], ["--help"], []])
+def test_help_has_a_line_for_each_command(flags, capsys):
+    evaluate.main(flags)
     output = capsys.readouterr().out
-    assert all(f"evaluate.py {command}" in output for command in ("classes", "classifier", "nll", "neighbours", "fid"))
+    assert all(re.search(rf"^    python evaluate.py {command} +# \w+", output, re.M) for command in COMMANDS)
+
+
+def test_every_command_has_the_same_words(capsys):
+    flags = {}
+    for command in COMMANDS:
+        with pytest.raises(SystemExit) as end:
+            evaluate.main([command, "--help"])
+        assert end.value.code == 0
+        flags[command] = {*re.findall(r"^  (--\w+)", capsys.readouterr().out, re.M)}
+    assert all("--device" in names for names in flags.values())
+    assert {command for command in COMMANDS if "--data" not in flags[command]} == {"nll"}
+    assert {command for command in COMMANDS if "--held_out" in flags[command]} == {"classes", "classifier", "nll"}
+
+
+def test_device_is_read_by_every_command_with_a_network(tmp_path, refused):
+    out = str(tmp_path / "out.png")
+    for flags in (["classes"], ["nll", "--out", out], ["neighbours", "--out", out], ["classifier", "--out", out]):
+        assert "device is 'tpu'" in refused(evaluate.main, [*flags, "--device", "tpu"])
+
+
+def test_an_older_name_of_held_out_and_what_its_default_lacks(tmp_path, capsys, refused):
+    nll = ["nll", "--n", "3", "--times", "2", "--out", str(tmp_path / "n.png")]
+    printed = []
+    for flags in (["--held_out", "digits"], ["--data", "digits"], ["--data=digits"], []):
+        evaluate.main([*nll, *flags])
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1] == printed[2] != printed[3]
+    (tmp_path / "own").mkdir()
+    for k in range(4):
+        Image.new("L", (8, 8), 60 * k).save(tmp_path / "own" / f"{k}.png")
+    train.main(["--data", str(tmp_path / "own"), "--steps", "1", "--batch", "2", "--T", "5", "--out",
+                str(tmp_path / "run")])
+    own = [*nll, "--checkpoint", str(tmp_path / "run" / "last.safetensors")]
+    assert "name the folder or the .npz file that has them, as --held_out of evaluate.py" in refused(evaluate.main, own)
+    evaluate.main([*own, "--held_out", str(tmp_path / "own")])
+    assert "on 3 pictures of own" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("argv, message", [
-    ([], "no command ''"), (["is"], "no command 'is'"), (["digits", "--checkpoint", "none"], "no checkpoint none"),
+    (["is"], "no command 'is'"), (["digits", "--checkpoint", "none"], "no checkpoint none"),
     (["neighbours", "--k", "0"], "k is 0"), (["neighbours", "--out", "n.txt"], "n.txt is no name of a picture"),
     (["classifier", "--size", "16"], "digits_classifier.safetensors is the digits' classifier"),
     (["fid", "--pictures", "dead-leaves"], "dead-leaves has no end")])

@@ -5,6 +5,7 @@ That Triton's own Philox makes the same numbers is in tests/kernels/test_samplin
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
@@ -169,6 +170,15 @@ def test_uniform_layout():
 def test_uniform_is_below_one_at_the_largest_word(monkeypatch):
     monkeypatch.setattr(noise, "words", lambda *_: (torch.tensor([2**31 - 1]),) * 4)
     assert uniform(3, 5, 4, FLIPS).max() < 1
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8])
+def test_indices_of_any_width_make_the_same_seeds(dtype):
+    """In 32 bits the run's seed would be shifted out, and every run's noise would be that of seed 0."""
+    for index in (torch.arange(5, dtype=dtype), np.arange(5, dtype=np.int32)):
+        assert image_seeds(3, index).tolist() == [(3 << 32) + k for k in range(5)]
+    seeds = torch.arange(5, dtype=dtype)
+    assert torch.equal(normal(seeds, 7, (3,)), normal(seeds.long(), 7, (3,)))
 
 
 def test_image_seeds():

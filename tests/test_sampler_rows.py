@@ -224,6 +224,13 @@ def test_ddim_at_eta_1_is_ancestral(name):
     assert_close(column(rows, "b"), -(1 - alpha_bar).sqrt() / alpha_bar.sqrt())
 
 
+@pytest.mark.parametrize("variance", VARIANCES)
+def test_ddpm_is_ddim_at_eta_1(variance):
+    rows, times = sampler_rows(linear_schedule(), timesteps(1000, 7), sampler="ddpm", variance=variance), [999, 4]
+    same(rows, sampler_rows(linear_schedule(), timesteps(1000, 7), eta=1., variance=variance))
+    same(sampler_rows(linear_schedule(), times, sampler="ddpm"), sampler_rows(linear_schedule(), times, eta=1.))
+
+
 @each_target
 @pytest.mark.parametrize("sampler", [{"eta": 1., "variance": v} for v in VARIANCES] + [{"eta": 0.3}, {"sampler": "2m"}])
 def test_rows_of_a_subsequence_are_those_of_the_shortened_schedule(sampler, target):
@@ -246,6 +253,8 @@ def test_rows_of_a_subsequence_are_those_of_the_shortened_schedule(sampler, targ
     ({"sampler": "heun", "eta": 0.5}, "eta is 0.5, but the sampler heun takes churn; leave eta out"),
     ({"sampler": "unipc", "eta": 1.}, "eta is 1"), ({"sampler": "consistency", "eta": 1.}, "takes no options"),
     ({"sampler": "heun", "variance": "beta"}, "variance is beta"),
+    ({"sampler": "2m", "eta": 1., "variance": "beta"}, "variance is beta, but the sampler 2m takes eta; leave"),
+    ({"sampler": "ddpm", "eta": 0.5}, "eta is 0.5, but the sampler ddpm takes variance; leave eta out"),
     ({"churn": 1.}, "churn is 1.0, but the sampler ddim takes eta and variance; leave"),
 ])
 def test_sampler_rows_errors(choice, message):

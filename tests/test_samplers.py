@@ -211,6 +211,35 @@ def test_sample_refuses_other_channels(variance, channels, fits):
             next(chain)
 
 
+@pytest.mark.parametrize("choice", SAMPLERS.values(), ids=SAMPLERS)
+def test_a_start_is_where_the_chain_begins(choice):
+    """The chain's own noise as a start changes no bit; from an x_t on, the chain is that of the times left."""
+    rows, seeds = sampler_rows(linear_schedule(), timesteps(1000, 7), **choice), seeds_of(2)
+    whole = list(sample(elementwise, rows, (3, 5, 5), seeds))
+    same(last(sample(elementwise, rows, (3, 5, 5), seeds, x_T=normal(seeds, 1000, (3, 5, 5)))), whole[-1][1])
+    if not samplers.needs(rows).x0_prev:
+        s, xs, _ = whole[2]
+        same(last(sample(elementwise, rows[3:], (3, 5, 5), seeds, x_T=xs)), whole[-1][1])
+        assert rows[3, 0] == s
+
+
+@pytest.mark.parametrize("x_T, seeds, says", [
+    (torch.zeros(2, 3, 4, 5), seeds_of(2), r"x_T is torch.float32, shape \(2, 3, 4, 5\); .* \(3, 4, 4\) per"),
+    (torch.zeros(3, 3, 4, 4), seeds_of(2), "one image per seed"), (torch.zeros(3, 4, 4), seeds_of(3), "per image"),
+    (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), seeds_of(2), "x_T is torch.uint8"),
+    (torch.zeros(2, 3, 4, 4), None, "seeds is None, but the chain draws noise"), (None, None, "seeds is None")])
+def test_starts_that_do_not_fit_are_refused(x_T, seeds, says):
+    rows = sampler_rows(linear_schedule(10), [10, 5], sampler="ddpm")
+    with pytest.raises(ValueError, match=says):
+        next(sample(elementwise, rows, (3, 4, 4), seeds, x_T=x_T))
+
+
+def test_a_chain_without_noise_needs_no_seeds():
+    rows, xt = sampler_rows(linear_schedule(10), [10, 5]), pictures(2, 3, 4, 4)
+    with_seeds, without = (last(sample(elementwise, rows, (3, 4, 4), s, x_T=xt)) for s in (seeds_of(2), None))
+    same(with_seeds, without)
+
+
 def shares(schedule, times, target, count, v=None, **choice):
     """How many of so many pictures land on each of three, when the denoiser is exact; all must land."""
     data = pictures(3, 2, 4, 4).sign() * 0.8
@@ -254,7 +283,9 @@ def test_flow_matching_trains_and_samples(tmp_path):
 
 
 @pytest.mark.parametrize("flags, says", [
-    ("--schedule flow --target eps", "target is eps and schedule flow"), ("--space odd", "space is 'odd'"),
+    ("--schedule flow --target eps", "alpha_bar is 0 at the first step"),
+    ("--schedule linear --T 20000 --target eps", "alpha_bar is 1.3e-88 at the first step"),
+    ("--space odd", "space is 'odd'"),
     ("--space v --loss l1", "space is v and loss l1; a space weights squared errors, use loss l2"),
     ("--space v --loss hybrid", "space is v and loss hybrid")])
 def test_trainings_that_cannot_work(flags, says, refused):
@@ -284,6 +315,19 @@ def test_samplers_reach_a_known_gaussian(name, target, tolerance):
     x = last(sample(gaussian_denoiser(schedule, mean, std**2, target), rows, (1, 64, 64), seeds_of(5)))
     assert x.mean().item() == pytest.approx(mean, abs=0.01)
     assert x.std().item() == pytest.approx(std, rel=tolerance)
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_the_noise_of_2m_is_always_beta_tilde_s(learned):
+    """Of N(0.3, 0.25) in 20 steps the published solver makes a variance of 0.235; the model's own beta would make 0.41.
+
+    A network that also predicts a variance is sampled alike.
+    """
+    schedule = linear_schedule()
+    denoise = gaussian_denoiser(schedule, 0.3, 0.25, "eps")
+    rows = sampler_rows(schedule, timesteps(1000, 20), sampler="2m", eta=1., clip=False)
+    x = last(sample(with_v(denoise, 1.) if learned else denoise, rows, (1, 64, 64), seeds_of(10)))
+    assert x.var().item() == pytest.approx(0.235, abs=0.005) and x.mean().item() == pytest.approx(0.3, abs=0.01)
 
 
 @each_target

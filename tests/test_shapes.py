@@ -31,7 +31,7 @@ def test_rows_are_valid_for_any_times(schedule, sampler, target, choose):
     assert (cz >= 0).all() and cz[-1] == 0 and (log_min <= log_max + 1e-12).all()
     bar_t, bar_s = (samplers.alpha_bar_at(schedule, time) for time in (t, s))
     assert_close(c0 + cp + cp2 + ct * bar_t.sqrt(), bar_s.sqrt(), rtol=1e-9, atol=1e-9)     # a known x0 stays itself
-    if options.get("variance", "beta_tilde") == "beta_tilde" or options["eta"] == 0:
+    if options.get("variance", "beta_tilde") == "beta_tilde" or options.get("eta", 1) == 0:
         assert_close(ct**2 * (1 - bar_t) + cz**2, 1 - bar_s, rtol=1e-9, atol=1e-9)          # and its noise is that of s
 
 

@@ -196,6 +196,15 @@ def test_sinusoid():
     assert_close(sinusoid(t, 4, 1)[0], torch.tensor([0., 0, 1, 1]))
 
 
+def test_the_narrowest_sinusoids_are_numbers():
+    """D = 2 has one frequency, 1, and no room for the end at 1/10000 that freq_shift 1 asks for."""
+    t = torch.tensor([[3.]])
+    assert_close(sinusoid(t[0], 2, 0), torch.cat([t.sin(), t.cos()], 1))
+    xt, t, _ = inputs(SMALL)
+    for change in ({"D": 2, "freq_shift": 0}, {"D": 4}):
+        assert awake(replace(SMALL, **change))(xt, t).isfinite().all()
+
+
 def test_dropout_only_while_training():
     unet, without, (xt, t, _) = awake(replace(SMALL, dropout=0.5)), awake(SMALL).train(), inputs(SMALL)
     assert torch.equal(unet(xt, t), unet(xt, t)) and torch.equal(without(xt, t), without(xt, t))
@@ -244,7 +253,11 @@ def test_conv_end_pads_below_and_right_only():
 
 @pytest.mark.parametrize("change, says", [
     ({"heads": (0, 0)}, "heads is"), ({"resample": "pool"}, "resample is 'pool'"), ({"patch": 0}, "patch is 0"),
-    ({"widths": (8, 10)}, r"widths \[10\]"), ({"heads": (0, 3, 0)}, r"\(16, 3\)")])
+    ({"widths": (8, 10)}, r"widths \[10\]"), ({"heads": (0, 3, 0)}, r"\(16, 3\)"),
+    ({"D": 7}, "D is 7; it must be even"), ({"D": 2}, "D is 2; it must be at least 4"), ({"D": 0}, "D is 0"),
+    ({"heads": (0, -1, 0)}, r"heads \(0, -1, 0\); .* at least 0"), ({"widths": (), "heads": (0,)}, r"widths is \(\)"),
+    ({"widths": (0, 8)}, r"widths is \(0, 8\)"), ({"blocks": -1}, "blocks is -1"), ({"classes": -1}, "classes is -1"),
+    ({"in_channels": 0}, "in_channels is 0"), ({"norm_eps": -1.}, "norm_eps is -1.0")])
 def test_impossible_networks_are_refused(change, says):
     with pytest.raises(ValueError, match=says):
         replace(SMALL, **change)

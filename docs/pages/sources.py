@@ -16,13 +16,6 @@ ROOT = Path(__file__).parents[2]
 COLOURED = ("k", "s", "c", "m", "nf", "nc", "nd", "fm", "ow")      # classes of Pygments that site.css has colours for
 
 
-class Definition(NamedTuple):
-    """Lines first..last that define a name, with what stands above them since the statement before."""
-    first: int
-    last: int
-    must: bool                      # whether it must have a note
-
-
 class Piece(NamedTuple):
     """Lines first..last of a file, counted from 1, which one note explains."""
     names: tuple[str, ...]          # the definitions among them; none for the head of the file
@@ -42,21 +35,23 @@ def tree(source: str) -> ast.Module:
 
 # Cutting
 
-def definitions(source: str) -> dict[str, Definition]:
-    """What a note may explain, in order.
+def definitions(source: str) -> dict[str, tuple[int, bool]]:
+    """What a note may explain, in order: where it begins, with what stands above it, and whether it must have a note.
 
-    Functions and classes of the file must have a note; its constants and the methods of its classes, as Class.method,
+    Functions and classes of the file must; what else it gives a value, and the methods of its classes, as Class.method,
     may.
     """
     known = {}
     for statement, first in with_first_lines(tree(source).body, 1):
-        must = isinstance(statement, (ast.FunctionDef, ast.ClassDef))
-        for name in [statement.name] if must else assigned(statement):
-            known[name] = Definition(first, statement.end_lineno, must)
+        if isinstance(statement, (ast.FunctionDef, ast.ClassDef)):
+            known[statement.name] = first, True
+        else:
+            known |= {node.id: (first, False) for node in ast.walk(statement)
+                      if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
         if isinstance(statement, ast.ClassDef):
-            for part, first in with_first_lines(statement.body, statement.lineno + 1):
-                if isinstance(part, ast.FunctionDef):
-                    known[f"{statement.name}.{part.name}"] = Definition(first, part.end_lineno, False)
+            known |= {f"{statement.name}.{part.name}": (line, False)
+                      for part, line in with_first_lines(statement.body, statement.lineno + 1)
+                      if isinstance(part, ast.FunctionDef)}
     return known
 
 
@@ -65,13 +60,6 @@ def with_first_lines(body: list[ast.stmt], line: int) -> Iterator[tuple[ast.stmt
     for statement in body:
         yield statement, line
         line = statement.end_lineno + 1
-
-
-def assigned(statement: ast.stmt) -> list[str]:
-    """The names that a statement of a module gives a value."""
-    targets = [child for child in ast.iter_child_nodes(statement) if hasattr(child, "ctx")]
-    return [node.id for target in targets for node in ast.walk(target)
-            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
 
 
 def cut(source: str, notes: Sequence[tuple[str, ...]]) -> list[Piece]:
@@ -83,14 +71,11 @@ def cut(source: str, notes: Sequence[tuple[str, ...]]) -> list[Piece]:
     known, named = definitions(source), [name for names in notes for name in names]
     if gone := [name for name in named if name not in known]:
         raise ValueError(f"the notes of {source} explain {', '.join(gone)}, which it does not define; remove or rename")
-    if missing := [name for name, definition in known.items() if definition.must and name not in named]:
+    if missing := [name for name, (_, must) in known.items() if must and name not in named]:
         raise ValueError(f"{source} defines {', '.join(missing)} without a note; give each a heading and a note")
     if named != (order := [name for name in known if name in named]):
         raise ValueError(f"the notes of {source} are not in its order; the order is {', '.join(order)}")
-    lines, firsts = read(source).splitlines(), [1]
-    for names, before in zip(notes, [None, *notes], strict=False):
-        alone = before is None or "." in names[0] or "." in before[-1]
-        firsts.append(known[names[0]].first if alone else known[before[-1]].last + 1)   # with what is between the two
+    lines, firsts = read(source).splitlines(), [1, *(known[names[0]][0] for names in notes)]
     pieces = []
     for names, first, following in zip([(), *notes], firsts, [*firsts[1:], len(lines) + 1], strict=True):
         full = [n for n in range(first, following) if lines[n - 1].strip()]

@@ -69,11 +69,10 @@ SCRIPTS = {
     "low_dimension": Script("examples/low_dimension.py --steps 1 --batch 1 --n 1", long="sampled"),
     "memorise": Script("examples/memorise.py --n 1 --steps 1", "n"),
     "swiss_roll_variants": Script("examples/swiss_roll_variants.py --steps 1", "steps", "learn"),
-    "kernels": Script("-m kernels.__main__", long="reports"),
+    "kernels": Script("-m kernels.__main__", long="comparisons"),
     "bench": Script("-m bench.__main__ --out new", long="pytest"),
     "work_precision": Script("-m bench.work_precision --n 4 --steps 1", long="state_error"),
     "tables": Script("-m bench.tables --out folder"),
-    "memory": Script("-m bench.memory --networks digits --out new.md"),
 }
 
 

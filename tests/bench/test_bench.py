@@ -15,10 +15,10 @@ from bench import bench_training_step as training
 from bench.bench_group_norm_silu import norm_work
 from bench.bench_sampling_step import step_work
 from bench.lines import append
-from bench.markdown import fill
 from kernels import group_norm_silu, group_norm_silu_plain
 from kernels.compile import capture
 from kernels.equivalence import Norm
+from run.markdown import fill
 from unet import Norm as NormModule
 from unet import UNet
 
@@ -201,23 +201,22 @@ def test_loops_are_compared_with_diffusers_and_the_floor(tmp_path):
                      "diffusers compiled": 15., f"{loops.LUCIDRAINS} nchw": 9.}.items():
         write(tmp_path, name, "DDIM-50 cifar10 batch 512", us=5e4 * ms, **LOOP)
     write(tmp_path, "bf16", "training cifar10 batch 128", us=1e5, **LOOP | {"steps": None, "B": 128})
-    loop = sections(tmp_path)["DDIM-50 cifar10 batch 512"]
-    graph = loop.loc["graph", ["images/s", "times as fast as diffusers channels_last", "% of the floor", "ms per step"]]
+    table = sections(tmp_path)["Sampling loops and training steps"]
+    loop = table.loc["DDIM-50 cifar10 batch 512"].set_index("candidate")
+    graph = loop.loc["graph", ["images/s", "times as fast as diffusers", "% of the floor", "ms per step"]]
     assert graph.tolist() == pytest.approx([1024, 2, 79.6, 10], rel=1e-2)
     assert loop["% of the floor"].isna().tolist() == [False] * 5 + [True]
-    training = sections(tmp_path)["training cifar10 batch 128"]
-    assert training.loc["bf16", "% of the floor"] == pytest.approx(5.97, rel=1e-2)
+    assert table.loc["training cifar10 batch 128", "% of the floor"] == pytest.approx(5.97, rel=1e-2)
 
 
 def test_triton_is_compared_by_a_geometric_mean(tmp_path):
     for shape, compiled in (("8x8", 2.), ("8x4", 8.)):
         for name, us in {"eager": 8., "compiled": compiled, "triton": 2.}.items():
-            facts = {"kind": "cifar10 forward", "layout": "nchw", "shape": shape, "bytes": 9 * 10**6}
-            write(tmp_path, name, shape, us=us, **facts | {"cold us": 2 * us})
+            write(tmp_path, name, f"cifar10 forward nchw {shape}", us=us, **{"bytes": 9 * 10**6, "cold us": 2 * us})
     found = sections(tmp_path)
-    warm = found["How many times as fast Triton is as the others, warm"].loc[("cifar10 forward", "nchw")]
+    warm = found["How many times as fast Triton is as the others, warm"].loc["cifar10 forward nchw"]
     assert warm[["eager", "compiled"]].tolist() == pytest.approx([4, 2])
-    assert found["Microseconds of a call, cold"].loc[("cifar10 forward", "nchw", "8x4"), "compiled"] == 16
+    assert found["Microseconds of a call, cold"].loc["cifar10 forward nchw 8x4", "compiled"] == 16
 
 
 def test_the_profile_adds_up(tmp_path):
@@ -234,7 +233,7 @@ def test_the_pages_say_what_was_measured_and_what_failed(tmp_path):
         write(folder, name, "training digits batch 64", us=us)
     append(folder / "bench.jsonl", {"case": "b", "outcome": "failed", "why": "wrong by 3 %"})
     append(folder / "bench.jsonl", {"case": "c", "outcome": "begun"})
-    tables.main(["--out", str(tmp_path), "--peers", str(tmp_path / "peers.md")])
+    tables.main(["--out", str(tmp_path), "--docs", str(tmp_path)])
     assert "| b | failed | wrong by 3 % |\n| c | begun |  |" in (folder / "bench.md").read_text()
     page = (tmp_path / "peers.md").read_text()
     assert "| training digits batch 64 | eager | 3.000 | 1.50 |" in page and "<!-- stamp -->gpu none<!-- -->" in page

@@ -11,14 +11,51 @@ import data
 import ddpm
 import noise
 from examples import denoise_1d, inpaint, interpolate, invert, low_dimension, memorise
-from examples.common import Model, rms, trained
+from examples.common import Model, rms, run, trained
 from run import checkpoint
+from tests.helpers import gaussian_denoiser
 from unet import UNet
 
 
 @pytest.fixture
 def out(tmp_path):
     return tmp_path / "new" / "picture.png"
+
+
+# Chains from any start
+
+@pytest.mark.parametrize("sampler", ["ddim", "2m", "heun", "unipc", "unipc-bh1"])
+@pytest.mark.parametrize("spacing", ["trailing", "logsnr"])
+def test_rows_of_any_sampler_run_from_a_start(sampler, spacing):
+    """Earlier predictions and real times are carried: all go where the exact flow of a Gaussian leads, 0.75 here."""
+    schedule, told = ddpm.linear_schedule(), []
+    exact = gaussian_denoiser(schedule, 0.5, 0.0625, "eps")
+
+    def denoise(xt, t):
+        told.append(t)
+        return exact(xt, t)
+
+    times = ddpm.spaced_times(schedule, 40, spacing)
+    times = times[times < 600]
+    bar = ddpm.alpha_bar_at(schedule, times[0])
+    start = bar.sqrt() * 0.5 + (bar * 0.0625 + 1 - bar).sqrt()                      # one deviation above the mean
+    rows = ddpm.sampler_rows(schedule, times, sampler=sampler, clip=False)
+    x0 = run(denoise, rows, start.float().expand(2, 1, 3, 3))
+    assert_close(x0, torch.full_like(x0, 0.75), rtol=0, atol=0.04 if sampler == "ddim" else 0.02)
+    assert [t[0].item() for t in told] == rows[:, 0].tolist()
+
+
+def test_rows_with_noise_need_seeds():
+    rows = ddpm.sampler_rows(ddpm.linear_schedule(10), [10, 5], eta=1)
+    with pytest.raises(ValueError, match="seeds is None, but the chain draws noise"):
+        run(lambda xt, t: xt, rows, torch.zeros(1, 1, 2, 2))
+
+
+def test_a_model_with_labels_is_told_real_times():
+    model = trained("weights/digits.safetensors")
+    x = torch.zeros(2, 1, 8, 8)
+    low, between, high = (model.denoise(x, torch.tensor([t] * 2)) for t in (400, 400.5, 401))
+    assert_close(between, (low + high) / 2, rtol=0, atol=5e-3)
 
 
 # Inversion
@@ -43,6 +80,15 @@ def test_upward_rows_are_the_sampler_s_own_formula_run_backwards():
         assert_close(x0_again, x0_hat)
 
 
+def test_inversion_takes_real_times():
+    """And misses the picture by no more than at whole ones nearby."""
+    model, x = trained("weights/digits.safetensors"), data.to_unit(data.digits(held_out=True).images[:4])
+    times = ddpm.spaced_times(model.schedule, 80, "flow")
+    assert times.dtype == torch.float64
+    again = invert.picture_of(model, invert.noise_of(model, x, times), times)
+    assert rms(again - x) < 0.05
+
+
 # Interpolation
 
 def test_interpolation_begins_and_ends_at_the_given_pictures(out):
@@ -60,6 +106,16 @@ def test_slerp_keeps_the_length_and_an_even_pace():
     assert_close(path[[0, -1]], torch.stack([x, y]).flatten(2))
     cosines = (path[1:] * path[:-1]).sum(2)
     assert_close(cosines, cosines[:1].expand(4, 4))
+
+
+@pytest.mark.parametrize("apart", [0., 1e-7, 1e-4, 1e-2])
+def test_slerp_of_equal_ends_is_their_line(apart):
+    """No nan, and nothing far from the line: the arc differs by a square of the angle."""
+    x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    y, w = x + apart * torch.randn(x.shape, generator=torch.Generator().manual_seed(1)), torch.linspace(0, 1, 5)
+    path = interpolate.slerp(x, y, w)
+    assert_close(path, torch.lerp(x, y, w.view(-1, 1, 1, 1, 1)), rtol=0, atol=2 * apart**2 + 1e-6)
+    assert interpolate.slerp(x, -x, w).isfinite().all()
 
 
 # Inpainting and denoising
@@ -87,7 +143,7 @@ def gaussian_pairs():
     schedule, covariance = ddpm.cosine_schedule(200), torch.tensor([[1, 0.8], [0.8, 1]], dtype=torch.float64)
 
     def denoise(xt, t):
-        bar = schedule.alpha_bar[t][:, None, None]
+        bar = ddpm.alpha_bar_at(schedule, t)[:, None, None]
         inverse = torch.linalg.inv(bar * covariance + (1 - bar) * torch.eye(2))
         return ((1 - bar).sqrt() * inverse @ xt.double()[..., None])[..., 0].to(xt.dtype)
 
@@ -108,6 +164,23 @@ def test_inpainting_samples_the_conditional_of_a_gaussian():
         means[rounds], std = sampled[:, 1].mean().item(), sampled[:, 1].std().item()
     assert abs(means[8] - 0.8) < 0.06 and abs(std - 0.6) < 0.06
     assert abs(means[1] - 0.8) > abs(means[8] - 0.8)
+
+
+@pytest.mark.parametrize("sampler", ["2m", "heun", "unipc"])
+def test_inpainting_refuses_rows_that_read_earlier_predictions(sampler):
+    model, x = gaussian_pairs()[0], torch.ones(3, 2)
+    rows = ddpm.sampler_rows(model.schedule, [200, 100, 50], sampler=sampler)
+    with pytest.raises(ValueError, match="read earlier predictions, which repeated steps do not have; use the sampler"):
+        inpaint.inpaint(model, rows, x, x > 0, noise.image_seeds(0, torch.arange(3)), 2)
+
+
+def test_inpainting_at_real_times_samples_the_same_conditional():
+    model, n = gaussian_pairs()[0], 2000
+    rows = ddpm.sampler_rows(model.schedule, torch.linspace(199.5, 1, 150), eta=1, clip=False)
+    x0, seen = torch.tensor([[1., 0.]]).repeat(n, 1), torch.tensor([True, False]).expand(n, 2)
+    sampled = inpaint.inpaint(model, rows, x0, seen, noise.image_seeds(0, torch.arange(n)), 12)
+    assert (sampled[:, 0] == 1).all()
+    assert abs(sampled[:, 1].mean().item() - 0.8) < 0.06 and abs(sampled[:, 1].std().item() - 0.6) < 0.06
 
 
 def test_denoising_samples_the_posterior_of_a_gaussian(monkeypatch):

@@ -32,7 +32,9 @@ def test_the_report_passes_and_can_be_read(few, tmp_path, capsys):
     assert all(map(sound, (noise, step, norm)))
     assert norm["errors"].keys() == {"y", "dx", "dweight", "dbias", "dadd"} and norm["way"] == "resident/resident"
     assert noise["errors"]["z"]["kernel"] < 1e-6 and step["case"] == "2m sde, z"
-    assert "3 cases, 0 fail" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "3 cases, 0 fail" in printed.out
+    assert "sampling_step noise:   0%" in printed.err and "group_norm_silu" in printed.err and "3/3" in printed.err
 
 
 @pytest.mark.parametrize("name, fault", [
@@ -45,3 +47,9 @@ def test_a_wrong_kernel_fails(name, fault, few, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         main([])
     assert stop.value.code == 1 and f"fails: {name}" in capsys.readouterr().out
+
+
+def test_what_cannot_work_is_one_sentence_before_the_work(refused, tmp_path, monkeypatch):
+    monkeypatch.setattr("kernels.__main__.comparisons", lambda *_: 1 / 0)
+    assert "networks is 'nowhere'" in refused(main, ["--networks", "nowhere"])
+    assert "there is a folder" in refused(main, ["--json", str(tmp_path)])

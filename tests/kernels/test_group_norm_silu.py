@@ -150,6 +150,47 @@ def test_y_has_a_history_only_where_a_gradient_is_wanted(name, device):
         assert not group_norm_silu(groups=2, **arguments).requires_grad
 
 
+def penalty(norm, arguments):
+    """The gradients of a penalty on a gradient, of x and of the weight, whose own dy needs no gradient."""
+    leaves = {name: value.detach().requires_grad_() for name, value in arguments.items() if name != "dy"}
+    first = torch.autograd.grad(norm(groups=2, **leaves).sum(), leaves["x"], create_graph=True)[0]
+    return torch.autograd.grad(first.square().sum(), [leaves["x"], leaves["weight"]])
+
+
+def tangent(norm, arguments):
+    """The directional derivative along the weight, in forward mode."""
+    with torch.autograd.forward_ad.dual_level():
+        weight = torch.autograd.forward_ad.make_dual(arguments["weight"].detach(), torch.ones_like(arguments["bias"]))
+        y = norm(groups=2, **{k: v for k, v in arguments.items() if k != "dy"} | {"weight": weight})
+        return [torch.autograd.forward_ad.unpack_dual(y).tangent]
+
+
+def per_sample(norm, arguments):
+    """The gradient of the weight for each picture alone."""
+    def loss(weight, x):
+        return norm(x[None], 2, weight, arguments["bias"]).square().sum()
+    return [torch.vmap(torch.func.grad(loss), (None, 0))(arguments["weight"].detach(), arguments["x"].detach())]
+
+
+def hessian_product(norm, arguments):
+    return [torch.autograd.functional.hvp(lambda w: norm(arguments["x"], 2, w, arguments["bias"]).square().sum(),
+                                          arguments["weight"].detach(), torch.ones_like(arguments["bias"]))[1]]
+
+
+@pytest.mark.parametrize("derivative", [penalty, tangent, per_sample, hessian_product])
+def test_derivatives_that_the_kernels_do_not_know_are_right(derivative, device):
+    """Not zero in silence: second ones, forward mode, and those of torch.func."""
+    arguments = case((2, 4, 3, 3), device)
+    got, want = (derivative(norm, arguments) for norm in (group_norm_silu, group_norm_silu_plain))
+    assert all(value.abs().max() > 1e-3 for value in want)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_compiled_twice_differentiated_it_raises(device):
+    with pytest.raises(RuntimeError, match="double backward"):
+        penalty(torch.compile(group_norm_silu, backend="aot_eager"), case((2, 4, 3, 3), device))
+
+
 @pytest.mark.parametrize("layout, rows", [("nchw", ()), ("channels_last", ROWS)])
 def test_opcheck(layout, rows, device):
     arguments = case((2, 4, 3, 3), device, layout, rows=rows)

@@ -145,6 +145,20 @@ def test_one_graph_for_every_batch_and_step(device):
     assert counter.frame_count == 1
 
 
+def test_derivatives_are_right_or_refused(device):
+    """Not zero in silence: forward mode and torch.func, and backward, which no kernel does."""
+    _, i, xt, output, *rest = arguments(rows_of("ancestral"), 1, case((2, 3, 4, 4), device))
+    rows = rows_of("ancestral").to(device)
+
+    def tangent(step):
+        return torch.func.jvp(lambda output: step(rows, i, xt, output, *rest)[0], (output,), (output,))[1]
+
+    torch.testing.assert_close(tangent(sampling_step), tangent(samplers.step))
+    assert tangent(samplers.step).abs().max() > 0.01
+    with pytest.raises(RuntimeError, match="no autograd formula"):
+        sampling_step(rows, i, xt, output.clone().requires_grad_(), *rest)[0].sum().backward()
+
+
 def test_on_a_cpu_it_is_the_plain_step(monkeypatch):
     monkeypatch.setattr(room, "INTERPRET", False)
     c = case((2, 3, 4, 4), "cpu")

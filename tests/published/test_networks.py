@@ -1,18 +1,21 @@
 """Published networks: golden outputs, every tensor and every setting accounted for, and diffusers itself."""
 
+import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch.testing import assert_close
 
+import convert
 import ddpm
 import published.diffusers
 import published.openai
 from convert import from_diffusers, from_openai, to_diffusers
 from published.names import DIFFUSERS, export_weights
-from tests.published.networks import CONFIG, OPENAI, assert_published_output, equal, golden_network
+from tests.published.networks import CONFIG, OPENAI, assert_published_output, equal, folder, golden_network
 from unet import CONFIGS, UNet, UNetConfig
 
 SMALL = UNetConfig(D=32, widths=(32, 64), blocks=1, heads=(0, 1, 1))
@@ -20,7 +23,8 @@ SMALLS = {
     "plain": SMALL, "no middle attention": replace(SMALL, heads=(0, 1, 0)), "conv": replace(SMALL, resample="conv"),
     "res": replace(SMALL, resample="res"), "scale_shift": replace(SMALL, scale_shift=True, heads=(2, 4, 4)),
     "classes": replace(SMALL, classes=5), "learned": replace(SMALL, out_channels=6), "freq_shift": replace(
-        SMALL, freq_shift=0, norm_eps=1e-5, groups=8, blocks=2), "gray": replace(SMALL, in_channels=1, out_channels=1)}
+        SMALL, freq_shift=0, norm_eps=1e-5, groups=8, blocks=2), "gray": replace(SMALL, in_channels=1, out_channels=1),
+    "patch": replace(SMALL, out_channels=6, patch=2)}
 
 
 @torch.no_grad()
@@ -50,7 +54,7 @@ def test_openai(name, flags):
     assert_published_output(unet, arrays, arrays["labels"] if unet.config.classes else None)
     assert choice == {"target": "eps", "variance": "learned", "clip": True}
     assert ddpm.schedule_length(schedule) == flags.get("diffusion_steps", 1000)
-    as_text = {key: str(value) for key, value in flags.items()}
+    as_text = {key: str(value) for key, value in flags.items()} | {"batch_size": "4", "num_samples": "100"}
     assert from_openai(weights, as_text)[0].config == unet.config
 
 
@@ -134,6 +138,43 @@ def test_missing_extra_and_misshaped_tensors_are_listed():
     assert f"1 misshaped: {inside} {tuple(wrong[inside].shape)} for" in text and first not in text
 
 
+def test_of_many_that_do_not_fit_two_of_each_are_named_and_the_sentence_is_whole(tmp_path, refused):
+    folder(tmp_path / "model", "bin")
+    config = {**CONFIG, "block_out_channels": [64, 128], "layers_per_block": 2}
+    (tmp_path / "model" / "unet" / "config.json").write_text(json.dumps(config))
+    text = refused(convert.main, ["--source", str(tmp_path / "model"), "--to", str(tmp_path / "x.safetensors")])
+    assert re.search(r"settings: \d\d missing: down_blocks[^,;]*, down_blocks[^,;]*, \.\.\.; \d+ misshaped: "
+                     r"conv_in.bias \(32,\) for \(64,\), [^;]*, \.\.\.; correct its config.json, or", text), text
+
+
+# Weights under the names of wrappers and of training programs
+
+def wrapped(weights, prefix):
+    return {f"{prefix}{name}": w for name, w in weights.items()}
+
+
+@pytest.mark.parametrize("wrap, said", [
+    (lambda w: wrapped(w, "module."), "took the 144 weights named module.*\n"),
+    (lambda w: wrapped(w, "_orig_mod.module."), "took the 144 weights named _orig_mod.module.*\n"),
+    (lambda w: {"state_dict": wrapped(w, "unet."), "epoch": 3},
+     "took the 144 weights named state_dict.unet.*, left out 1 other: epoch\n"),
+    (lambda w: {"model": {k: 2 * v for k, v in w.items()}, "ema": w, "optimizer": {"state": {0: {"step": 1}}}},
+     "took the 144 weights named ema.*, left out 145 others: model.conv_in.bias, model.conv_in.weight, ...\n"),
+    (lambda w: w, "")])
+def test_prefixes_are_stripped_and_said(capsys, wrap, said):
+    weights, arrays = golden_network("diffusers_unet")
+    weights = dict(sorted(weights.items()))
+    assert_published_output(from_diffusers(wrap(weights), CONFIG, {"clip_sample": True})[0], arrays)
+    assert capsys.readouterr().out == said
+
+
+def test_prefixes_of_openai_s_weights(capsys):
+    weights, arrays = golden_network("guided_unet_improved")
+    content = {**wrapped(weights, "model.diffusion_model."), "first_stage_model.a": torch.zeros(2)}
+    assert_published_output(from_openai(content, OPENAI["guided_unet_improved"])[0], arrays)
+    assert "weights named model.diffusion_model.*, left out 1 other: first_stage" in capsys.readouterr().out
+
+
 def test_no_kind_of_tensor_can_be_left_out_or_bent():
     weights, _ = golden_network("guided_unet_adm")
     kinds = {re.sub(r"blocks\.\d+", "", key): key for key in weights}
@@ -176,6 +217,33 @@ def test_other_schedulers_are_refused(change, message):
         published.diffusers.from_scheduler_config(change)
 
 
+@pytest.mark.parametrize("kind, settings, target, clip", [
+    ("DDPM", {}, "eps", True), ("DDPM", {"beta_schedule": "sigmoid", "prediction_type": "sample"}, "x0", True),
+    ("DDIM", {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "clip_sample": False,
+              "clip_sample_range": 3.}, "v", False),
+    ("DDPM", {"num_train_timesteps": 50, "trained_betas": [0.01] * 50}, "eps", True), ("PNDM", {}, "eps", False),
+    ("DDIMParallel", {"beta_schedule": "squaredcos_cap_v2"}, "eps", True),
+    ("DPMSolverMultistep", {"beta_schedule": "scaled_linear", "beta_end": 0.012}, "eps", False),
+    ("UniPCMultistep", {"prediction_type": "v_prediction"}, "v", False), ("EulerDiscrete", {}, "eps", False)])
+def test_every_scheduler_of_the_same_process_is_taken(kind, settings, target, clip):
+    """Its alpha_bar is that of diffusers."""
+    theirs = getattr(pytest.importorskip("diffusers"), f"{kind}Scheduler")(**settings)
+    schedule, choice = published.diffusers.from_scheduler_config({**theirs.config, "_class_name": f"{kind}Scheduler"})
+    assert choice == {"target": target, "variance": "beta_tilde" if "variance_type" in theirs.config and kind == "DDPM"
+                      else "", "clip": clip}
+    assert_close(schedule.alpha_bar[1:].float(), theirs.alphas_cumprod, rtol=1e-4, atol=1e-7)
+
+
+def test_a_network_that_learns_its_variance_says_so_where_the_scheduler_does_not():
+    config = {**CONFIG, "out_channels": 6}
+    weights = export_weights(UNet(published.diffusers.from_model_config(config)), DIFFUSERS)
+    for scheduler in (None, {"_class_name": "DDIMScheduler"}, {"variance_type": "learned_range"}):
+        assert from_diffusers(weights, config, scheduler)[2]["variance"] == "learned"
+    assert from_diffusers(weights, config, {"variance_type": "fixed_large"})[2]["variance"] == "beta"
+    with pytest.raises(ValueError, match="variance_type is learned_range, but the network has 3 outputs for 3 ch"):
+        from_diffusers(golden_network("diffusers_unet")[0], CONFIG, {"variance_type": "learned_range"})
+
+
 @pytest.mark.parametrize("flags, message", [
     ({"image_size": 48}, "image_size 48"), ({"num_heads_upsample": 2}, "num_heads_upsample is 2"),
     ({"large_size": 256}, "flags have large_size"), ({"learn_sigma": "maybe"}, "learn_sigma is 'maybe'"),
@@ -188,12 +256,22 @@ def test_other_flags_are_refused(flags, message):
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"time_scale": 0.25}, "time_scale is 0.25"), ({"D": 64}, "D is 64"), ({"patch": 2}, "patch is 2"),
+    ({"time_scale": 0.25}, "time_scale is 0.25"), ({"D": 64}, "D is 64"),
     ({"heads": (2, 2, 2)}, r"heads are \[16, 32\]")])
 def test_networks_without_an_equivalent_unet2dmodel_are_not_written(tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
         to_diffusers(UNet(replace(SMALL, **change)), ddpm.linear_schedule(), tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_the_page_names_the_networks_without_one():
+    def converts(config):
+        try:
+            return bool(published.diffusers.to_model_config(config))
+        except ValueError:
+            return False
+    text = Path("docs/convert.md").read_text().split("of the named networks:")[1].split(")")[0]
+    assert {*text.replace(",", "").split()} == {name for name, config in CONFIGS.items() if not converts(config)}
 
 
 # Round trip
@@ -215,7 +293,8 @@ def test_ours_to_diffusers_to_ours_is_exact(tmp_path, name, config):
     x, t = torch.randn(2, config.in_channels, 16, 24), torch.tensor([1, 1000])
     labels = torch.tensor([0, 4]) if config.classes else None
     with torch.no_grad():
-        assert_close(model(x, t - 1, class_labels=labels).sample, unet(x, t, labels), rtol=1e-5, atol=1e-5)
+        theirs = model(torch.pixel_unshuffle(x, config.patch), t - 1, class_labels=labels).sample
+        assert_close(torch.pixel_shuffle(theirs, config.patch), unet(x, t, labels), rtol=1e-5, atol=1e-5)
     equal(dict(model.state_dict()), export_weights(unet, DIFFUSERS))
 
 

@@ -1,5 +1,8 @@
+import contextlib
+import importlib
 import io
 import itertools
+import os
 import shlex
 import subprocess
 import sys
@@ -24,14 +27,28 @@ class Config:
     from_: str = ""                 # named as a keyword
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What it does."""
+    every_n: int = 1                # a number
+    last_one: bool = True           # or not
+    name: str = ""                  # a name
+
+
 def test_fields_are_flags_and_comments_their_help(capsys):
     assert parse(Config, []) == Config()
     assert parse(Config, ["--n", "5", "--no-flip", "--name", "y"]) == Config(5, False, "y")
     with pytest.raises(SystemExit):
-        parse(Config, ["--help"])
+        parse(Config, ["--help"], choices={"name": ["x", "y"]})
     said = capsys.readouterr().out
-    assert parse(Config, ["--from", "z"]) == Config(from_="z") and "--from FROM" in said
-    assert "What it does." in said and "how many, at 100 % (3)" in said and "a name ('x')" in said
+    assert parse(Config, ["--from", "z"]) == Config(from_="z") and "--from FROM " in said
+    assert "What it does." in said and "how many, at 100 % (3)" in said and "a name: x, y ('x')" in said
+
+
+@pytest.mark.parametrize("argv", ["--every_n 4 --no-last_one --name a-b", "--every-n 4 --no-last-one --name=a-b",
+                                  "--every-n=4 --no_last_one --name a-b", "--every_n=4 --no_last-one --name=a-b"])
+def test_dashes_and_underscores_are_the_same_in_flags_not_in_values(argv):
+    assert parse(Settings, argv.split()) == Settings(4, False, "a-b")
 
 
 @pytest.mark.parametrize("argv", [["--n", "many"], ["--unknown", "1"], ["extra"]])
@@ -41,10 +58,12 @@ def test_argparse_refuses(argv):
     assert stop.value.code == 2
 
 
-def test_presets_are_defaults_that_flags_change_and_are_printed(capsys):
-    presets = {"big": Config(n=100, name="big")}
-    assert parse(Config, ["--preset", "big", "--n", "7"], presets) == Config(7, True, "big")
-    assert "preset big: --n 7 --flip --name big --from" in capsys.readouterr().out
+def test_defaults_follow_from_what_is_typed_and_flags_change_them():
+    def defaults(typed):
+        return Config(n=100, name=typed.name * 2, from_="here")
+
+    assert parse(Config, ["--name", "big", "--n", "7"], defaults) == Config(7, True, "big", "here")
+    assert parse(Config, [], defaults) == Config(100, True, "xx", "here")
 
 
 @pytest.mark.parametrize("config", [Config(), Config(3, True, "two words"), Config(-2, False, "", "it's")])
@@ -61,6 +80,46 @@ def test_bad_input_is_a_sentence(error, code, capsys):
     with pytest.raises(SystemExit) as stop:
         main([])
     assert stop.value.code == code and capsys.readouterr().err == f"test_cli.py: {error}\n"
+
+
+def test_ctrl_c_is_a_sentence(capsys):
+    @script
+    def main(argv):
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as stop:
+        main([])
+    assert stop.value.code == 130 and capsys.readouterr().err == "test_cli.py: interrupted\n"
+
+
+@pytest.mark.parametrize("command", ["train.py", "sample.py", "evaluate.py", "convert.py", *(
+    f"evaluate.py {name}" for name in ("classes", "nll", "neighbours", "fid", "classifier"))])
+def test_help_is_the_same_without_torch(command, capsys, monkeypatch):
+    name, *words = [*command.split(), "--help"]
+    script = subprocess.Popen([sys.executable, "-X", "importtime", name, *words], cwd=ROOT, text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"COLUMNS": "80"})
+    monkeypatch.setattr(sys, "argv", [name])
+    monkeypatch.setenv("COLUMNS", "80")
+    with contextlib.suppress(SystemExit):
+        importlib.import_module(name.removesuffix(".py")).main(words)
+    said, imported = script.communicate()
+    assert script.returncode == 0 and said == capsys.readouterr().out and "--" in said
+    assert " torch\n" in imported and " torch.autograd" not in imported    # the stand-in
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("event, name", [("import", "torch.version"), ("open", "1.png")])
+def test_ctrl_c_while_a_script_imports_or_reads_is_a_sentence(event, name, tmp_path):
+    for k in range(3):
+        Image.new("L", (8, 8)).save(tmp_path / f"{k}.png")
+    code = f"""
+import os, runpy, signal, sys
+sys.argv = ["train.py", "--data", {str(tmp_path)!r}, "--out", {str(tmp_path / "run")!r}]
+sys.addaudithook(lambda event, args: event == {event!r} and str(args[0]).endswith({name!r})
+                 and os.kill(os.getpid(), signal.SIGINT))
+runpy.run_path("train.py", run_name="__main__")"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 130 and done.stderr == "train.py: interrupted\n"
 
 
 def test_a_bug_keeps_its_traceback():

@@ -29,7 +29,7 @@ function spacedTimes(alphaBar, steps, spacing = "trailing", shift = 1) {
 
 // The samplers: a function each, from alpha_bar at both ends of every step to what row k has in its columns; others are 0
 
-// Ancestral sampling at eta = 1.
+// Ancestral sampling at eta = 1, Euler's method at 0.
 function ddim(barT, barS, {eta = 0, variance = "beta_tilde"} = {}) {
   const beta = k => 1 - barT[k] / barS[k], betaTilde = k => beta(k) * (1 - barS[k]) / (1 - barT[k]);
   return k => {
@@ -40,6 +40,11 @@ function ddim(barT, barS, {eta = 0, variance = "beta_tilde"} = {}) {
     const floor = k > 0 ? betaTilde(k - 1) : beta(k);                   // log beta_tilde_1 would be -inf
     return {...row, log_min: Math.log(barS[k] < 1 ? betaTilde(k) : floor), log_max: Math.log(beta(k))};
   };
+}
+
+// DDPM's own: ddim at eta = 1.
+function ancestral(barT, barS, options) {
+  return ddim(barT, barS, {...options, eta: 1});
 }
 
 // DPM-Solver++(2M): the line through the last two x0_hat, half a step on.
@@ -103,7 +108,7 @@ function consistency(barT, barS) {
   return k => ({c0: Math.sqrt(barS[k]), cz: Math.sqrt(1 - barS[k])});
 }
 
-const SAMPLERS = {ddim, "2m": dpm2m, heun, unipc, consistency,
+const SAMPLERS = {ddim, ddpm: ancestral, "2m": dpm2m, heun, unipc, consistency,
                   "unipc-bh1": (barT, barS) => unipc(barT, barS, {bh1: true})};
 
 // The table: one row per network evaluation, an object with all columns. options: those of the sampler.
