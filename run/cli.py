@@ -42,7 +42,7 @@ def parse(kind: type[T], argv: Sequence[str] | None, defaults: Callable[[T], T] 
             "type": field.type, "metavar": flag.upper()}
         parser.add_argument(f"--{flag}", dest=field.name, default=argparse.SUPPRESS, help=text, **how)
     words = sys.argv[1:] if argv is None else argv
-    flags = vars(parser.parse_args([re.sub("^--(no[-_])?([^=]*)", spelled, word) for word in words]))
+    flags = vars(parser.parse_args([re.sub(r"^--(no[-_])?([\w-]+)(?=$|=)", spelled, word) for word in words]))
     for name, value in flags.items():
         if isinstance(value, int) and abs(value) >= 2**31:
             raise ValueError(f"{name} is {value}; it must be less than 2**31 in size")

@@ -15,6 +15,7 @@ from data import to_pixels
 from data.files import check_writable, writing
 from data.image_files import SUFFIXES, to_image
 
+WRITTEN = ".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"
 FRAMES, GREYS = 40, 16              # of a film, at most: 100 digits then take under 2 MB
 SIZES = 14, 12, 10                  # of heads, in pixels: the first at which all of them fit
 MOST = 40                           # columns of a grid with heads, and rows of a strip
@@ -161,8 +162,8 @@ def save(image: Image.Image, path: str | Path, sync: bool = True, **options) -> 
 def picture_format(path: str | Path) -> str:
     """The format that a picture's name ends in. Raises ValueError for another name."""
     suffix = Path(path).suffix.lower()
-    if suffix not in SUFFIXES:
-        raise ValueError(f"{path} is no name of a picture; let it end in {' '.join(SUFFIXES)}")
+    if suffix not in WRITTEN:
+        raise ValueError(f"{path} is no name of a picture; let it end in {' '.join(WRITTEN)}")
     return SUFFIXES[suffix]
 
 
