@@ -39,6 +39,13 @@ def test_main_writes_the_pictures_it_was_asked_for(tmp_path, capsys):
     assert data.load(str(tmp_path / "pictures.npz")).shape == (1, 8, 8)
 
 
+def test_the_strip_has_the_snapshots_asked_for(tmp_path):
+    sample.main(["--checkpoint", DIGITS, "--n", "4", "--steps", "5", "--snapshots", "1000,600,0",
+                 "--out", str(tmp_path)])
+    samples = generate(Config(checkpoint=DIGITS, n=4, steps="5"), lambda times: {1000, 600})
+    assert Image.open(tmp_path / "strip.png").tobytes() == pictures.strip(samples, [1000, 600, 0]).tobytes()
+
+
 @pytest.mark.slow
 def test_a_film_of_a_hundred_digits_is_small_and_shows_the_chain(tmp_path):
     sample.main(["--checkpoint", DIGITS, "--steps", "200", "--eta", "1", "--gif", "--out", str(tmp_path)])
@@ -202,7 +209,7 @@ def test_an_npz_is_resumed_after_a_stop(tmp_path, monkeypatch, capsys, torn):
             raise KeyboardInterrupt
         append(path, done, pixels)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(arrays, "append", dies)
         sample.main([*MANY, "--n", "45", "--out", str(parts)])
     assert not (parts / "pictures.npz").exists()

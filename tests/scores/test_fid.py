@@ -107,15 +107,20 @@ def test_statistics_are_cached_by_the_pixels(tmp_path):
     assert batches[3:] == [12]
 
 
-def test_grey_is_colour_and_alpha_and_few_pictures_are_refused(tmp_path):
+def test_grey_is_colour_and_opaque_is_rgb_and_few_pictures_are_refused(tmp_path, capsys):
     for k in range(4):
         Image.effect_noise((8, 8), 50).save(tmp_path / f"{k}.png")
-    flags = ["--data", str(tmp_path), "--cache", str(tmp_path / "c"), "--pictures"]
-    fid.fid([*flags, str(tmp_path)], stub)
+    flags = ["--data", str(tmp_path / "L"), "--cache", str(tmp_path / "c"), "--pictures"]
+    capsys.readouterr()
+    for mode in ("L", "RGB", "RGBA"):
+        (tmp_path / mode).mkdir()
+        for path in tmp_path.glob("*.png"):
+            Image.open(path).convert(mode).save(tmp_path / mode / path.name)
+        fid.fid([*flags, str(tmp_path / mode)], stub)
+    said = [line.split()[1] for line in capsys.readouterr().out.splitlines() if "pictures of" in line]
+    assert len(said) == 6 and said[::2] == ["0.000"] * 3
     with pytest.raises(ValueError, match="has 3 pictures"):
         fid.fid([*flags, pictures(tmp_path / "few.npz", 3)], stub)
-    with pytest.raises(ValueError, match="alpha"):
-        fid.to_rgb(torch.zeros(3, 4, 4, 4))
 
 
 def test_a_missing_pytorch_fid_is_named_with_its_install_command(monkeypatch):
