@@ -84,7 +84,8 @@ def test_inversion_takes_real_times():
     """And misses the picture by no more than at whole ones nearby."""
     model, x = trained("weights/digits.safetensors"), data.to_unit(data.digits(held_out=True).images[:4])
     times = ddpm.spaced_times(model.schedule, 80, "flow")
-    assert times.dtype == torch.float64
+    up = invert.upward_rows(model, times)
+    assert up[:, 0].tolist() == times.flip(0)[:-1].tolist() and (times % 1).any()
     again = invert.picture_of(model, invert.noise_of(model, x, times), times)
     assert rms(again - x) < 0.05
 
