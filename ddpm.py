@@ -74,10 +74,15 @@ def as_times(schedule: Schedule, t: Tensor, first: int = 1, whole: bool = False)
     return t
 
 
-def broadcast_to(x: Tensor, *coefficients: Tensor) -> list[Tensor]:
-    """Float64 coefficients (B,) in x's dtype, shaped to multiply x (B, ...). Raises ValueError for an integer x."""
+def check_floating(x: Tensor) -> None:
+    """Raises ValueError for pictures of integers, whose scale would be another, and coefficients 0 and 1."""
     if not x.is_floating_point():
         raise ValueError(f"x is {x.dtype}; it must be floating, pictures in [-1, 1] (data.to_unit makes them)")
+
+
+def broadcast_to(x: Tensor, *coefficients: Tensor) -> list[Tensor]:
+    """Float64 coefficients (B,) in x's dtype, shaped to multiply x (B, ...)."""
+    check_floating(x)
     return [c.to(x.dtype).view(-1, *[1] * (x.ndim - 1)) for c in coefficients]
 
 
@@ -139,6 +144,7 @@ def exact_denoiser(schedule: Schedule, data: Tensor, target: str = "eps") -> Cal
 
     x0_hat is the mean of the data, each weighted by how likely it became x_t. The posterior of a finite set.
     """
+    check_floating(data)
     points = data.flatten(1).double()                                   # N D
 
     def denoise(xt: Tensor, t: Tensor) -> Tensor:
@@ -296,6 +302,7 @@ def bound_terms(schedule: Schedule, denoise: Callable, x0: Tensor, t: Tensor, ep
 
 def prior_bits(schedule: Schedule, x0: Tensor) -> Tensor:
     """L_T, KL(q(x_T | x0) || N(0, I)), of each image (B,) in bits/dim, float64 ([1] eq. 5)."""
+    check_floating(x0)
     alpha_bar = schedule.alpha_bar[-1]
     zero = torch.zeros_like(alpha_bar)
     kl = normal_kl(alpha_bar.sqrt() * x0.double(), (-alpha_bar).log1p(), zero, zero)

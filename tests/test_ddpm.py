@@ -231,11 +231,13 @@ def test_losses_under_transforms(t):
     assert_close(exported(x0, t.flip(0), eps), lost(schedule, x0, t.flip(0), eps))
 
 
-def test_pictures_of_whole_numbers_are_refused():
-    """Whose coefficients would be cast to 0 and 1."""
-    x = torch.zeros(1, 1, 2, 2, dtype=torch.uint8)
+@pytest.mark.parametrize("call", [
+    lambda s, x: q_sample(s, x, torch.tensor([5]), torch.randn(1, 1, 2, 2)), ddpm.prior_bits, ddpm.exact_denoiser,
+    lambda s, x: loss(s, lambda xt, t: xt, x, torch.tensor([5]), torch.randn(1, 1, 2, 2), target="x0")])
+def test_pictures_of_whole_numbers_are_refused(call):
+    """Whose coefficients would be cast to 0 and 1, or whose scale would be another."""
     with pytest.raises(ValueError, match=r"x is torch.uint8; it must be floating, pictures in \[-1, 1\]"):
-        q_sample(linear_schedule(10), x, torch.tensor([5]), torch.randn(1, 1, 2, 2))
+        call(linear_schedule(10), torch.zeros(1, 1, 2, 2, dtype=torch.uint8))
 
 
 def test_times_are_not_looked_at_while_compiling():
