@@ -152,7 +152,7 @@ class Config:
     to: str = "weights/digits.safetensors"      # where to
     average: bool = False                       # the averaged weights alone: half of that
     dtype: str = "float32"                      # of the weights but the norms': float32, or bf16, half again
-    classes: str = ""                           # names of the classes, as cat,dog, for those that the data gave
+    classes: str = ""                           # new names, as cat,dog; the last class without one is the null class
 
 
 @script
@@ -163,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     weights = {} if config.average else cast(checkpoint.weights, DTYPES[config.dtype])
     old = checkpoint.data["classes"]
     names = tuple(config.classes.split(",")) if config.classes else old
-    if len(names) != len(old) or len({*names, ""}) <= len(names):
+    if len(names) not in (len(old), checkpoint.network.classes - 1) or len({*names, ""}) <= len(names):
         raise ValueError(f"classes is {config.classes!r}; name each of the {len(old)} classes once: "
                          f"{', '.join(old[:20])}")
     save(config.to, checkpoint._replace(weights=weights, ema=cast(checkpoint.ema, DTYPES[config.dtype]), losses=(),
