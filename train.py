@@ -31,24 +31,28 @@ from tqdm import tqdm
 import data
 import ddpm
 import noise
+import published
 from kernels.compile import compile_trained, fast_unet
 from run import folder, presets, processes
-from run.cli import DTYPES, as_flag, check_range, choose_device, limit_threads, parse, script
+from run.checkpoint import LAST, Checkpoint
+from run.cli import DTYPES, as_flag, check_range, choose_device, command, limit_threads, parse, script
 from run.importance import empty_history, importance, update_history
 from run.memory import Cast, recompute
-from run.resume import latest, resume
-from run.state import Progress, Run, describe, due, log, saved_on_error, scores_are_cheap, write
+from run.resume import LEARNED, RATE, latest, resume, run_folder, saved_settings, settings_of, start_from
+from run.state import Progress, Run, describe, due, log, saved_on_error, scores_are_cheap, time_left, write
 from scores.classes import scorer
 from unet import CONFIGS, UNet, UNetConfig, check_size
 
-LOSSES, LEARNED = ("l2", "l1", "hybrid", "bound"), ("hybrid", "bound")
+LOSSES = ("l2", "l1", *LEARNED)
 SAMPLINGS = ("stratified", "importance")
 
 
 @dataclass(frozen=True)
 class Config:
     """Trains an image model; repeat the command to resume a run that stopped."""
-    preset: str = ""                            # a recipe to start from, which other flags change
+    preset: str = ""                            # a recipe, which other flags change
+    resume: str = ""                            # folder of a run, which goes on with its own settings
+    init: str = ""                              # a model to start from: a run, a checkpoint, any --source of convert.py
     data: str = "digits"                        # digits, a folder, an .npz file, or a set: mnist:FOLDER
     size: str = ""                              # pixels, as 64 or 48x64 (H x W); empty keeps the pictures' own
     fit: str = "crop"                           # how pictures reach that size: crop (resized first) or pad (shrunk)
@@ -85,23 +89,36 @@ class Config:
 
 
 PRESETS = {name: replace(Config(), **changes, out=f"runs/{name}") for name, changes in presets.PRESETS.items()}
+AVERAGED = 10**9                    # steps that the average of --init counts as having behind it: none is ramped
 CHECK_EVERY = 50                    # updates after which a GPU is asked whether they succeeded
 FREE = {"steps", "recompute", "compile", "deterministic", "device", "workers",  # may differ when a run is resumed
-        "log_every", "sample_every", "save_every", "accept_changes", "out", "preset"}
+        "log_every", "sample_every", "save_every", "accept_changes", "out",
+        "preset", "resume", "accumulate", *RATE}        # the rate's are told, accumulation changes rounding alone
 
 
 def defaults(config: Config) -> Config:
-    """The settings that the flags of this config change: all, or a preset's."""
+    """The settings that the flags of this config change: of the preset, of the run to resume, of the model to train."""
     if config.preset:
         ddpm.check_choice("preset", config.preset, PRESETS)
-    return PRESETS.get(config.preset, Config())
+    settings = PRESETS.get(config.preset, Config())
+    if config.resume:
+        if config.preset:
+            raise ValueError(f"the run in {config.resume} goes on with its own settings; leave --preset out")
+        saved = saved_settings(config.resume)
+        settings = Config(**{name: saved[name] for name in saved if hasattr(settings, name)})
+    if config.init:
+        settings = replace(settings, **settings_of(published.read(config.init), settings.loss))
+    return settings
 
 
 def check(config: Config) -> None:
     """Raises ValueError for settings that cannot work, or whose batch the processes cannot share, naming the first."""
-    for name, allowed in {"network": CONFIGS, "target": ddpm.TARGETS, "loss": LOSSES, "sampling": SAMPLINGS,
-                          "schedule": ddpm.SCHEDULES, "dtype": DTYPES}.items():
+    for name, allowed in {"network": [*CONFIGS, *[""] * bool(config.init)], "target": ddpm.TARGETS, "loss": LOSSES,
+                          "sampling": SAMPLINGS, "schedule": ddpm.SCHEDULES, "dtype": DTYPES}.items():
         ddpm.check_choice(name, getattr(config, name), allowed)
+    if config.resume and Path(config.out) != run_folder(config.resume):
+        raise ValueError(f"out is {config.out} and resume {config.resume}; a run goes on in its own folder; leave out "
+                         f"--out, or copy the folder and resume the copy")
     if config.space:
         ddpm.check_choice("space", config.space, ddpm.SPACES)
     if config.space and config.loss != "l2":
@@ -125,21 +142,22 @@ def check(config: Config) -> None:
                          f"process's share of the batch")
 
 
-def network_for(config: Config, dataset: data.Data) -> UNetConfig:
-    """The named network with the channels and classes of the data, and at last a null class, if it will be trained."""
+def network_for(config: Config, dataset: data.Data, model: Checkpoint | None = None) -> UNetConfig:
+    """The named network, or the model's, with the channels and classes of the data, and at last a null class, if it
+    will be trained."""
     C = dataset.shape[0]
     classes = len(dataset.classes) + (config.null > 0) if dataset.classes and config.null < 1 else 0
-    network = replace(CONFIGS[config.network], in_channels=C, classes=classes,
+    network = replace(CONFIGS[config.network] if config.network else model.network, in_channels=C, classes=classes,
                       out_channels=2 * C if config.loss in LEARNED else C)
     check_size(network, *dataset.shape)
     return network
 
 
-def start(config: Config, dataset: data.Data) -> Run:
-    """A run at step 0."""
+def start(config: Config, dataset: data.Data, model: Checkpoint | None = None) -> Run:
+    """A run at step 0. model: what has the network, if config does not name it."""
     device = choose_device(config.device)
     torch.manual_seed(config.seed)
-    network = network_for(config, dataset)
+    network = network_for(config, dataset, model)
     unet = fast_unet(network, device) if config.compile else UNet(network).to(device)
     limit_threads(unet)
     if config.recompute:
@@ -289,7 +307,7 @@ def update(run: Run, model: Callable, step: int, pixels: Tensor, labels: Tensor)
         group["lr"] = learning_rate(config, step)
     run.optimizer.found_inf = (~finite).float()                                   # then it changes nothing
     run.optimizer.step()
-    update_average(run.ema, run.weights, config.ema, step, finite)
+    update_average(run.ema, run.weights, config.ema, step + AVERAGED * bool(config.init), finite)
     if run.history is not None and finite:
         update_history(run.history, t, losses[0].cpu())
     record = folder.loss_record(config.T, *(to_device(part, losses.device) for part in (t, weight)), losses)
@@ -299,31 +317,39 @@ def update(run: Run, model: Callable, step: int, pixels: Tensor, labels: Tensor)
 
 # The loop
 
-def train(run: Run) -> None:
+def train(run: Run, clock: Callable[[], float] = time.perf_counter) -> None:
     """All updates that are left, with a log, grids of samples and checkpoints at intervals."""
     config, model, first, writes = run.config, trained_model(run), run.progress.step, processes.rank() == 0
     loader = data.batches(run.dataset, config.batch, config.seed, range(first + 1, config.steps + 1), config.flip,
                           config.workers, processes.local_slice(config.batch))
-    stop, began = False, time.perf_counter()
-    with (processes.interruptible() as interrupted, saved_on_error(run),
+    timed, began, told = first, clock(), False
+    with (processes.interruptible(gradients=run.schedule.beta.is_cpu and not config.compile), saved_on_error(run),
           tqdm(total=config.steps, initial=first, unit=" steps", disable=not writes) as bar):
+        if writes and first:
+            write(run)                                                            # what it was stopped before
         for step, (pixels, labels) in enumerate(loader, first + 1):
             norm = update(run, model, step, pixels, labels)
-            stop = processes.any_process(interrupted.is_set())
+            stop = processes.any_process(processes.INTERRUPTED.is_set())
+            seconds, count = clock() - began, step - timed
+            rate = count * config.batch / seconds
             if norm.is_cpu or stop or any(due(run, every) for every in (
                     CHECK_EVERY, config.log_every, config.sample_every, config.save_every)):
                 run.progress.check_failures()
+                if writes and not told and (seconds > 10 or count >= 20):
+                    bar.write(time_left(run, seconds / count))
+                    told = True
             bar.update()
-            rate = (step - first) * config.batch / (time.perf_counter() - began)
             if line := log(run, norm=norm, lr=learning_rate(config, step), images_per_second=rate):
                 bar.set_postfix(loss=f"{line['loss']:.4f}", images=f"{rate:.0f}/s")
-            write(run, stop)
+            if writes:
+                write(run)
             if stop:
-                break
-    if writes:
-        print(f"stopped at step {step}; repeat the command to resume" if stop else f"{config.out}: log.jsonl, loss.png,"
-              f" samples/, progress.gif, last.safetensors; sample from it with: python sample.py --checkpoint "
-              f"{Path(config.out, 'last.safetensors')}")
+                raise processes.Interrupted
+            if config.compile and step == first + 1:
+                timed, began = step, clock()                                      # compiled it
+    if writes and run.progress.step >= config.steps:
+        print(f"{config.out}: log.jsonl, loss.png, samples/, progress.gif, {LAST}; sample from it with: "
+              f"{command('sample.py', '--checkpoint', Path(config.out, LAST))}")
 
 
 def prepare(config: Config, check_folder: Callable[[], None]) -> Run:
@@ -331,6 +357,7 @@ def prepare(config: Config, check_folder: Callable[[], None]) -> Run:
     out = Path(config.out)
     path, checkpoint = latest(out) or (None, None)
     step = checkpoint.step if checkpoint else 0
+    model = published.read(config.init) if config.init and not checkpoint else checkpoint
     if step != processes.broadcast_first(step):
         raise ValueError(f"{path} is at step {step} for one process and not for another; --out must be a folder that "
                          f"all of them share")
@@ -339,13 +366,15 @@ def prepare(config: Config, check_folder: Callable[[], None]) -> Run:
         config = replace(config, seed=seed)
     data.check_outside(config.data, config.out)
     dataset = data.load(config.data, config.size, config.fit, config.channels)
-    run = start(config, dataset)._replace(digest=data.digest(dataset), check_folder=check_folder)
+    run = start(config, dataset, model)._replace(digest=data.digest(dataset), check_folder=check_folder)
     if processes.rank() == 0:
-        describe(run)
+        describe(run, learning_rate)
         if scores_are_cheap(config):
             run = run._replace(score=scorer(dataset, config.data, config.size, config.fit))
     if checkpoint:
-        resume(run, path, checkpoint, FREE)
+        resume(run, path, checkpoint, FREE, learning_rate)
+    elif config.init:
+        start_from(run, model)
     if processes.rank() == 0:
         folder.truncate_log(out, step)
     return run

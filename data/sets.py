@@ -142,7 +142,8 @@ def take(data: Data, index: Tensor) -> Data:
 def digest(data: Data) -> str:
     """A hash that tells whether a data set changed: of its labels, and of its pixels where they lie in memory.
 
-    Of a folder that is read as needed it is the hash of the files' names and sizes, of other sets that of 16 pictures.
+    Of a folder that is read as needed it is the hash of the files' names in it and sizes, of other sets that of 16
+    pictures.
     """
     hashed = hashlib.sha256(repr((len(data.images), tuple(data.shape), data.classes)).encode(errors="surrogateescape"))
     if hasattr(data.images, "paths"):

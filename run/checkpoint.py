@@ -75,9 +75,12 @@ def save(path: str | Path, checkpoint: Checkpoint, previous: Path | None = None)
 def load(path: str | Path, parts: Sequence[str] = PARTS) -> Checkpoint:
     """Reads what `save` wrote, onto the CPU. Raises ValueError for other files, and for weights of another network.
 
-    parts: which of PARTS are wanted. The others are empty, and take no memory.
+    path: a file, or the folder of a run, whose newest is read. parts: which of PARTS are wanted. The others are empty,
+    and take no memory.
     """
     path = Path(path)
+    if path.is_dir():
+        path /= LAST
     old, new, previous = path.with_suffix(".pt"), path.with_suffix(SUFFIX), path.with_name(PREVIOUS)
     if old.is_file() and (path == old or not path.is_file()):
         raise ValueError(f"{old} is a checkpoint from before safetensors; convert it with: "

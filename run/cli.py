@@ -63,6 +63,12 @@ def as_flag(name: str, value: str | float | bool) -> str:
     return f"--{name} {shlex.quote(str(value))}"
 
 
+def command(script: str, *words: object) -> str:
+    """The command line that runs a script of this folder, as it is typed where the user is."""
+    path = Path(__file__).parents[1] / script
+    return shlex.join(map(str, ["python", script if path.parent == Path.cwd() else path, *words]))
+
+
 def script(main: Callable) -> Callable:
     """A main(argv) whose bad input ends in one sentence on stderr and exit status 2, Ctrl-C in one and 130.
 

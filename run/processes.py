@@ -19,12 +19,14 @@ import torch
 import torch.distributed as dist
 import torch.distributed.nn  # noqa: F401  (imported later, as by DDP, its default arguments would keep the group)
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.parallel import DistributedDataParallel
 
 from run.cli import choose_device
 
 T = TypeVar("T")
 STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]    # of a run
+INTERRUPTED = threading.Event()     # whether one of them has come
 TIMEOUT = timedelta(minutes=30)     # the longest wait for another process, as for the first while it samples and saves
 
 
@@ -95,18 +97,31 @@ def average_gradients(model: nn.Module) -> nn.Module:
     return DistributedDataParallel(model, find_unused_parameters=True)  # else a resumed run would add in another order
 
 
-@contextlib.contextmanager
-def interruptible() -> Iterator[threading.Event]:
-    """An event that Ctrl-C, SIGTERM or SIGHUP sets, instead of ending the process.
+class Interrupted(Exception):
+    """Ctrl-C or another signal asked the run to end."""
 
-    A signal that is ignored stays so, as SIGHUP for a process that nohup started.
+
+def unless_interrupted(value: T = None) -> T:
+    """The value; raises Interrupted once a signal has come, unless other processes would wait for this one."""
+    if INTERRUPTED.is_set() and world_size() == 1:
+        raise Interrupted
+    return value
+
+
+@contextlib.contextmanager
+def interruptible(gradients: bool) -> Iterator[None]:
+    """Ctrl-C, SIGTERM and SIGHUP set INTERRUPTED, instead of ending the process.
+
+    gradients: whether their computation, which may take minutes on a CPU, is left by Interrupted, at the next tensor
+    that it saves or needs. A signal that is ignored stays so, as SIGHUP for a process that nohup started.
     """
-    interrupted = threading.Event()
+    INTERRUPTED.clear()
     before = {stop: signal.getsignal(stop) for stop in STOPS if signal.getsignal(stop) not in (signal.SIG_IGN, None)}
     for stop in before:
-        signal.signal(stop, lambda *_: interrupted.set())
+        signal.signal(stop, lambda *_: INTERRUPTED.set())
     try:
-        yield interrupted
+        with saved_tensors_hooks(*[unless_interrupted] * 2) if gradients else contextlib.nullcontext():
+            yield
     finally:
         for stop, handler in before.items():
             signal.signal(stop, handler)

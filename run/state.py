@@ -15,12 +15,14 @@ import ddpm
 import noise
 from run import checkpoint, folder, pictures, processes
 from run.checkpoint import LAST, MOMENTS, PREVIOUS, Checkpoint
+from run.cli import command
 from run.labels import count_pictures, with_pictures
 from unet import UNet
 
 Score = Callable[[Tensor, Tensor | None], dict[str, float]]         # samples in [-1, 1], their labels -> scores by name
 PATIENCE = 5                        # consecutive updates that may fail before the run stops
 SCORED, SCORED_STEPS = 250, 10      # samples that are scored, and their steps of DPM-Solver++
+DAY, UNITS = 86400, (("days", 86400), ("hours", 3600), ("minutes", 60), ("seconds", 1))        # with their seconds
 SHOWN, SHOWN_STEPS = 20, 50         # classes in a grid of samples, at most, and the steps of DDIM
 
 
@@ -32,6 +34,7 @@ class Progress:
     failures: Tensor | int = 0      # consecutive updates that failed, on the device; PATIENCE of them are not forgotten
     saved: int = 0                  # the step of the newest checkpoint, or of the latest attempt to write one
     sound: bool = False             # whether the newest file is this run's and sound, and so worth keeping
+    data: dict[str, list[float]] = field(default_factory=dict)      # mean and deviation of its channels, once known
 
     def count(self, step: int, finite: Tensor, record: Tensor) -> None:
         """The update of this step is done; where the gradient was not finite it changed nothing, and has no record.
@@ -46,7 +49,8 @@ class Progress:
         """Raises ValueError if too many updates in a row failed. Waits for a GPU."""
         if self.failures >= PATIENCE:
             raise ValueError(f"the loss or its gradient was not finite {PATIENCE} steps in a row, seen at step "
-                             f"{self.step}; lower --lr or look at the data. A checkpoint, if any, is from before")
+                             f"{self.step}; lower --lr, also of a run that is resumed, or look at the data. A "
+                             f"checkpoint, if any, is from before")
 
 
 class Run(NamedTuple):
@@ -65,15 +69,35 @@ class Run(NamedTuple):
     check_folder: Callable[[], None] = lambda: None                 # raises ValueError if it is no longer this job's
 
 
-def describe(run: Run) -> None:
-    """Prints what is trained on what, and how much of the data the schedule leaves in x_T."""
+def describe(run: Run, rate: Callable[[Any, int], float]) -> None:
+    """Prints what is trained on what, and how much of the data the schedule leaves in x_T.
+
+    rate: (config, step) -> the learning rate; one that never gets near --lr is told.
+    """
     config, bits, world = run.config, ddpm.schedule_check(run.schedule), processes.world_size()
+    N = len(run.dataset.images)
+    epochs = "" if N == data.ENDLESS else f", each used {config.steps * config.batch / N:.3g} times"
     print(f"data     {config.data}: {data.describe(run.dataset)}")
-    print(f"network  {config.network}: {sum(w.numel() for w in run.weights.values()):,} parameters, {config.dtype}, "
-          f"on {f'{world} x ' if world > 1 else ''}{run.schedule.beta.device}; seed {config.seed}")
+    print(f"steps    {config.steps:,} with {config.batch} pictures{epochs}")
+    print(f"network  {config.network or config.init}: {sum(w.numel() for w in run.weights.values()):,} parameters, "
+          f"{config.dtype}, on {f'{world} x ' if world > 1 else ''}{run.schedule.beta.device}; seed {config.seed}")
     print(f"schedule {config.schedule}, T = {config.T}: {bits:.2g} bits/dim of the data are left in x_T")
     if bits > 1e-3:
         print("warning: sampling starts without them; a larger T or another --schedule leaves less")
+    peak = max((rate(config, step) for step in range(1, min(config.warmup, config.steps) + 1)), default=config.lr)
+    if peak < config.lr / 2:
+        print(f"warning: the learning rate reaches {peak:.2g}, not --lr {config.lr:g}, as it rises for --warmup "
+              f"{config.warmup} of {config.steps} steps; lower --warmup")
+
+
+def time_left(run: Run, seconds: float) -> str:
+    """How long the steps that are left take, at so many seconds each; a warning if it is more than a day."""
+    steps = run.config.steps - run.progress.step
+    unit, length = next((each for each in UNITS if steps * seconds >= 2 * each[1]), UNITS[-1])
+    text = f"about {steps * seconds / length:.0f} {unit} for the {steps:,} steps that are left"
+    if steps * seconds < DAY:
+        return text
+    return f"warning: {text}; fewer --steps, or a smaller --network, --size or --batch, take less, as does a GPU"
 
 
 def due(run: Run, every: int) -> bool:
@@ -94,18 +118,23 @@ def log(run: Run, **facts: float | Tensor) -> dict | None:
     return line
 
 
-def write(run: Run, stop: bool) -> None:
-    """Writes a grid of samples and a checkpoint if they are due, the checkpoint also if the run stops here."""
-    if processes.rank() > 0:
-        return
-    config, step, out = run.config, run.progress.step, Path(run.config.out)
-    if due(run, config.sample_every):
-        run.check_folder()
-        facts = save_samples(run, out / "samples" / f"{step:06d}.png")
-        folder.append_log(out, {"step": step, **facts, **score_samples(run)})
-        pictures.progress(out / "samples", step, out / "progress.gif")
-    if due(run, config.save_every) or stop:
+def write(run: Run) -> None:
+    """Writes a grid of samples and a checkpoint if they are due."""
+    if due(run, run.config.sample_every):
+        write_samples(run)
+    if due(run, run.config.save_every) and run.progress.step > run.progress.saved:
         save(run)
+
+
+def write_samples(run: Run) -> None:
+    """Writes a grid of samples, and what the log says of it, unless the log has it already."""
+    step, out = run.progress.step, Path(run.config.out)
+    if any(line["step"] == step and "samples_mean" in line for line in folder.read_log(out)):
+        return
+    run.check_folder()
+    facts = save_samples(run, out / "samples" / f"{step:06d}.png")
+    folder.append_log(out, {"step": step, **facts, **score_samples(run)})
+    pictures.progress(out / "samples", step, out / "progress.gif")
 
 
 def save(run: Run) -> None:
@@ -132,15 +161,20 @@ def saved_on_error(run: Run) -> Iterator[None]:
 
     It cannot be done in the middle of an update, which changes weights, moments and average one after the other. It is
     not done after too many failed updates: a run that is started again and again would reach its end with them.
+    An interruption is no error: it ends the block.
     """
     try:
         yield
-    except Exception:
-        step = run.progress.step or 0
-        if processes.rank() == 0 and step > run.progress.saved and run.progress.failures < PATIENCE:
-            save(run)
-            print(f"an error ended the run; step {step} is saved, repeat the command to resume")
-        raise
+    except Exception as error:
+        step, stopped = run.progress.step or 0, isinstance(error, processes.Interrupted)
+        unsaved = step > run.progress.saved and run.progress.failures < PATIENCE
+        if processes.rank() == 0 and (unsaved or stopped):
+            if unsaved:
+                save(run)
+            end = f"stopped at step {step}" if stopped else f"an error ended the run, step {step} is saved"
+            print(f"{end}; to resume, repeat the command, or: {command('train.py', '--resume', run.config.out)}")
+        if not stopped:
+            raise
 
 
 def save_samples(run: Run, path: Path) -> dict[str, list[float]]:
@@ -150,8 +184,10 @@ def save_samples(run: Run, path: Path) -> dict[str, list[float]]:
     x0, _ = sampled(run, 5 * len(shown) or 16, shown, SHOWN_STEPS, "ddim")
     heads = pictures.class_heads(run.dataset.classes, shown.tolist())
     pictures.save(pictures.grid(x0, len(heads) or 4, heads), path)
-    real = data.to_unit(data.evenly_spaced(run.dataset, 512))
-    return {**pictures.channel_statistics("samples", x0), **pictures.channel_statistics("data", real)}
+    if not run.progress.data:                           # pictures that are read as needed are read once for it
+        real = data.to_unit(data.evenly_spaced(run.dataset, 512))
+        run.progress.data.update(pictures.channel_statistics("data", real))
+    return {**pictures.channel_statistics("samples", x0), **run.progress.data}
 
 
 def score_samples(run: Run) -> dict[str, float]:
@@ -184,7 +220,8 @@ def sampled(run: Run, n: int, classes: Tensor, steps: int, sampler: str) -> tupl
     seeds = noise.image_seeds(0, torch.arange(n, device=device))
     labels = classes.to(device)[torch.arange(n, device=device) % len(classes)] if run.unet.classes else None
     run.unet.eval()
-    *_, (_, x0, _) = ddpm.sample(lambda xt, t: functional_call(run.unet, run.ema, (xt, t, labels)),
-                                 rows, run.dataset.shape, seeds)
+    for _, x0, _ in ddpm.sample(lambda xt, t: functional_call(run.unet, run.ema, (xt, t, labels)),  # noqa: B007
+                                rows, run.dataset.shape, seeds):
+        processes.unless_interrupted()
     run.unet.train()
     return x0, labels

@@ -43,7 +43,7 @@ def disturbed(train: Sequence[str], sent: signal.Signals, wait: float) -> str:
         time.sleep(wait)
         process.send_signal(sent)
         status = process.wait()
-    early = [-sent, *[1] * (sent == signal.SIGINT)]                 # before it listens
+    early = [-sent, *[1, 130] * (sent == signal.SIGINT)]            # before it listens
     assert status == 0 or status in early, (sent, status, process.stderr)
     return "by itself" if status == 0 else sent.name
 

@@ -62,6 +62,7 @@ def test_flags_that_once_caused_a_traceback_or_a_wrong_result(case, folder, monk
 # Every flag acts: its value, and what it needs beside it
 
 TRAIN = {
+    "resume": "other", "init": "weights/digits.safetensors",
     "preset": "cifar10 --data digits --size 8 --network digits",
     "data": "pictures", "size": "16", "fit": "pad --data pictures --size 8", "flip": "", "network": "other",
     "target": "x0", "loss": "l1", "space": "x0", "sampling": "importance", "schedule": "linear", "T": "5",

@@ -2,17 +2,21 @@ import copy
 import json
 import math
 import os
+import shlex
 import signal
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from torch.testing import assert_close
 
+import convert
 import data
 import ddpm
+import evaluate
 import noise
 import sample
 import train
@@ -50,6 +54,46 @@ def test_a_run_leaves_what_it_says(tmp_path, curves, capsys):
     assert "warning" in said and "0.036 bits/dim of the data are left in x_T" in said
 
 
+@pytest.mark.parametrize("steps, warmup, told", [
+    (10, 100, "reaches 0.00013, not --lr 0.005, as it rises for --warmup 100 of 10 steps"),     # step 4: .04 * .658
+    (100, 100, "reaches 0.0013, not"), (1000, 100, ""), (1, 0, "")])
+def test_a_warmup_that_is_too_long_is_told(capsys, steps, warmup, told):
+    train.describe(started(steps=steps, warmup=warmup)[0], train.learning_rate)
+    said = [line for line in capsys.readouterr().out.splitlines() if "rises" in line]
+    assert len(said) == bool(told) and all(told in line and "lower --warmup" in line for line in said)
+
+
+def test_the_steps_are_told_as_times_that_the_pictures_are_used(capsys):
+    train.describe(started(steps=3000, batch=64)[0], train.learning_rate)
+    assert "steps    3,000 with 64 pictures, each used 160 times\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("T", [20, 60])
+def test_the_command_that_is_printed_at_the_end_samples_from_the_run(tmp_path, capsys, monkeypatch, T):
+    """With few steps, in a folder with a space, from any place."""
+    monkeypatch.chdir(tmp_path)
+    run("my run", "--steps", "2", "--T", str(T))
+    python, script, *flags = shlex.split(capsys.readouterr().out.rpartition("sample from it with: ")[2])
+    assert python == "python" and Path(script).samefile(sample.__file__)
+    sample.main([*flags, "--n", "2"])
+    assert f"{min(T, 50)} network evaluations" in capsys.readouterr().out and Path("out/grid.png").exists()
+
+
+def test_a_run_s_folder_is_its_checkpoint_wherever_one_is_asked_for(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run("run", "--steps", "2")
+    assert checkpoint.load("run").step == 2
+    grids = []
+    for flags in (["--checkpoint", "run"], ["--from", "run/"], ["--checkpoint", "run/last.safetensors"]):
+        sample.main([*flags, "--n", "4", "--steps", "2"])
+        grids.append(Path("out/grid.png").read_bytes())
+    assert grids[0] == grids[1] == grids[2]
+    evaluate.main(["neighbours", "--checkpoint", "run", "--n", "2", "--steps", "2", "--among", "20"])
+    checkpoint.main(["--source", "run", "--to", "given.safetensors"])
+    convert.main(["--source", "run", "--to", "folder.safetensors"])
+    assert {checkpoint.load(f"{name}.safetensors").step for name in ("given", "folder")} == {2}
+
+
 def test_the_loss_falls(tmp_path):
     run(tmp_path, "--steps", "60", "--log_every", "20", "--batch", "32", "--T", "1000")
     losses = [line["loss"] for line in folder.read_log(tmp_path) if "loss" in line]
@@ -75,7 +119,7 @@ def test_a_run_cut_in_two_ends_bitwise_where_the_whole_one_does(tmp_path, flags,
         return update(run, model, k, *batch)
 
     run(tmp_path / "whole", *flags)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(train, "update", dies)
         run(tmp_path / "cut", *flags)
     half = checkpoint.load(tmp_path / "cut" / "last.safetensors")
@@ -186,6 +230,16 @@ def test_one_bad_step_is_skipped(monkeypatch):
     assert not norm.isfinite() and run.progress.failures == 1 and not folder.mean_losses(run.progress.records)
     assert_close((run.unet.state_dict(), run.ema), before, rtol=0, atol=0)
     assert all(moment.abs().max() == 0 for state in run.optimizer.state.values() for moment in state.values())
+
+
+def test_the_network_is_told_other_times_at_every_step(tmp_path, monkeypatch):
+    told, objective = [], train.objective
+    monkeypatch.setattr(train, "objective", lambda config, schedule, denoise, x0, t, eps: told.append(t) or objective(
+        config, schedule, denoise, x0, t, eps))
+    train.main(["--steps", "5", "--batch", "8", "--warmup", "1", "--device", "cpu", "--out", str(tmp_path)])
+    t = torch.stack(told)
+    assert t.shape == (5, 8) and t.dtype == torch.int64 and all(len(times.unique()) == 5 for times in t.T)
+    assert t.min() >= 1 and t.max() <= 1000 and t.max() - t.min() > 700
 
 
 def test_times_are_stratified_and_cover_the_chain():
@@ -305,7 +359,7 @@ def test_every_preset_can_work_and_is_its_own_run(name, tmp_path, capsys):
 @pytest.mark.parametrize("name, recipe", [
     ("cars64", "network=cars64 T=300 batch=128 lr=0.001 size=64 flip=True loss=l2 schedule=linear target=eps"),
     ("mnist32", "network=mnist32 T=1000 batch=64 lr=2e-05 steps=70275 size=32 fit=pad ema=0.9999 schedule=linear"),
-    ("folder128", "network=folder128 size=128 loss=l1 batch=16 accumulate=2 lr=8e-05 steps=10000 dtype=float32 "
+    ("folder128", "network=folder128 T=1000 size=128 loss=l1 batch=16 accumulate=2 lr=8e-05 steps=10000 dtype=float32 "
      "sample_every=1000"),
     ("cifar10", "network=cifar10 T=1000 batch=128 lr=0.0002 ema=0.9999 clip=1.0 steps=800000 flip=True "
      "schedule=linear"),
@@ -358,6 +412,31 @@ def test_failures_are_counted_in_a_row_and_too_many_are_not_forgotten():
     assert [record[0, 0] for record in progress.records] == [1, 0, 0, 4, *[0] * PATIENCE, len(counts)]
     with pytest.raises(ValueError, match=f"{PATIENCE} steps in a row, seen at step {len(counts)}; lower --lr"):
         progress.check_failures()
+
+
+def test_the_optimizer_is_adam_with_betas_0_9_and_0_99():
+    """Kingma & Ba 2014, algorithm 1, three updates in float64."""
+    run, *batch = started(lr=1e-3, warmup=0, final=1., clip=math.inf, T=4)
+    model, name = train.trained_model(run), "last.bias"
+    expected, m, v = run.weights[name].detach().double(), 0, 0
+    for k in (1, 2, 3):
+        train.update(run, model, k, *batch)
+        g = run.weights[name].grad.double()
+        m, v = 0.9 * m + 0.1 * g, 0.99 * v + 0.01 * g**2
+        expected = expected - 1e-3 * (m / (1 - 0.9**k)) / ((v / (1 - 0.99**k)).sqrt() + 1e-8)
+        assert_close(run.weights[name].detach().double(), expected, rtol=1e-5, atol=1e-9)
+
+
+def test_a_run_is_a_function_of_its_seed(tmp_path, monkeypatch):
+    """Weights, order, mirrored pictures, times, noise, hidden labels, dropout; not of where torch's generator is."""
+    monkeypatch.setitem(train.CONFIGS, "dropout", replace(train.CONFIGS["digits"], dropout=0.5))
+    ends = []
+    for seed, state in (("7", 1), ("7", 2), ("8", 1)):
+        torch.manual_seed(state)
+        out = tmp_path / f"{seed} {state}"
+        run(out, "--steps", "3", "--seed", seed, "--network", "dropout", "--flip", "--null", "0.5")
+        ends.append(torch.cat([w.flatten() for w in weights(out).values()]))
+    assert torch.equal(ends[0], ends[1]) and (ends[0] - ends[2]).norm() > 0.1 * ends[0].norm()
 
 
 def test_learning_rate_rises_and_falls():

@@ -14,8 +14,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import data
+import ddpm
 import train
 from run import checkpoint, folder
+from run.cli import command
 from tests.forks import forked, run_forked
 from tests.helpers import same_run
 
@@ -69,6 +72,61 @@ def test_a_signal_that_is_ignored_stays_ignored(tmp_path):
         process.until(lambda: (tmp_path / "log.jsonl").stat().st_size > size + 1000)
         process.send_signal(signal.SIGTERM)
         assert process.wait() == 0 and "stopped at step" in process.stdout
+
+
+@pytest.mark.parametrize("where", ["forward", "backward", "sampling"])
+def test_a_signal_is_obeyed_within_a_step(tmp_path, monkeypatch, capsys, where):
+    """A step may take minutes: what is computed then is left, and the step before it saved, to resume to the bit."""
+    flags = ["--steps", "6", "--sample_every", "3"]
+    run(tmp_path / "whole", *flags)
+    objective, sample, calls = train.objective, ddpm.sample, []
+
+    def interrupted(config, schedule, denoise, *batch):
+        def later(xt, t):
+            output = denoise(xt, t)
+            if calls.count("objective") == 4 and where == "backward":
+                output.register_hook(lambda _: os.kill(os.getpid(), signal.SIGTERM))
+            return output
+
+        calls.append("objective")
+        if calls.count("objective") == 4 and where == "forward":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return objective(config, schedule, later, *batch)
+
+    def sampled(*args):
+        for state in sample(*args):
+            calls.append("sample")
+            if where == "sampling":
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield state
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "objective", interrupted)
+        patch.setattr(ddpm, "sample", sampled)
+        run(tmp_path / "cut", *flags)
+    cut = tmp_path / "cut"
+    assert calls.count("objective") == (3 if where == "sampling" else 4)
+    assert calls.count("sample") == (1 if where == "sampling" else 20)
+    assert checkpoint.load(cut).step == 3
+    assert f"stopped at step 3; to resume, repeat the command, or: {command('train.py', '--resume', cut)}\n" in (
+        capsys.readouterr().out)
+    train.main(["--resume", str(cut)])
+    same_run(cut, tmp_path / "whole")
+    assert (cut / "samples" / "000003.png").exists()
+
+
+@pytest.mark.parametrize("steps, seconds, told", [
+    (20, 2., "about 28 seconds for the 14 steps that are left"), (25, 0.4, "about 2 seconds for the 5 steps that"),
+    (30, 600., "about 5 hours for the 29 steps that are left"),
+    (5, 40000., "warning: about 44 hours for the 4 steps that are left; fewer --steps, or a smaller --network"),
+    (7, 40000., "warning: about 3 days for the 6 steps that are left; fewer --steps, or a smaller --network")])
+def test_the_time_that_is_left_is_told_and_a_day_is_a_warning(tmp_path, capsys, steps, seconds, told):
+    """Once, after 20 steps or ten seconds."""
+    config = train.Config(T=20, batch=2, steps=steps, sample_every=100, out=str(tmp_path))
+    started = train.start(config, data.load("digits"))
+    train.train(started, clock=(seconds * tick for tick in range(100)).__next__)
+    said = [line for line in capsys.readouterr().out.splitlines() if "that are left" in line]
+    assert len(said) == 1 and said[0].startswith(told)
 
 
 # Workers

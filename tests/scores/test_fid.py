@@ -1,5 +1,6 @@
 """scores/fid.py beside the published formula, with random features in place of weights that would be downloaded."""
 
+import itertools
 import sys
 import types
 
@@ -11,6 +12,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 import data
+import sample
 from scores import fid
 
 
@@ -68,6 +70,20 @@ def test_fid_tells_near_from_far_and_prints_its_floor(tmp_path, capsys):
     assert floor == same_floor and same < 3 * floor and dark > 20 * same
     assert f"N = 300 pictures of {tmp_path}/same.npz, 400 of {real} at 8 x 8" in lines[0]
     assert "real to real: 200 pictures" in lines[1] and "equal N" in lines[2]
+
+
+@pytest.mark.slow
+def test_fid_over_eta_and_steps(tmp_path, capsys):
+    """As table 1 of DDIM has it: fewer steps are worse, and so is noise where steps are few."""
+    made, distance = str(tmp_path / "pictures.npz"), {}
+    for eta, steps in itertools.product((0, 1), (3, 20)):
+        flags = f"--n 200 --batch 200 --eta {eta} --steps {steps} --npz --out {tmp_path}"
+        sample.main(flags.split())
+        capsys.readouterr()
+        fid.fid(["--pictures", made, "--data", "digits", "--cache", str(tmp_path / "c")], stub)
+        distance[eta, steps] = float(capsys.readouterr().out.split()[1])
+    assert distance[0, 20] < distance[0, 3] / 3 and distance[1, 20] < distance[1, 3] / 2, distance
+    assert distance[0, 20] < distance[1, 20] / 1.5, distance
 
 
 def test_statistics_are_cached_by_the_pixels(tmp_path):
