@@ -106,6 +106,8 @@ def test_the_names_of_tensors_tell_whose_they_are(tmp_path, refused):
     (home / "config.json").unlink()
     text = refused(convert.main, ["--source", str(home), "--to", str(tmp_path / "x.safetensors")])
     assert "put its config.json beside them" in text
+    (tmp_path / "openai.json").unlink()
+    assert "pass the published flags" in refused(convert.main, ["--source", str(tmp_path / "openai.safetensors")])
 
 
 # The hub, replaced by a stub
