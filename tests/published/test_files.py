@@ -42,7 +42,7 @@ def test_files_that_are_no_weights_are_refused_and_never_run(tmp_path, monkeypat
 
 @pytest.mark.parametrize("source", [
     ".", "unet", "unet_ema", "checkpoint-500", "checkpoint-500/unet", "checkpoint-500/unet_ema", "checkpoint-9",
-    "checkpoint-500/unet_ema/diffusion_pytorch_model.safetensors"])
+    "checkpoint-500/unet_ema/diffusion_pytorch_model.safetensors", "unet/config.json"])
 def test_every_part_of_a_training_run_has_the_run_s_scheduler(tmp_path, monkeypatch, capsys, source):
     run = folder(tmp_path / "run")
     for place in ("unet_ema", "checkpoint-500/unet", "checkpoint-500/unet_ema", "checkpoint-9/unet_ema"):
