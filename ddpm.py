@@ -16,6 +16,7 @@ the channels if it also predicts the variance. x may have any shape (B, C, ...).
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -62,24 +63,26 @@ def as_times(schedule: Schedule, t: Tensor, first: int = 1, whole: bool = False)
     Nothing else would: a table's entry -1 is its last. Looked at only where that is free and possible: on a CPU, and
     not while something traces or transforms what is done to t.
     """
-    if t.is_complex() or t.dtype == torch.bool or whole and t.is_floating_point():
+    if t.dtype == torch.bool or whole and t.is_floating_point():
         raise ValueError(f"t is {t.dtype}; it must be int64, since a step leads from a whole time to the one before")
     t = t.double() if t.is_floating_point() else t.long()
     if t.device.type == "cpu" and t.numel() and not torch.compiler.is_compiling():
-        try:
+        with suppress(RuntimeError):                                              # vmap, fake tensors: t has no values
             least, most = (bound.item() for bound in t.aminmax())
-            inside = first <= least <= most <= schedule_length(schedule)
-        except RuntimeError:                                                      # vmap, fake tensors: t has no values
-            return t
-        if not inside:
-            raise ValueError(f"t goes from {least} to {most}; it must lie in {first}..{schedule_length(schedule)}")
+            if not first <= least <= most <= schedule_length(schedule):
+                raise ValueError(f"t goes from {least} to {most}; it must lie in {first}..{schedule_length(schedule)}")
     return t
 
 
-def broadcast_to(x: Tensor, *coefficients: Tensor) -> list[Tensor]:
-    """Float64 coefficients (B,) in x's dtype, shaped to multiply x (B, ...). Raises ValueError for an integer x."""
+def check_floating(x: Tensor) -> None:
+    """Raises ValueError for pictures of integers, whose scale would be another, and coefficients 0 and 1."""
     if not x.is_floating_point():
         raise ValueError(f"x is {x.dtype}; it must be floating, pictures in [-1, 1] (data.to_unit makes them)")
+
+
+def broadcast_to(x: Tensor, *coefficients: Tensor) -> list[Tensor]:
+    """Float64 coefficients (B,) in x's dtype, shaped to multiply x (B, ...)."""
+    check_floating(x)
     return [c.to(x.dtype).view(-1, *[1] * (x.ndim - 1)) for c in coefficients]
 
 
@@ -141,6 +144,7 @@ def exact_denoiser(schedule: Schedule, data: Tensor, target: str = "eps") -> Cal
 
     x0_hat is the mean of the data, each weighted by how likely it became x_t. The posterior of a finite set.
     """
+    check_floating(data)
     points = data.flatten(1).double()                                   # N D
 
     def denoise(xt: Tensor, t: Tensor) -> Tensor:
@@ -200,10 +204,8 @@ def space_weight(alpha_bar: Tensor, target: str, space: str) -> Tensor:
     """
     check_choice("space", space, SPACES)
     _, b = x0_coefficients(alpha_bar, target)                                     # b times the output's error is x0's
-    if space == "min-snr":
-        weight = b**2 * (alpha_bar / (1 - alpha_bar)).clamp(max=5)
-    else:
-        weight = (b / x0_coefficients(alpha_bar, space)[1])**2
+    weight = (b**2 * (alpha_bar / (1 - alpha_bar)).clamp(max=5) if space == "min-snr" else
+              (b / x0_coefficients(alpha_bar, space)[1])**2)
     return torch.where(weight.isnan(), 1, weight)                                 # at alpha_bar 0 or 1, the limit there
 
 
@@ -300,6 +302,7 @@ def bound_terms(schedule: Schedule, denoise: Callable, x0: Tensor, t: Tensor, ep
 
 def prior_bits(schedule: Schedule, x0: Tensor) -> Tensor:
     """L_T, KL(q(x_T | x0) || N(0, I)), of each image (B,) in bits/dim, float64 ([1] eq. 5)."""
+    check_floating(x0)
     alpha_bar = schedule.alpha_bar[-1]
     zero = torch.zeros_like(alpha_bar)
     kl = normal_kl(alpha_bar.sqrt() * x0.double(), (-alpha_bar).log1p(), zero, zero)

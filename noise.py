@@ -7,6 +7,7 @@ and counter computes the same words.
 """
 
 import math
+import operator
 
 import torch
 from torch import Tensor
@@ -82,6 +83,7 @@ def image_seeds(seed: int, index: Tensor) -> Tensor:
 
     seed: 0..2**31-1. index: integers, 0..2**32-1. Raises ValueError for a seed out of range.
     """
+    seed = operator.index(seed)                         # a NumPy integer of 32 bits would be shifted out
     if not 0 <= seed < 2**31:
         raise ValueError(f"seed is {seed}; it must be between 0 and {2**31 - 1}")
     return seed << 32 | torch.as_tensor(index).long()

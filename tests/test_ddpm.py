@@ -198,6 +198,7 @@ def test_times_of_any_kind(t):
     assert_close(q_sample(schedule, x0, t, eps), alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * eps, rtol=0.01,
                  atol=0.003)                                            # between two times nearly the geometric mean
     same(q_sample(schedule, x0, t, eps), q_sample(schedule, x0, exact, eps))
+    same(ddpm.alpha_bar_at(schedule, t), ddpm.alpha_bar_at(schedule, exact))
     loss(schedule, lambda xt, t: told.append(t.dtype) or xt, x0, t, eps)
     assert told == [exact.dtype]
     if t.is_floating_point():
@@ -230,11 +231,13 @@ def test_losses_under_transforms(t):
     assert_close(exported(x0, t.flip(0), eps), lost(schedule, x0, t.flip(0), eps))
 
 
-def test_pictures_of_whole_numbers_are_refused():
-    """Whose coefficients would be cast to 0 and 1."""
-    x = torch.zeros(1, 1, 2, 2, dtype=torch.uint8)
+@pytest.mark.parametrize("call", [
+    lambda s, x: q_sample(s, x, torch.tensor([5]), torch.randn(1, 1, 2, 2)), ddpm.prior_bits, ddpm.exact_denoiser,
+    lambda s, x: loss(s, lambda xt, t: xt, x, torch.tensor([5]), torch.randn(1, 1, 2, 2), target="x0")])
+def test_pictures_of_whole_numbers_are_refused(call):
+    """Whose coefficients would be cast to 0 and 1, or whose scale would be another."""
     with pytest.raises(ValueError, match=r"x is torch.uint8; it must be floating, pictures in \[-1, 1\]"):
-        q_sample(linear_schedule(10), x, torch.tensor([5]), torch.randn(1, 1, 2, 2))
+        call(linear_schedule(10), torch.zeros(1, 1, 2, 2, dtype=torch.uint8))
 
 
 def test_times_are_not_looked_at_while_compiling():
@@ -502,7 +505,7 @@ def test_decoder_sums_to_one():
 
 
 @pytest.mark.parametrize("mean, deviation", [(0.5, 0.05), (-0.4, 0.02), (0.3, 1.), (0., 0.01)])
-@pytest.mark.parametrize("x0", [-1., 51 / 127.5 - 1, 1.])
+@pytest.mark.parametrize("x0", [-1., 51 / 127.5 - 1, 204 / 127.5 - 1, 1.])
 def test_the_decoder_s_tails_are_exact(x0, mean, deviation):
     """By the logarithm of erfc, which math has down to 1e-308: no bound of 1e-12, not even 60 deviations away."""
     def tail(z):                                                        # log of the mass beyond z >= 0, an asymptote

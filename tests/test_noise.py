@@ -181,6 +181,11 @@ def test_indices_of_any_width_make_the_same_seeds(dtype):
     assert torch.equal(normal(seeds, 7, (3,)), normal(seeds.long(), 7, (3,)))
 
 
+@pytest.mark.parametrize("kind", [np.int32, np.int64, np.uint8, torch.tensor])
+def test_a_run_s_seed_of_any_kind(kind):
+    assert image_seeds(kind(3), torch.arange(2)).tolist() == [3 << 32, (3 << 32) + 1]
+
+
 def test_image_seeds():
     seeds = image_seeds(5, torch.tensor([0, 1, MASK]))
     assert seeds.tolist() == [5 << 32, 5 << 32 | 1, 6 * 2**32 - 1]

@@ -84,7 +84,8 @@ def test_inversion_takes_real_times():
     """And misses the picture by no more than at whole ones nearby."""
     model, x = trained("weights/digits.safetensors"), data.to_unit(data.digits(held_out=True).images[:4])
     times = ddpm.spaced_times(model.schedule, 80, "flow")
-    assert times.dtype == torch.float64
+    up = invert.upward_rows(model, times)
+    assert up[:, 0].tolist() == times.flip(0)[:-1].tolist() and (times % 1).any()
     again = invert.picture_of(model, invert.noise_of(model, x, times), times)
     assert rms(again - x) < 0.05
 
@@ -175,11 +176,12 @@ def test_inpainting_refuses_rows_that_read_earlier_predictions(sampler):
 
 
 def test_inpainting_at_real_times_samples_the_same_conditional():
-    model, n = gaussian_pairs()[0], 2000
+    (model, _), n, told = gaussian_pairs(), 2000, []
     rows = ddpm.sampler_rows(model.schedule, torch.linspace(199.5, 1, 150), eta=1, clip=False)
     x0, seen = torch.tensor([[1., 0.]]).repeat(n, 1), torch.tensor([True, False]).expand(n, 2)
-    sampled = inpaint.inpaint(model, rows, x0, seen, noise.image_seeds(0, torch.arange(n)), 12)
-    assert (sampled[:, 0] == 1).all()
+    recorded = model._replace(denoise=lambda xt, t: told.append(t[0].item()) or model.denoise(xt, t))
+    sampled = inpaint.inpaint(recorded, rows, x0, seen, noise.image_seeds(0, torch.arange(n)), 12)
+    assert (sampled[:, 0] == 1).all() and told[::12] == rows[:, 0].tolist()
     assert abs(sampled[:, 1].mean().item() - 0.8) < 0.06 and abs(sampled[:, 1].std().item() - 0.6) < 0.06
 
 
