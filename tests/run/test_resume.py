@@ -285,13 +285,14 @@ def test_classes_are_matched_by_name_and_new_ones_begin_anew(tmp_path, capsys, m
 def test_a_model_that_does_not_fit_is_a_sentence(tmp_path, refused):
     resumed(tmp_path / "first", steps=2)
     pictures(tmp_path / "colour", mode="RGB")
+    init = ["--steps", "1", "--init", str(tmp_path / "first")]
     for flags, says in {
             "--target eps": "predicts v of 20 steps of the schedule cosine; leave out --target",
             "--T 30": "leave out --target", "--schedule linear": "leave out --target",
             "--network fashion": "the network of", "--loss hybrid": "has out_channels 1 (here 2)",
             f"--data {tmp_path / 'colour'}": "has in_channels 1 (here 3), out_channels 1 (here 3)"}.items():
         out = tmp_path / "second"
-        assert says in refused(train.main, ["--init", str(tmp_path / "first"), "--out", str(out), *flags.split()])
+        assert says in refused(train.main, [*init, "--out", str(out), *flags.split()])
         assert not out.exists() or not list(out.iterdir())
     assert "no file or folder" in refused(train.main, ["--init", str(tmp_path / "none"), "--out", str(out)])
 
