@@ -142,7 +142,7 @@ def check_same_run(run: Run, path: Path, checkpoint: Checkpoint, free: set[str])
     free = free | ({"data", "size", "channels"} if "digest" in facts else set())
     if changed := [name for name, value in saved.items() if name not in free and settings.get(name) != value]:
         raise ValueError(f"{path} was trained with {' '.join(as_flag(name, saved[name]) for name in changed)}; repeat "
-                         f"that, or choose another --out, where --init {path} starts from its weights")
+                         f"that, or choose another --out, where {as_flag('init', path)} starts from its weights")
     if not checkpoint.weights or not checkpoint.exp_avg:
         raise ValueError(f"{path} was given away without its optimizer; choose another --out")
     for what, theirs, ours in (("pictures of C x H x W", facts["shape"], run.dataset.shape),

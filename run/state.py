@@ -171,7 +171,8 @@ def saved_on_error(run: Run) -> Iterator[None]:
             if unsaved:
                 save(run)
             end = f"stopped at step {step}" if stopped else f"an error ended the run, step {step} is saved"
-            print(f"{end}; to resume, repeat the command, or: {command('train.py', '--resume', run.config.out)}")
+            again = f"to resume, repeat the command, or: {command('train.py', '--resume', run.config.out)}"
+            print(f"{end}; {again if run.progress.saved else 'nothing is saved yet'}")
         if not stopped:
             raise
 
