@@ -122,7 +122,7 @@ def predict(schedule: Schedule, output: Tensor, xt: Tensor, t: Tensor, target: s
 
 def eps_from_x0(schedule: Schedule, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
     """The eps that makes x_t of x0 ([1] eq. 4, solved for eps)."""
-    alpha_bar = alpha_bar_at(schedule, t)
+    alpha_bar = alpha_bar_at(schedule, as_times(schedule, t))
     a, b = broadcast_to(xt, alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
     return (xt - a * x0) / b
 

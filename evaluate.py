@@ -41,8 +41,6 @@ from scores import classes, classifier, fid, likelihood
 from scores.pictures import HELD_OUT, load_pictures, relabel
 from unet import UNet
 
-SAMPLING = ("checkpoint", "n", "steps", "eta", "guidance", "sampler", "spacing", "weights", "seed", "batch", "device")
-
 
 @dataclass(frozen=True)
 class Classes:
@@ -92,6 +90,11 @@ class Classifier:
     out: str = str(classifier.FILES["digits"])  # file of the weights
 
 
+def sampling(config: Classes | Neighbours) -> sample.Config:
+    """Its settings that sample.py has, too."""
+    return sample.Config(**{name: value for name, value in vars(config).items() if hasattr(sample.Config, name)})
+
+
 def score_classes(argv: Sequence[str]) -> None:
     """Prints the table of scores."""
     config = parse(Classes, argv)
@@ -102,7 +105,7 @@ def score_classes(argv: Sequence[str]) -> None:
         raise ValueError(f"{config.checkpoint} was trained without labels; use a model of a labelled set")
     facts = classifier.trained_on(checkpoint)
     weights = classifier.load_fitting(facts, config.classifier, choose_device(config.device)).weights
-    settings = sample.Config(**{name: getattr(config, name) for name in SAMPLING})
+    settings = sampling(config)
     train, test = (relabel(load_pictures(checkpoint, name, trained_on=config.data), facts)
                    for name in ("", config.held_out))
     train = data.spread(train, config.among)
@@ -137,9 +140,7 @@ def neighbours(argv: Sequence[str]) -> None:
     if not 1 <= config.k <= len(searched.images) > 1:
         raise ValueError(f"k is {config.k}, of {len(searched.images)} pictures; it must be between 1 and the number of "
                          f"pictures, which must be at least 2")
-    settings = sample.Config(checkpoint=config.checkpoint, n=config.n, steps=config.steps, seed=config.seed,
-                             device=config.device)
-    samples = sample.generate(settings).x
+    samples = sample.generate(sampling(config)).x
     distances, indices = classes.nearest(samples, searched.images, config.k)
     nearest = [data.to_unit(searched.images[index]) for index in indices.T]
     heads = ("sample", "nearest", *map(str, range(2, config.k + 1)))
@@ -156,8 +157,9 @@ def train_classifier(argv: Sequence[str]) -> None:
     check_range(config, "steps", 1)
     ddpm.check_choice("dtype", config.dtype, DTYPES)
     held_out = data.TEST + config.data if config.held_out == HELD_OUT else config.held_out
-    train, test = (data.load(name, config.size, config.fit) for name in (config.data, held_out))
-    facts = classifier.facts_of(train)
+    train = data.load(config.data, config.size, config.fit)
+    facts, (C, H, W) = classifier.facts_of(train), train.shape
+    test = data.load(held_out, f"{H}x{W}", config.fit, C)
     train, test = (relabel(dataset, facts) for dataset in (train, test))
     if config.out == Classifier.out and (config.data, config.size) != ("digits", ""):
         raise ValueError(f"{config.out} is the digits' classifier; choose another file for these with --out")

@@ -240,13 +240,15 @@ def chain_of(schedule, times) -> Tensor:
     t = torch.as_tensor(times, dtype=dtype, device=schedule.alpha_bar.device)
     if t.ndim != 1 or t.dtype == torch.bool:
         raise ValueError(f"times are {t.dtype}, shape {tuple(t.shape)}; they must be numbers, (S,)")
+    t = t.double()                                                                # small integers would wrap in diff
+    listed = as_python(t) if len(t) < 10 else f"{as_python(t[:3])} to {as_python(t[-3:])}"
     if not len(t) or not (t[0] <= T and t[-1] >= 1 and (t.diff() < 0).all()):
-        raise ValueError(f"times are {as_python(t)}; they must decrease and lie in 1..{T}")
-    t = t.double() if (t % 1).any() else t.long()
+        raise ValueError(f"times are {listed}; they must decrease and lie in 1..{T}")
+    t = t if (t % 1).any() else t.long()
     alpha_bar = alpha_bar_at(schedule, t)
     if same := (alpha_bar.diff() <= 0).nonzero().flatten().tolist():
         first, second = t[same[0]], t[same[0] + 1]
-        raise ValueError(f"times are {as_python(t)}; alpha_bar must differ between them, and it is "
+        raise ValueError(f"times are {listed}; alpha_bar must differ between them, and it is "
                          f"{alpha_bar[same[0]]:.2g} at {first:g} and at {second:g}")
     return t
 

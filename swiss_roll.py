@@ -99,8 +99,9 @@ def scores(x, y):
 
 def figure(model, schedule, x0, chain, out):
     """Figure 1: q from data to noise, p back, and p's drift, its arrows scaled to show; at t = 0 that of step 2."""
-    T, grid = len(schedule.beta) - 1, torch.cartesian_prod(*[torch.linspace(-1.9, 1.9, 20)] * 2)
-    picture, box = Figure(figsize=(8, 8.2), layout="constrained"), {"aspect": "equal", "xlim": (-2, 2), "ylim": (-2, 2)}
+    T, edges = len(schedule.beta) - 1, (-2.2, 2.2)                      # the roll reaches to 2.05
+    grid = torch.cartesian_prod(*[torch.linspace(-2.1, 2.1, 20)] * 2)
+    picture, box = Figure(figsize=(8, 8.2), layout="constrained"), {"aspect": "equal", "xlim": edges, "ylim": edges}
     for (q, p, drift), t in zip(picture.subplots(3, 3, subplot_kw=box).T, (0, T // 2, T), strict=True):
         q.set_title(f"$t = {t}$")
         q.scatter(*q_sample(schedule, x0, torch.tensor([t]), torch.randn_like(x0)).T, s=2, lw=0, color="tab:blue")

@@ -14,7 +14,6 @@ from bench.measure import LUCIDRAINS, check_error, device, error_of, skip_missin
 
 STEPS = 50
 TOGETHER = "eager, noise of 50 steps together"
-NAMES = ("eager", "compiled", TOGETHER, "diffusers", LUCIDRAINS)
 
 
 def ours(output: Tensor, step: Callable = ddpm.step, ahead: int = 1) -> Callable[[], Tensor]:
@@ -66,20 +65,16 @@ class Constant(nn.Module):
         return self.output
 
 
-def build(name: str, output: Tensor) -> Callable[[], Tensor]:
-    """A candidate by its name."""
-    if name == "compiled":
-        return ours(output, torch.compile(ddpm.step))
-    makers = {"eager": ours, TOGETHER: partial(ours, ahead=STEPS), "diffusers": diffusers, LUCIDRAINS: lucidrains}
-    return makers[name](output)
+CANDIDATES = {"eager": ours, "compiled": lambda output: ours(output, torch.compile(ddpm.step)),
+              TOGETHER: partial(ours, ahead=STEPS), "diffusers": diffusers, LUCIDRAINS: lucidrains}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CANDIDATES)
 @pytest.mark.parametrize("shape", [(64, 3, 32, 32), (4, 1, 8, 8)], ids=str)
 def test_sampler(benchmark, name, shape):
     skip_missing(name)
     output = 0.1 * torch.randn(shape, device=device())
-    run = build(name, output)
+    run = CANDIDATES[name](output)
     run()
     if name in ("compiled", TOGETHER):
         benchmark.extra_info["error"] = check_error(error_of([run()], [ours(output)()]), 1e-4)

@@ -9,7 +9,7 @@ Each training is a process of one thread, and its CPU time is what counts: data,
 advance in turns, all to the first minutes, then all to the next, so a machine that slows down slows all of them. At
 each stop the averaged weights draw the same number of samples by the same sampler, ours, and are scored as `evaluate.py
 classes` does. A package is there with its own settings, and tuned (bench/contenders.py): with several learning rates
-until the first stop, the best of which goes on. Results are lines of a file; trainings in progress are files in
+for five minutes, the best of which goes on. Results are lines of a file; trainings in progress are files in
 runs/quality, saved every five minutes.
 """
 
@@ -38,7 +38,7 @@ from run import tensors
 from run.cli import check_range, parse, parse_integers, script
 from scores import classes, classifier
 
-SEEDS, REPEATED = (0, 1, 2), 15                         # seeds 1 and 2 stop after so many minutes
+SEEDS, REPEATED, TRIED = (0, 1, 2), 15, 5               # seeds 1 and 2, and other rates, stop after so many minutes
 FOLDER, SAVED = Path("runs/quality"), 300               # states are saved after so many seconds, and at a stop
 
 
@@ -165,33 +165,22 @@ def draw(contender: Contender, rows: torch.Tensor, shape: Sequence[int], index: 
 
 # In turns
 
-def due(minutes: float, stops: Sequence[float], names: Sequence[str], done: list[dict]) -> list[Training]:
-    """What has yet to reach this stop, and can: seeds 1 and 2 wait for the rates to have been tried.
-
-    They are tried at the first stop there is of a name, in the results or now.
-    """
-    reached = {training_of(line) for line in done if line["minutes"] == minutes}
-    wanted = []
+def due(minutes: float, names: Sequence[str], done: list[dict]) -> list[Training]:
+    """What has yet to reach this stop: every name at its rate, early stops from all seeds, the first at other rates."""
+    reached, wanted = {training_of(line) for line in done if line["minutes"] == minutes}, []
     for name in names:
-        first = min([line["minutes"] for line in done if line["name"] == name], default=stops[0])
-        tried, best = [Training(name, rate) for rate in CONTENDERS[name].rates], best_rate(done, name, first)
-        wanted += tried if minutes == first else [Training(name, best)]
-        if minutes <= REPEATED and (minutes > first or {*tried} <= reached):
-            wanted += [Training(name, best, seed) for seed in SEEDS[1:]]
+        rate, *others = CONTENDERS[name].rates
+        wanted += [Training(name, rate, seed) for seed in (SEEDS if minutes <= REPEATED else SEEDS[:1])]
+        wanted += [Training(name, other) for other in others if minutes <= TRIED]
     return [training for training in wanted if training not in reached]
-
-
-def best_rate(done: list[dict], name: str, first: float) -> float:
-    """The learning rate with the least FD at the first stop."""
-    lines = [line for line in done if line["name"] == name and line["minutes"] == first and line["seed"] == 0]
-    return min(lines, key=lambda line: line["FD"])["rate"] if lines else CONTENDERS[name].rates[0]
 
 
 def measure_all(config: Config, stops: Sequence[float], names: Sequence[str], done: list[dict]) -> None:
     """Brings every training to every stop, a line of the file for each."""
     with ProcessPoolExecutor(config.jobs, get_context("spawn"), max_tasks_per_child=1) as pool:
         for minutes in stops:
-            while trainings := due(minutes, stops, names, done):
+            while trainings := due(minutes, names, done):
+                print(f"{len(trainings)} trainings go on to {minutes} CPU-minutes, {config.jobs} at a time", flush=True)
                 futures = [pool.submit(advance, training, config, minutes) for training in trainings]
                 for future in as_completed(futures):
                     line = future.result()

@@ -96,7 +96,7 @@ def describe(data: Data) -> str:
 
 def check_outside(name: str, out: str) -> None:
     """Raises ValueError for an output folder that lies in the folder of a data set: it would be read as pictures."""
-    folder = Path(parse_name(name.removeprefix(TEST))[2] or name).expanduser()
+    folder = Path(name).expanduser()
     if folder.is_dir() and Path(out).resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"out is {out}, inside of {folder}, where its pictures would be read as training data; choose "
                          f"another --out")

@@ -23,8 +23,11 @@ class Model(NamedTuple):
 
 
 def trained(path: str) -> Model:
-    """The model of a checkpoint, with the null class if it takes labels. Raises ValueError if it has no null class."""
-    saved = checkpoint.load(path)
+    """The model of a checkpoint of the digits, with the null class if it takes labels. Raises ValueError for others."""
+    saved, shape = checkpoint.load(path), data.digits().shape
+    if tuple(saved.data["shape"]) != shape:
+        raise ValueError(f"{path} makes pictures of {tuple(saved.data['shape'])}, and the digits here are {shape}; "
+                         f"name a model of the digits")
     unet = checkpoint.load_unet(saved)
     null, device = len(saved.data["classes"]), next(unet.parameters()).device
     if saved.network.classes == null > 0:

@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from data.files import check_writable
-from kernels.equivalence import comparisons, sound
+from kernels.equivalence import check_triton, comparisons, sound
 from run.cli import choose_device, parse, script
 from schedules import check_choice
 from unet import CONFIGS
@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = list(CONFIGS) if config.networks == "all" else config.networks.split(",")
     for name in names:
         check_choice("networks", name, CONFIGS)
+    check_triton()
     if config.json:
         check_writable(config.json)                             # fails now, not at the end
     device, cases = choose_device("auto"), []
@@ -56,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             cases.append(compare())
             with bar.external_write_mode():
                 print(line(cases[-1]), flush=True)
+    check_triton()
     if config.json:
         Path(config.json).write_text(json.dumps(cases, indent=1) + "\n")
     failed = [case for case in cases if not sound(case)]

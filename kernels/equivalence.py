@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.util import find_spec
 from itertools import cycle, product
 from typing import NamedTuple
 
@@ -28,6 +29,12 @@ LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last
 ROUNDING = {torch.float64: 0., torch.float32: 2**-24, torch.float16: 2**-11,
             torch.bfloat16: 2**-7 if INTERPRET else 2**-8}
 TOLERANCE = 4e-6            # of a float32 computation on a whole network's shapes, relative to the largest element
+
+
+def check_triton() -> None:
+    """Raises ValueError where Triton is not installed: the kernels cannot be compared then."""
+    if find_spec("triton") is None:
+        raise ValueError("Triton is not installed, so there are no kernels to look at; pip install triton, on Linux")
 
 
 def name_of(dtype: torch.dtype) -> str:

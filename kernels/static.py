@@ -26,7 +26,7 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from kernels.equivalence import norms
+from kernels.equivalence import check_triton, norms
 from run.cli import parse, parse_integers, script
 from run.markdown import table
 from schedules import check_choice
@@ -191,6 +191,7 @@ from machine code and are no measurements: what they predict has not been run on
 def main(argv: Sequence[str] | None = None) -> None:
     config = parse(Config, argv)
     check_choice("network", config.network, CONFIGS)
+    check_triton()
     archs = parse_integers("archs", config.archs)
     for arch in archs:
         check_choice("archs", arch, GPUS)

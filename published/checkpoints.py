@@ -16,6 +16,7 @@ PICKLED = "minimal-diffusion 1"         # the format of this project's checkpoin
 def read(source: str, flags: str = "") -> Checkpoint:
     """The checkpoint of a diffusers folder, file or hub id, an OpenAI .pt or our own. Raises ValueError for others."""
     path = locate(source)
+    path = path.parent if path.suffix == ".json" else path
     path = path / LAST if (path / LAST).is_file() else path                       # a run's folder
     ours = path.suffix == tensors.SUFFIX and bool(tensors.load(path)[1])
     weights, config, scheduler = ({}, None, None) if ours else diffusers_files(path)

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save as to_bytes
 
 import ddpm
-from data.files import writing
+from data.files import say, writing
 from ddpm import Schedule
-from published.files import SCHEDULER_FILE, diffusers_files, locate, say, strip_prefix
+from published.files import INDEX, SCHEDULER_FILE, diffusers_files, locate, strip_prefix
 from published.names import DIFFUSERS, export_weights, heads_per_level, load_weights, swap_sin_cos
 from unet import UNet, UNetConfig
 
@@ -31,7 +31,7 @@ SCHEDULER = {"_class_name": "DDPMScheduler", "num_train_timesteps": 1000, "beta_
 CLIP = dict.fromkeys(("DDPM", "DDIM", "DDPMParallel", "DDIMParallel"), True) | dict.fromkeys((
     "PNDM", "DPMSolverMultistep", "DPMSolverSinglestep", "DEISMultistep", "UniPCMultistep", "EulerDiscrete",
     "EulerAncestralDiscrete", "LMSDiscrete"), False)                # whether they clip, if their file does not say
-ONLY = {"_class_name": [f"{name}Scheduler" for name in CLIP], "thresholding": (False,), "clip_sample_range": (1,)}
+ONLY = {"_class_name": [f"{name}Scheduler" for name in CLIP], "thresholding": (False,)}
 TARGET = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 VARIANCE = {"fixed_small": "beta_tilde", "fixed_small_log": "beta_tilde", "fixed_large": "beta",
             "learned_range": "learned", None: ""}       # that of the network
@@ -148,10 +148,9 @@ def from_scheduler_config(config: dict) -> tuple[Schedule, dict[str, Any]]:
     name = config.get("_class_name", SCHEDULER["_class_name"])
     values = {**SCHEDULER, "clip_sample": CLIP.get(name.removesuffix("Scheduler")), **config}
     for key, allowed in {**ONLY, "prediction_type": TARGET, "variance_type": VARIANCE, "beta_schedule": BETAS,
-                         "clip_sample": (True, False), "rescale_betas_zero_snr": {
-                             False, values["prediction_type"] != "epsilon"}}.items():
-        if values.get(key, [*allowed][0]) not in [*allowed] and (key, values["clip_sample"]) != (
-                "clip_sample_range", False):
+                         "clip_sample": (True, False), "clip_sample_range": (1,) if values["clip_sample"] else (),
+                         "rescale_betas_zero_snr": {False, values["prediction_type"] != "epsilon"}}.items():
+        if allowed and values.get(key, [*allowed][0]) not in [*allowed]:
             raise ValueError(f"scheduler_config.json has {key} {values[key]!r:.100}; it must be one of {[*allowed]}")
     if values["trained_betas"]:
         schedule = ddpm.from_betas(values["trained_betas"])
@@ -190,7 +189,7 @@ def to_diffusers(unet: UNet, schedule: Schedule, folder: str | Path, *, target: 
              f"scheduler/{SCHEDULER_FILE}": {
                  **SCHEDULER, "num_train_timesteps": len(beta), "trained_betas": beta, "clip_sample": clip,
                  "prediction_type": prediction, "variance_type": kind, "timestep_spacing": "trailing"},
-             "model_index.json": {"_class_name": "DDPMPipeline", "scheduler": ("diffusers", "DDPMScheduler"),
+             INDEX: {"_class_name": "DDPMPipeline", "scheduler": ("diffusers", "DDPMScheduler"),
                                   "unet": ("diffusers", "UNet2DModel")}}
     weights = {name: w.detach().cpu().clone() for name, w in export_weights(unet, DIFFUSERS).items()}
     contents = {"unet/diffusion_pytorch_model.safetensors": to_bytes(weights, {"format": "pt"}),
@@ -205,8 +204,8 @@ def usage(config: dict[str, Any], folder: str, T: int) -> str:
     """README.md of a folder for diffusers."""
     facts, rows = config[OURS], config["num_class_embeds"] or 0
     names = facts.get("data", {}).get("classes") or [*map(str, range(rows))]
-    legend = ["Its classes, by number:", *(f"{k} is {name}," for k, name in enumerate(names[:20])),
-              *["..."] * (len(names) > 20), *[f"{len(names)} is none."] * (rows > len(names))]
+    legend = ["The labels:", "", *(f"- {k}: {name}" for k, name in enumerate(names)),
+              *[f"- {len(names)}: no label"] * (rows > len(names))]
     shape = min(10, len(names)) if rows else 4, config["in_channels"], *config["sample_size"]
     return README.format(folder=folder, labels=f"torch.arange({shape[0]})" if rows else None, shape=shape,
-                         steps=min(50, T), patch=facts["patch"], classes=" ".join(legend) if rows else "")
+                         steps=min(50, T), patch=facts["patch"], classes="\n".join(legend) if rows else "")

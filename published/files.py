@@ -3,18 +3,17 @@
 import json
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
-from data.files import reading
-from run import processes
+from data.files import reading, say, some
 from run.tensors import SUFFIX
 
-SCHEDULER_FILE, WEIGHTS = "scheduler_config.json", "diffusion_pytorch_model"
+INDEX, SCHEDULER_FILE, WEIGHTS = "model_index.json", "scheduler_config.json", "diffusion_pytorch_model"
 
 
 def locate(source: str | Path) -> Path:
@@ -50,8 +49,10 @@ def diffusers_files(path: Path) -> tuple[dict[str, Any], dict | None, dict | Non
         raise ValueError(f"{path} contains {' and '.join(p.name for p in files)}; name one of these files" if files else
                          f"{path} contains no {WEIGHTS}.safetensors or .bin; use a model's folder")
     around = [home, *home.absolute().parents[:2]]
-    if latent := [folder / part for folder in around for part in ("vae", "vqvae") if (folder / part).is_dir()]:
-        raise ValueError(f"{path} is part of a pipeline with {latent[0]}: it makes latents, not pictures; use another")
+    pipeline = next((read_json(folder / INDEX) for folder in around if (folder / INDEX).is_file()), {})
+    if coders := pipeline.keys() & {"vae", "vqvae"}:
+        raise ValueError(f"{path} is part of a pipeline with a {coders.pop()}: it makes latents, not pictures; use "
+                         f"another")
     if home == path / "unet" and (path / "unet_ema").is_dir():
         say(f"taking {home}; the averaged weights are in {path / 'unet_ema'}")
     weights = {name: w for file in files for name, w in read_tensors(file).items()}
@@ -63,7 +64,7 @@ def diffusers_files(path: Path) -> tuple[dict[str, Any], dict | None, dict | Non
 def strip_prefix(content: dict[str, Any], layer: str) -> dict[str, Any]:
     """The tensors under the prefix that this layer's name has, without it, as wrappers and training programs add them.
 
-    Dicts in the dict are prefixes, too. Of several, the one of an average is taken. Prints what it took and left out.
+    Dicts in the dict are prefixes, too. Of several, the one of an average is taken. Says what it took and left out.
     """
     content = dict(flatten(content))
     prefixes = [name.removesuffix(layer) for name in content if re.search(rf"(^|\.){re.escape(layer)}$", name)]
@@ -73,7 +74,7 @@ def strip_prefix(content: dict[str, Any], layer: str) -> dict[str, Any]:
     tensors = {name.removeprefix(prefix): w for name, w in content.items() if name.startswith(prefix)}
     others = [name for name in content if not name.startswith(prefix)]
     say(f"took the {len(tensors)} weights named {prefix}*"
-        + (f", left out {len(others)} other{'s' * (len(others) > 1)}: {few(others)}" if others else ""))
+        + (f", left out {len(others)} other{'s' * (len(others) > 1)}: {some(others, 2)}" if others else ""))
     return tensors
 
 
@@ -81,17 +82,6 @@ def flatten(content: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The entries of dicts in dicts, their names joined by dots."""
     for name, value in content.items():
         yield from flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", value)]
-
-
-def few(names: Sequence[str]) -> str:
-    """The first two names, and dots for more."""
-    return ", ".join([*names[:2], *["..."] * (len(names) > 2)])
-
-
-def say(text: str) -> None:
-    """Prints a line, in the first process alone."""
-    if processes.rank() == 0:
-        print(text)
 
 
 def read_json(path: Path) -> dict:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from published.files import few
+from data.files import some
 from run.checkpoint import empty_unet
 from unet import Attention, UNet, UNetConfig
 
@@ -101,7 +101,7 @@ def load_weights(config: UNetConfig, naming: Naming, tensors: dict[str, Tensor])
     wrong = {"missing": expected.keys() - tensors.keys(), "extra": tensors.keys() - expected.keys(),
              "misshaped": misshaped}
     if any(wrong.values()):
-        lists = "; ".join(f"{len(names)} {kind}: {few(sorted(names))}" for kind, names in wrong.items() if names)
+        lists = "; ".join(f"{len(names)} {kind}: {some(sorted(names), 2)}" for kind, names in wrong.items() if names)
         raise ValueError(f"the weights do not fit its settings: {lists}")
     weights = unet.state_dict()
     for key, names in external_names(unet, naming).items():

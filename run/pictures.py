@@ -13,8 +13,9 @@ from torch import Tensor
 
 from data import to_pixels
 from data.files import check_writable, writing
-from data.image_files import SUFFIXES, to_image
+from data.image_files import SUFFIXES, to_image, with_channels
 
+WRITTEN = ".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"
 FRAMES, GREYS = 40, 16              # of a film, at most: 100 digits then take under 2 MB
 SIZES = 14, 12, 10                  # of heads, in pixels: the first at which all of them fit
 MOST = 40                           # columns of a grid with heads, and rows of a strip
@@ -40,24 +41,12 @@ def concatenate(batches: Sequence[Samples]) -> Samples:
                    sum(batch.seconds for batch in batches), sum(batch.evaluations for batch in batches))
 
 
-def visible(pixels: Tensor) -> Tensor:
-    """uint8 (N, C, H, W) with black where alpha is 0, as data are read: a network is free to paint anything there."""
-    return pixels * (pixels[:, 3:] > 0) if pixels.shape[1] == 4 else pixels
-
-
-def on_white(image: Image.Image) -> Image.Image:
-    """The picture without an alpha channel, as it looks on white."""
-    if image.mode != "RGBA":
-        return image
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-
-
 def grid(x: Tensor, columns: int, heads: Sequence[str] = ()) -> Image.Image:
     """Pictures (N, C, H, W) in [-1, 1] row by row on white; `heads` are written above the columns, each within its own.
 
     Heads that are too wide are written smaller, then shortened in the middle.
     """
-    tiles = [on_white(to_image(p)) for p in to_pixels(x)]
+    tiles = [with_channels(to_image(p), 3) for p in to_pixels(x)]   # transparent ones on white
     factor = math.ceil(64 / min(tiles[0].size))                     # small pictures are enlarged smoothly
     tiles = [tile.resize((tile.width * factor, tile.height * factor), Image.Resampling.BICUBIC) for tile in tiles]
     gap, top = 4, 24 if heads else 4
@@ -100,10 +89,19 @@ def font_file(text: str) -> str | None:
     if text.isascii():
         return ""
     from matplotlib.font_manager import fontManager
-    from matplotlib.ft2font import FT2Font
     fonts = sorted(fontManager.ttflist, key=lambda each: (each.name != "DejaVu Sans", each.style, each.weight != 400))
     return next((each.fname for each in fonts if not each.name.startswith("Last Resort")    # which has only boxes
-                 and {*map(ord, text)} <= FT2Font(each.fname).get_charmap().keys()), None)
+                 and characters(each.fname).issuperset(map(ord, text))), None)
+
+
+@functools.cache
+def characters(file: str) -> frozenset[int]:
+    """What a font has; nothing, if it is damaged or was removed since matplotlib made its list."""
+    from matplotlib.ft2font import FT2Font
+    try:
+        return frozenset(FT2Font(file).get_charmap())
+    except (OSError, RuntimeError):
+        return frozenset()
 
 
 def class_heads(classes: Sequence[str], labels: Sequence[int]) -> tuple[str, ...]:
@@ -161,8 +159,8 @@ def save(image: Image.Image, path: str | Path, sync: bool = True, **options) -> 
 def picture_format(path: str | Path) -> str:
     """The format that a picture's name ends in. Raises ValueError for another name."""
     suffix = Path(path).suffix.lower()
-    if suffix not in SUFFIXES:
-        raise ValueError(f"{path} is no name of a picture; let it end in {' '.join(SUFFIXES)}")
+    if suffix not in WRITTEN:
+        raise ValueError(f"{path} is no name of a picture; let it end in {' '.join(WRITTEN)}")
     return SUFFIXES[suffix]
 
 
@@ -179,6 +177,8 @@ def save_film(frames: Iterable[tuple[str, Image.Image]], path: Path, millisecond
         ImageDraw.Draw(frame).text((half.width // 2, half.height + 9), text, fill="black", font=font(text, SIZES[0]),
                                    anchor="mm")
         film.append(frame.quantize(colours, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE))
+        palette, white = film[-1].getpalette(), 3 * film[-1].getpixel((0, frame.height - 1))
+        film[-1].putpalette([*palette[:white], 255, 255, 255, *palette[white + 3:]])     # not nearly white
     save(film[0], path, save_all=True, append_images=film[1:], loop=0,            # Pillow merges equal frames
          duration=[milliseconds] * (len(film) - 1) + [2000])
 
@@ -199,7 +199,7 @@ def progress(folder: Path, step: int, path: Path) -> None:
 def opened(path: Path) -> Image.Image:
     """A picture file as it looks on white."""
     with Image.open(path) as image:
-        return on_white(image).convert("RGB")
+        return with_channels(image, 3)
 
 
 def picture_path(out: str) -> Path:

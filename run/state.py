@@ -34,6 +34,7 @@ class Progress:
     failures: Tensor | int = 0      # consecutive updates that failed, on the device; PATIENCE of them are not forgotten
     saved: int = 0                  # the step of the newest checkpoint, or of the latest attempt to write one
     sound: bool = False             # whether the newest file is this run's and sound, and so worth keeping
+    data: dict[str, list[float]] = field(default_factory=dict)      # mean and deviation of its channels, once known
 
     def count(self, step: int, finite: Tensor, record: Tensor) -> None:
         """The update of this step is done; where the gradient was not finite it changed nothing, and has no record.
@@ -184,8 +185,10 @@ def save_samples(run: Run, path: Path) -> dict[str, list[float]]:
     x0, _ = sampled(run, 5 * len(shown) or 16, shown, SHOWN_STEPS, "ddim")
     heads = pictures.class_heads(run.dataset.classes, shown.tolist())
     pictures.save(pictures.grid(x0, len(heads) or 4, heads), path)
-    real = data.to_unit(data.evenly_spaced(run.dataset, 512))
-    return {**pictures.channel_statistics("samples", x0), **pictures.channel_statistics("data", real)}
+    if not run.progress.data:                           # pictures that are read as needed are read once for it
+        real = data.to_unit(data.evenly_spaced(run.dataset, 512))
+        run.progress.data.update(pictures.channel_statistics("data", real))
+    return {**pictures.channel_statistics("samples", x0), **run.progress.data}
 
 
 def score_samples(run: Run) -> dict[str, float]:

@@ -20,7 +20,8 @@ from run.checkpoint import Checkpoint
 
 FILES = {"digits": Path("weights/digits_classifier.safetensors"),
          "fashion-mnist": Path("weights/fashion_classifier.safetensors")}
-REMEDY = "train one with: python evaluate.py classifier --data ... --out FILE, and name it with --classifier FILE"
+REMEDY = ("train one with: python evaluate.py classifier --data ... --held_out ... --out FILE, and name it with "
+          "--classifier FILE")
 Weights = dict[str, Tensor]
 
 

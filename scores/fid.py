@@ -5,8 +5,9 @@
     python evaluate.py fid --pictures out/cifar10/pictures.npz --data cifar10
 
 The features are those of pytorch-fid's Inception network, as in published results; pytorch-fid downloads its weights
-once. The estimate decreases as N grows, so N is printed with it, and so is the distance between two halves of the real
-pictures, the floor for any model. Statistics are cached under a hash of the pixels.
+once. Grey pictures become RGB, and transparent ones lie on white. The estimate decreases as N grows, so N is printed
+with it, and so is the distance between two halves of the real pictures, the floor for any model. Statistics are cached
+under a hash of the pixels.
 """
 
 import hashlib
@@ -102,7 +103,7 @@ def halves(pictures: data.Data, features: Features, batch: int, cache: Path) -> 
                     x.dtype == torch.float64 and x.isfinite().all() for x in kept.values()):
                 raise ValueError("it holds no statistics")
             return tuple(Statistics((n + 1 - k) // 2, kept[f"mean{k}"], kept[f"scatter{k}"]) for k in (0, 1))
-    x = torch.cat([features(to_rgb(pictures.images[c])) for c in tqdm(chunks, unit=" batches", leave=False)])
+    x = torch.cat([features(pictures.images[c]) for c in tqdm(chunks, unit=" batches", leave=False)])
     both = statistics(x[::2]), statistics(x[1::2])
     try:
         named = {f"{name}{k}": getattr(both[k], name) for k in (0, 1) for name in ("mean", "scatter")}
@@ -112,21 +113,14 @@ def halves(pictures: data.Data, features: Features, batch: int, cache: Path) -> 
     return both
 
 
-def to_rgb(pixels: Tensor) -> Tensor:
-    """Grey or RGB pixels (B, C, H, W) as RGB. Raises ValueError for an alpha channel."""
-    if pixels.shape[1] == 4:
-        raise ValueError("the pictures have 4 channels; the FID takes grey or RGB pictures without an alpha channel")
-    return pixels.expand(-1, 3, -1, -1)
-
-
 def fid(argv: Sequence[str], network: Callable[[torch.device], Features] = inception) -> None:
     """Prints the FID of the pictures, then that of one half of the real pictures to the other."""
     config = parse(Config, argv)
     check_range(config, "n", 0)
     check_range(config, "batch", 1)
-    samples = data.first(data.load(config.pictures), 0)
-    C, H, W = samples.shape
-    real = data.first(data.load(config.data, f"{H}x{W}", config.fit), config.n)
+    samples = data.first(data.load(config.pictures, channels=3), 0)
+    _, H, W = samples.shape
+    real = data.first(data.load(config.data, f"{H}x{W}", config.fit, 3), config.n)
     for name, pictures in ((config.pictures, samples), (config.data, real)):
         if len(pictures.images) < 4:
             raise ValueError(f"{name} has {len(pictures.images)} pictures; the FID needs at least 4, better thousands")

@@ -10,10 +10,10 @@ HELD_OUT = "held-out"
 
 
 def load_pictures(checkpoint: Checkpoint, name: str, fit: str = "", trained_on: str = "") -> data.Data:
-    """The set `name` at the size of the model's pictures; "" is what it was trained on, HELD_OUT what was held out.
+    """The set `name` as the model's pictures are; "" is what it was trained on, HELD_OUT what was held out of that.
 
     fit: crop or pad; "" is the model's own. trained_on: the name of the training set, if not the one in the
-    checkpoint. Raises ValueError for another shape.
+    checkpoint.
     """
     C, H, W = checkpoint.data["shape"]
     trained_on = trained_on or checkpoint.settings.get("data", "")
@@ -21,10 +21,7 @@ def load_pictures(checkpoint: Checkpoint, name: str, fit: str = "", trained_on: 
         raise ValueError(f"the checkpoint does not say what it was trained on; name the pictures with "
                          f"{'--held_out' if name else '--data'}")
     name = {"": trained_on, HELD_OUT: data.TEST + trained_on}.get(name, name)
-    dataset = data.load(name, f"{H}x{W}", fit or checkpoint.settings.get("fit", "crop"))
-    if dataset.shape != (C, H, W):
-        raise ValueError(f"the pictures of {name} are {dataset.shape}; the model's are {(C, H, W)}; use others")
-    return dataset
+    return data.load(name, f"{H}x{W}", fit or checkpoint.settings.get("fit", "crop"), C)
 
 
 def relabel(dataset: data.Data, facts: Facts) -> data.Data:
@@ -38,5 +35,6 @@ def relabel(dataset: data.Data, facts: Facts) -> data.Data:
         return dataset._replace(classes=classes)
     if others := [name for name in dataset.classes if name not in classes]:
         raise ValueError(f"{dataset.name} has the class {others[0]!r}; it must be one of {', '.join(classes[:20])}")
-    place = torch.tensor([classes.index(name) for name in dataset.classes])
-    return dataset._replace(labels=place[dataset.labels], classes=classes)
+    place = {name: k for k, name in enumerate(classes)}
+    return dataset._replace(labels=torch.tensor([place[name] for name in dataset.classes])[dataset.labels],
+                            classes=classes)

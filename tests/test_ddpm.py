@@ -162,7 +162,8 @@ def test_q_steps_compose_to_q_sample(name):
 
 @pytest.mark.parametrize("first, call", [
     (1, lambda s, x, t: ddpm.q_step(s, x, t, x)), (0, lambda s, x, t: q_sample(s, x, t, x)),
-    (1, lambda s, x, t: q_posterior(s, x, x, t)), (1, lambda s, x, t: predict(s, x, x, t, "v")),
+    (1, lambda s, x, t: q_posterior(s, x, x, t)), (1, lambda s, x, t: ddpm.eps_from_x0(s, x, x, t)),
+    (1, lambda s, x, t: predict(s, x, x, t, "v")),
     (0, lambda s, x, t: ddpm.training_target(s, x, t, x, "v")), (1, lambda s, x, t: ddpm.exact_denoiser(s, x)(x, t)),
     (1, lambda s, x, t: loss(s, lambda xt, t: xt, x, t, x)),
     (1, lambda s, x, t: ddpm.hybrid_loss(s, lambda xt, t: torch.cat([xt, xt], 1), x, t, x))])

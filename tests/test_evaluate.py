@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import data
 import evaluate
 import train
 
@@ -89,6 +90,30 @@ def test_an_older_name_of_held_out_and_what_its_default_lacks(tmp_path, capsys, 
     assert "name the folder or the .npz file that has them, as --held_out of evaluate.py" in refused(evaluate.main, own)
     evaluate.main([*own, "--held_out", str(tmp_path / "own")])
     assert "on 3 pictures of own" in capsys.readouterr().out
+
+
+def save_pictures(folder, pictures, side, mode):
+    """In folders by label, enlarged or not: 8 x 8 as blocks."""
+    for k, (x, label) in enumerate(zip(pictures.images, pictures.labels.tolist(), strict=True)):
+        path = folder / str(label) / f"{k}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(x[0].numpy()).resize((side, side), Image.Resampling.BOX).convert(mode).save(path)
+
+
+def test_held_out_pictures_take_the_form_of_the_model_s(tmp_path, capsys):
+    """Grey digits that were saved in colour are the same digits; larger ones are made smaller."""
+    pictures = data.first(data.digits(held_out=True), 40)
+    printed = []
+    for side, mode in ((8, "L"), (8, "RGB"), (16, "RGBA")):
+        folder = tmp_path / f"{side} {mode}" / "more"
+        save_pictures(folder, pictures, side, mode)
+        capsys.readouterr()
+        evaluate.main(["nll", "--held_out", str(folder), "--times", "3", "--out", str(tmp_path / "n.png")])
+        printed.append(capsys.readouterr().out.split("seed 0")[1])
+        evaluate.main(["classifier", "--data", str(tmp_path / "8 L" / "more"), "--held_out", str(folder), "--steps",
+                       "30", "--out", str(tmp_path / "c.safetensors")])
+        printed[-1] += capsys.readouterr().out
+    assert all("sum" in text and "of the 40 held-out" in text for text in printed) and printed[0] == printed[1]
 
 
 @pytest.mark.parametrize("argv, message", [

@@ -1,4 +1,5 @@
 import gc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,13 @@ def test_main_writes_the_pictures_it_was_asked_for(tmp_path, capsys):
         one = np.array(Image.open(tmp_path / "png" / "000013.png"))
         assert (one == arrays["arr_0"][13, :, :, 0]).all()
     assert data.load(str(tmp_path / "pictures.npz")).shape == (1, 8, 8)
+
+
+def test_the_strip_has_the_snapshots_asked_for(tmp_path):
+    sample.main(["--checkpoint", DIGITS, "--n", "4", "--steps", "5", "--snapshots", "1000,600,0",
+                 "--out", str(tmp_path)])
+    samples = generate(Config(checkpoint=DIGITS, n=4, steps="5"), lambda times: {1000, 600})
+    assert Image.open(tmp_path / "strip.png").tobytes() == pictures.strip(samples, [1000, 600, 0]).tobytes()
 
 
 @pytest.mark.slow
@@ -94,6 +102,39 @@ def test_labels_and_guidance_matter():
     assert (digits(labels="7", guidance=2.).x - digits(labels="7").x).abs().max() > 0.01
 
 
+@pytest.fixture
+def hybrid(tmp_path):
+    """The digits' weights with a second half of outputs, v = 1: a model that learned beta for its variance."""
+    saved = checkpoint.load(DIGITS)
+    ema = {**saved.ema}
+    for name, v in (("last.weight", 0), ("last.bias", 1)):
+        ema[name] = torch.cat([ema[name], torch.full_like(ema[name], v)])
+    network = replace(saved.network, out_channels=2)
+    checkpoint.save(tmp_path / "hybrid.safetensors", saved._replace(network=network, ema=ema, weights={}))
+    return str(tmp_path / "hybrid.safetensors")
+
+
+def test_ddpm_has_the_model_s_variance_and_2m_beta_tilde_s(hybrid):
+    """A model's own variance makes other pictures by ddpm, the same ones by 2m."""
+    chosen = {(name, sampler): digits(checkpoint=path, sampler=sampler, eta=eta, variance=variance).x
+              for name, path, variance in (("small", DIGITS, ""), ("learned", hybrid, ""), ("large", DIGITS, "beta"))
+              for sampler, eta in (("ddpm", 0), ("ddim", 1), ("2m", 1)) if sampler != "2m" or not variance}
+    for name in ("small", "learned", "large"):
+        assert torch.equal(chosen[name, "ddpm"], chosen[name, "ddim"])
+    assert_close(chosen["learned", "ddpm"], chosen["large", "ddpm"], **SAME)
+    assert (chosen["small", "ddpm"] - chosen["large", "ddpm"]).abs().mean() > 0.01
+    assert torch.equal(chosen["learned", "2m"], chosen["small", "2m"])
+
+
+@pytest.mark.parametrize("flags, said", [("--spacing trailing", True), ("--spacing logsnr", False),
+                                         ("--spacing karras --sampler 2m", False)])
+def test_heun_says_when_its_steps_are_too_long(tmp_path, capsys, flags, said):
+    """Ten times trailing on the cosine schedule: FD is 50 there, and 1.7 with logsnr."""
+    sample.main(["--sampler", "heun", "--n", "1", "--steps", "10", "--out", str(tmp_path), *flags.split()])
+    output = capsys.readouterr().out
+    assert ("multiplies errors by 247; use --spacing logsnr" in output) == ("a step of heun" in output) == said
+
+
 def test_raw_weights_bf16_and_no_clip_are_other_pictures_of_the_same_kind():
     x = digits(steps="10").x
     for settings in ({"weights": "raw"}, {"dtype": "bf16"}, {"clip": False}):
@@ -121,6 +162,8 @@ def test_snapshots_are_the_nearest_times_visited():
     ("--eta nan", "eta is nan"), ("--labels 11", "labels has '11'"), ("--sampler euler", "sampler is 'euler'"),
     ("--churn 1", "churn is 1"), ("--variance beta", "with eta 0 no noise is added; use --eta 1"),
     ("--sampler heun --variance beta", "variance is beta, but the sampler heun takes churn"),
+    ("--sampler 2m --eta 1 --variance beta", "variance is beta, but the sampler 2m takes eta; leave variance out"),
+    ("--sampler ddpm --eta 0.5", "eta is 0.5, but the sampler ddpm takes variance"),
     ("--variance learned", "learned none"), ("--weights best", "weights is 'best'"), ("--seed -1", "seed is -1"),
     ("--checkpoint nowhere.safetensors", "no checkpoint nowhere.safetensors"), ("--guidance nan", "guidance is nan"),
     ("--snapshots a", "snapshots is 'a'"), ("--device tpu", "device is")])

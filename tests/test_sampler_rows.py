@@ -5,6 +5,7 @@ The golden arrays count time from 0: their t is ours minus one.
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
@@ -241,6 +242,18 @@ def test_rows_of_a_subsequence_are_those_of_the_shortened_schedule(sampler, targ
     assert_close(rows[:, 2:], sampler_rows(short, range(6, 0, -1), target=target, **sampler)[:, 2:])
     assert rows.dtype == torch.float64 and rows.shape == (6, len(COLUMNS))
     assert rows[:, 0].tolist() == times.tolist() and rows[:, 1].tolist() == [*times[1:].tolist(), 0]
+
+
+@pytest.mark.parametrize("times", [
+    torch.tensor([250, 20, 3], dtype=torch.uint8), torch.tensor([250, 20, 3], dtype=torch.int16), [250., 20., 3.],
+    torch.tensor([250., 20., 3.]), np.array([250, 20, 3], dtype=np.uint16), (250, 20, 3)], ids=str)
+def test_times_of_any_kind_make_the_same_rows(times):
+    same(sampler_rows(linear_schedule(), times), sampler_rows(linear_schedule(), torch.tensor([250, 20, 3])))
+
+
+def test_many_wrong_times_are_not_all_listed():
+    with pytest.raises(ValueError, match=r"times are \[1000, 999, 998\] to \[3, 2, 0\]; they must decrease"):
+        sampler_rows(linear_schedule(), [*range(1000, 1, -1), 0])
 
 
 @pytest.mark.parametrize("choice, message", [

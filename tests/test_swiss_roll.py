@@ -196,11 +196,17 @@ def test_scores_of_known_sets():
 
 
 def test_main_prints_the_bound_and_writes_the_figure(tmp_path, capsys, monkeypatch):
-    batch, scores = swiss_roll.batch, swiss_roll.scores
-    monkeypatch.setattr(swiss_roll, "batch", lambda sobol, n, T: batch(sobol, n // 16, T))      # enough for a test
+    batch, scores, drawn = swiss_roll.batch, swiss_roll.scores, []
+
+    def few(sobol, n, T):                                                                   # enough for a test
+        drawn.append(batch(sobol, n // 16, T))
+        return drawn[-1]
+
+    monkeypatch.setattr(swiss_roll, "batch", few)
     monkeypatch.setattr(swiss_roll, "scores", lambda x, y: scores(x[:500], y[:500]))
     out = tmp_path / "new" / "figure.png"
     swiss_roll.main(["--steps", "3", "--out", str(out)])
+    assert len({x.sum().item() for pair in drawn for x in pair}) == 2 * (3 + 96)    # points and noise, anew each time
     printed = capsys.readouterr().out
     assert out.read_bytes()[:4] == b"\x89PNG" and out.stat().st_size > 30_000
     for words in ("K ", "2.35", "6.45", "K* 2.372", "excess", "-H(X_1) 2.679", "unknown", "distance to the curve",
@@ -220,6 +226,9 @@ def test_figure_has_three_rows_of_three_times(trained, monkeypatch):
     q, p, drift = (made[0].axes[k:k + 3] for k in (0, 3, 6))
     assert [axes.get_title() for axes in q] == ["$t = 0$", "$t = 20$", "$t = 40$"] and len(made[0].axes) == 9
     assert (q[0].collections[0].get_offsets() == x0.numpy()).all()
+    assert all(min(limits) < -2.1 and max(limits) > 2.1 for axes in made[0].axes           # no arm is cut off
+               for limits in (axes.get_xlim(), axes.get_ylim()))
+    assert swiss_roll.data(torch.linspace(0, 1, 1000), torch.zeros(2)).abs().max() < 2.1
     for axes, t in zip(p, (0, 20, 40), strict=True):
         assert (axes.collections[0].get_offsets() == chain[t].numpy()).all()
     assert all(axes.collections for axes in drift)

@@ -232,6 +232,16 @@ def test_one_bad_step_is_skipped(monkeypatch):
     assert all(moment.abs().max() == 0 for state in run.optimizer.state.values() for moment in state.values())
 
 
+def test_the_network_is_told_other_times_at_every_step(tmp_path, monkeypatch):
+    told, objective = [], train.objective
+    monkeypatch.setattr(train, "objective", lambda config, schedule, denoise, x0, t, eps: told.append(t) or objective(
+        config, schedule, denoise, x0, t, eps))
+    train.main(["--steps", "5", "--batch", "8", "--warmup", "1", "--device", "cpu", "--out", str(tmp_path)])
+    t = torch.stack(told)
+    assert t.shape == (5, 8) and t.dtype == torch.int64 and all(len(times.unique()) == 5 for times in t.T)
+    assert t.min() >= 1 and t.max() <= 1000 and t.max() - t.min() > 700
+
+
 def test_times_are_stratified_and_cover_the_chain():
     config = Config(batch=50, T=1000)
     t = torch.stack([train.sample_timesteps(config, step) for step in range(1, 201)])

@@ -145,6 +145,18 @@ def test_attention_is_softmax_of_scaled_products():
     assert_close(attention(x), x + out.transpose(1, 2).view_as(x))
 
 
+@pytest.mark.parametrize("name, side, expected", [
+    ("mnist32", 32, {(16, 8)}), ("cifar10", 32, {(16, 1), (4, 1)}),
+    ("adm64", 64, {(32, 6), (16, 9), (8, 12)})])
+def test_attention_is_at_the_levels_that_heads_names(name, side, expected, monkeypatch):
+    """The side of what is attended to, and the number of heads there; the last entry is the middle."""
+    seen, forward = [], Attention.forward
+    monkeypatch.setattr(Attention, "forward", lambda self, x: seen.append((x.shape[2], self.heads)) or forward(self, x))
+    with torch.device("meta"):
+        UNet(CONFIGS[name])(*inputs(CONFIGS[name], side, side))
+    assert {*seen} == expected and len(seen) >= 2 * CONFIGS[name].blocks + 1
+
+
 def test_the_norm_is_the_one_given():
     calls = []
 

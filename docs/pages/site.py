@@ -4,14 +4,13 @@ import functools
 from collections import defaultdict
 from pathlib import Path
 
-from docs.figures import DOCS, FIGURES
 from docs.pages import TEMPLATES, exhibits, notes, unet_picture
 from docs.pages.markup import Equation, Renderer, figure, functions, test_anchor
 from docs.pages.sources import ROOT, Piece, cut, highlight, links, read
 from kernels.equivalence import SIDES
 from unet import CONFIGS
 
-HERE = Path(__file__).parent
+HERE, DOCS = Path(__file__).parent, Path(__file__).parents[1]
 WALK = {                            # groups of the contents; all pages in the order of a first walk
     "What is x_t?": ("index", "x_t", "schedules", "ddpm"),
     "The way back": ("reverse", "swiss_roll"),
@@ -34,8 +33,7 @@ SCRIPTS = {"x_t": ("noise", "schedules", "ui", "x_t"), "reverse": ("ui", "revers
 def build(steps: int) -> dict[str, bytes]:
     """Every file of the site by its name. steps: of training the swiss roll of the reverse chain.
 
-    Raises ValueError for a definition without a note, a note without its definition, an equation without a test, a
-    figure without its command.
+    Raises ValueError for a definition without a note, a note without its definition, an equation without a test.
     """
     texts = {page: notes.read(page) for page in PAGES if page != "tests"}
     titles = {page: f"{text.title}, {Path(SOURCES[page]).name}" if page in SOURCES else text.title
@@ -88,9 +86,7 @@ def source(page: str, text: notes.Notes, render: Renderer, anchors: dict[str, st
 
 def prose(page: str, text: notes.Notes, render: Renderer) -> tuple[str, dict]:
     """The text, and for some pages what is made of the code."""
-    if page == "gallery":
-        check_gallery(text)
-    elif text.notes:
+    if text.notes and page != "gallery":
         raise ValueError(f"the notes of {page} have headings of definitions, but it is no source; use ### there")
     html = render(text.head.replace("\n### ", "\n## "))             # the second level here
     html = html.replace("<!-- networks -->", networks()) if page == "network" else html
@@ -102,18 +98,6 @@ def networks() -> str:
     return "".join(f'<section class="network" id="{name}"{"" if name == "digits" else " hidden"}><h2>{name}</h2>'
                    f'{unet_picture.picture(config, SIDES[name], SIDES[name])}</section>\n'
                    for name, config in CONFIGS.items())
-
-
-def check_gallery(text: notes.Notes) -> None:
-    """Raises ValueError unless every figure of docs/ is shown once, with the command that makes it."""
-    shown, there = [name for names, _ in text.notes for name in names], sorted(path.name for path in DOCS.glob("*.png"))
-    if sorted(shown) != there:
-        raise ValueError(f"the gallery and docs/ differ in {', '.join(sorted({*shown} ^ {*there}))}; it must show each "
-                         f"figure once, with a note and the command that made it")
-    for (name,), note in text.notes:
-        stem = Path(name).stem
-        if "python " not in note or stem in FIGURES and f"python -m docs.figures --only {stem}" not in note:
-            raise ValueError(f"the gallery's note of {name} does not say the command that makes it; add it")
 
 
 def tests(equations: list[Equation]) -> tuple[str, dict]:

@@ -116,7 +116,7 @@ KNOWN = {
                       "out=/proc/nowhere/x.png": "/proc/nowhere"},
     **{name: {"steps=0": "steps is 0", "seed=-1": "seed is -1", "out=/proc/nowhere/x.png": "/proc/nowhere"}
        for name in ("swiss_roll", "heartbeat", "swiss_roll_variants")},
-    "kernels": {"networks=nowhere": "networks is 'nowhere'"}, "memory": {"networks=nothing": "networks is 'nothing'"}}
+    "kernels": {"networks=nowhere": "networks is 'nowhere'"}}
 
 
 def known_flags(base: Path, rng: random.Random) -> Iterator[Case]:

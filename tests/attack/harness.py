@@ -28,13 +28,12 @@ from run import tensors
 from tests.forks import forked
 from tests.helpers import Trap
 
-ENDS = ("ok", "sentence", "traceback", "crash", "hang", "lost")
 MEMORY = 3 * 2**30                      # bytes of address space that a script may take besides its libraries'
 PROGRESS = re.compile(r"\d+%\|.*/s|^warning: |^usage: |^ {2,}\S|Warning: |^$")
 
 
 class Case(NamedTuple):
-    """What is run on what. Files named precious must never change; others only if the script succeeds."""
+    """What is run on what. Files may change only if the script succeeds."""
     kind: str
     name: str
     files: dict[str, bytes | Path | Callable[[Path], object]]     # contents, what to copy, or what makes it there
@@ -47,7 +46,7 @@ class Case(NamedTuple):
 class End(NamedTuple):
     """How a case ended."""
     case: Case
-    ends: tuple[str, ...]               # one of ENDS, and "lost" beside it
+    ends: tuple[str, ...]               # ok, sentence, traceback, crash or hang; and "lost" beside it
     said: str                           # on stdout and stderr, at last
 
     @property
@@ -85,17 +84,16 @@ def make(folder: Path, files: dict[str, bytes | Path | Callable[[Path], object]]
 
 
 def state(folder: Path) -> dict[str, str]:
-    """A hash of every file under the folder, by name; links are not followed."""
+    """A hash of every file under the folder, by name."""
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink()
-            and path.stat().st_size < 2**28}
+            for path in sorted(folder.rglob("*")) if path.is_file() and path.stat().st_size < 2**28}
 
 
 def lost(case: Case, folder: Path, before: dict[str, str], well: bool) -> list[str]:
     """What is wrong with the files: missing, changed by a script that failed, half written, or left over."""
     after, wrong = state(folder), ["a trap sprang"] * (folder / Trap.NAME).exists()
     for name in before.keys() | after.keys():
-        path, may_change = folder / name, (well or case.midway) and "precious" not in name
+        path = folder / name
         if path.name == ".lock" or path.suffix == ".npy" and name not in before:
             continue
         if name not in after:
@@ -104,7 +102,7 @@ def lost(case: Case, folder: Path, before: dict[str, str], well: bool) -> list[s
             continue
         elif path.suffix == ".tmp":
             wrong.append(f"{name} was left")
-        elif name in before and not may_change:
+        elif name in before and not (well or case.midway):
             wrong.append(f"{name} was changed")
         elif reason := broken(path):
             wrong.append(f"{name} is broken: {reason}")
@@ -126,7 +124,7 @@ def broken(path: Path) -> str:
 
 
 def judge(status: int | None, stdout: str, stderr: str, says: str = "") -> str:
-    """Which of ENDS this is; status: what a process ended with, None for one that had to be killed."""
+    """What kind of end this is; status: what a process ended with, None for one that had to be killed."""
     if status is None:
         return "hang"
     if status < 0:
@@ -179,7 +177,5 @@ def attack(cases: Sequence[Case], jobs: int = 2, limit_s: float = 600.) -> list[
 
 def table(ends: Sequence[End]) -> str:
     """How many cases of each kind ended how."""
-    counts = Counter((kind, name) for end in ends for kind in (end.case.kind, "all") for name in ("cases", *end.ends))
-    kinds = [*dict.fromkeys(end.case.kind for end in ends), "all"]
-    return "\n".join("".join([f"{kind:22}", *(f"{counts[kind, name] if kind else name:>11}" for name in
-                                              ("cases", *ENDS))]) for kind in ("", *kinds))
+    counts = Counter(f"{kind}: {' and '.join(end.ends)}" for end in ends for kind in (end.case.kind, "all"))
+    return "\n".join(f"{count:5} {what}" for what, count in counts.items())

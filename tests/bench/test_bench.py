@@ -165,12 +165,12 @@ def test_an_update_whose_gradient_is_wrong_is_not_timed(name):
                            learner.error.args[2]) > training.TOLERANCE
 
 
-@pytest.mark.parametrize("name", bench_sampler.NAMES)
+@pytest.mark.parametrize("name", bench_sampler.CANDIDATES)
 def test_samplers_have_their_own_cost(name):
     """Ours sample the same pictures, whenever their noise is computed."""
     measure.skip_missing(name)
     output = torch.full((2, 1, 4, 4), 0.1)
-    x0 = bench_sampler.build(name, output)()
+    x0 = bench_sampler.CANDIDATES[name](output)()
     assert x0.shape == output.shape
     if name.startswith(("eager", "compiled")):
         torch.testing.assert_close(x0, bench_sampler.ours(output)())

@@ -122,19 +122,15 @@ def test_times_are_trailing_and_one_more():
     assert quality.sampling_times(1000, 50) == list(range(1000, 0, -20))
 
 
-def test_rates_are_tried_first_and_seeds_follow_the_best():
-    stops, names = [5, 15, 30], ("ours", "diffusers tuned")
-    low, middle, high = (Training("diffusers tuned", rate) for rate in (3e-4, 1e-3, 3e-3))
-    assert due(5, stops, names, []) == [Training("ours", OURS), low, middle, high]
-    done = [line("ours", OURS, 5, 3.), line("diffusers tuned", 3e-4, 5, 9.), line("diffusers tuned", 1e-3, 5, 9.)]
-    assert due(5, stops, names[1:], done) == [high]
-    done.append(line("diffusers tuned", 3e-3, 5, 8.5))
-    assert due(5, stops, names, done) == [*(Training("ours", OURS, k) for k in (1, 2)),
-                                          *(high._replace(seed=k) for k in (1, 2))]
-    assert due(15, stops, names[1:], done) == [high._replace(seed=k) for k in (0, 1, 2)]
-    assert due(30, stops, names[1:], done) == [high]
-    assert due(30, stops, names[1:], [*done, line("diffusers tuned", 3e-3, 30, 2.)]) == []
-    assert due(15, stops[1:], names[1:], done) == due(15, stops, names[1:], done)         # in a later command
+def test_other_rates_stop_first_then_other_seeds():
+    names, stops = ("ours", "diffusers tuned"), {}
+    best, low, high = (Training("diffusers tuned", rate) for rate in (1e-3, 3e-4, 3e-3))
+    for minutes in (5, 15, 30):
+        stops[minutes] = due(minutes, names, [])
+    seeds = [training._replace(seed=k) for training in (Training("ours", OURS), best) for k in range(3)]
+    assert stops == {5: [*seeds, low, high], 15: seeds, 30: [seeds[0], best]}
+    done = [line("diffusers tuned", 3e-4, 5, 9.), line("ours", OURS, 15, 3., 2), line("ours", OURS, 5, 3., 1)]
+    assert due(5, names[1:], done) == [*seeds[3:], high] and due(15, names[:1], done) == seeds[:2]
 
 
 def test_the_page_says_what_was_measured(monkeypatch, tmp_path):

@@ -10,7 +10,8 @@ from PIL import Image
 from torch.testing import assert_close
 
 import data
-from data import sets
+import train
+from data import folders, sets
 
 
 def fill(root, *names, size=(4, 4), mode="RGB", value=100):
@@ -51,7 +52,7 @@ def test_an_output_folder_does_not_lie_in_the_data(tmp_path, monkeypatch):
     fill(tmp_path, "lab/1.png")
     (tmp_path / "link").symlink_to(tmp_path / "lab")
     monkeypatch.chdir(tmp_path)
-    for name, out in [("lab", "lab/run"), ("lab", "lab"), (".", "runs/x"), ("cifar10:lab", "link/run"),
+    for name, out in [("lab", "lab/run"), ("lab", "lab"), (".", "runs/x"), ("lab", "link/run"),
                       ("lab/", str(tmp_path / "lab" / ".." / "lab" / "run"))]:
         with pytest.raises(ValueError, match="inside of .*choose another --out"):
             data.check_outside(name, out)
@@ -220,3 +221,15 @@ def test_a_digest_does_not_depend_on_where_a_folder_lies(tmp_path, monkeypatch):
     assert len(digests) == 1
     os.rename("moved/a/1.png", "moved/a/3.png")
     assert data.digest(data.load("moved")) not in digests
+
+
+def test_grids_of_a_run_read_the_pictures_once(tmp_path, monkeypatch):
+    """For the means of the channels, where a set is read as needed: not for every grid."""
+    monkeypatch.setattr(sets, "IN_MEMORY", 0)
+    fill(tmp_path, "data/1.png", "data/2.png", "data/3.png")
+    reads = []
+    read_image = folders.read_image
+    monkeypatch.setattr(folders, "read_image", lambda path, *rest: (reads.append(path), read_image(path, *rest))[1])
+    train.main(["--data", str(tmp_path / "data"), "--T", "20", "--batch", "2", "--warmup", "1", "--steps", "4",
+                "--sample_every", "1", "--out", str(tmp_path / "run")])
+    assert len(reads) == 4 * 2 + 3

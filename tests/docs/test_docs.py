@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 import data
+import ddpm
 import train
 from docs import figures, variants
 from docs.pages import unet_picture
@@ -29,6 +30,23 @@ def test_figures_of_the_equations_are_made(name, tmp_path, few):
     figures.FIGURES[name](tmp_path / f"{name}.png")
     made, kept = (Image.open(folder / f"{name}.png") for folder in (tmp_path, figures.DOCS))
     assert made.size == kept.size
+
+
+def test_the_forward_strip_goes_from_the_picture_to_noise(monkeypatch, few):
+    """Ten panels of the same picture at t = 0 to 1000: its share of each is the root of alpha_bar."""
+    made = []
+    monkeypatch.setattr(figures.pictures, "save_figure", lambda figure, path, dpi: made.append(figure))
+    figures.forward(None)
+    panels = made[0].subfigs[0].axes
+    x = torch.from_numpy(np.stack([panel.images[0].get_array() for panel in panels])).flatten(1) / 127.5 - 1
+    times = [int(panel.get_title().removeprefix("t = ")) for panel in panels]
+    assert times[0] == 0 and times[-1] == 1000 and torch.equal(x[0], data.to_unit(data.to_pixels(
+        figures.one_digit())).flatten().double())
+    share = (x * x[0]).mean(1) / x[0].square().mean()
+    expected = ddpm.linear_schedule().alpha_bar[times].sqrt()
+    assert (share - expected).abs().max() < 0.35 and share[-1].abs() < 0.35 < share[3] < share[0]
+    gone = (x - expected[:, None] * x[0]).square().mean(1).sqrt()                       # the noise, which is clipped
+    assert gone[0] < 0.01 and (gone[1:5].diff() > 0).all() and gone[-1] > 0.6
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """What the README says of the repository is true of it."""
 
+import ast
 import re
 import textwrap
 from pathlib import Path
@@ -18,6 +19,14 @@ def count_lines(name):
 def test_line_counts():
     assert {path.name for path in ROOT.glob("*.py")} == {name for name in LISTED if "/" not in name}
     assert {name: int(lines) for name, lines in LISTED.items()} == {name: count_lines(name) for name in LISTED}
+
+
+def test_the_model_is_short():
+    """The mathematics, the network, training and sampling: to be read in an evening, functions on a screen each."""
+    texts = [(ROOT / f"{name}.py").read_text() for name in ("ddpm", "unet", "train", "sample")]
+    functions = [node for text in texts for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
+    assert sum(len(text.splitlines()) for text in texts) < 1300
+    assert len(functions) > 50 and max(each.end_lineno - each.lineno for each in functions) < 50
 
 
 def test_links_lead_somewhere():

@@ -247,6 +247,12 @@ def test_only_x0_stays_in_the_plane(out):
 
 # What they share
 
+def test_models_of_other_pictures_are_refused():
+    """A network of any size would take the digits, and make nothing of them."""
+    with pytest.raises(ValueError, match=r"fashion.* makes pictures of \(1, 28, 28\), and the digits here are"):
+        trained("weights/fashion.safetensors")
+
+
 def test_a_model_of_labelled_pictures_may_take_no_labels(tmp_path):
     saved = checkpoint.load("weights/digits.safetensors")
     network = replace(saved.network, classes=0)

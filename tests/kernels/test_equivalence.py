@@ -6,7 +6,7 @@ from itertools import product
 import pytest
 import torch
 
-from kernels import equivalence
+from kernels import equivalence, static
 from kernels.__main__ import main
 from kernels.equivalence import NORMS, SHAPES, STEPS, WAYS, sound
 
@@ -53,3 +53,6 @@ def test_what_cannot_work_is_one_sentence_before_the_work(refused, tmp_path, mon
     monkeypatch.setattr("kernels.__main__.comparisons", lambda *_: 1 / 0)
     assert "networks is 'nowhere'" in refused(main, ["--networks", "nowhere"])
     assert "there is a folder" in refused(main, ["--json", str(tmp_path)])
+    monkeypatch.setattr(equivalence, "find_spec", lambda name: None)
+    for command in (main, static.main):
+        assert "Triton is not installed" in refused(command, [])

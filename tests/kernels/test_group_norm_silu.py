@@ -100,6 +100,8 @@ def test_input_of_any_stride(how, layout, device):
     x = case((4, 12, 5, 6), device, layout)["x"].detach()
     x = {"every second image": lambda: x[::2], "half the channels": lambda: x.chunk(2, dim=1)[1],
          "transposed": lambda: x.transpose(2, 3), "expanded": lambda: x[:1].expand(3, -1, -1, -1)}[how]()
+    copied = (how, layout) in (("half the channels", "channels_last"), ("transposed", "nchw"))
+    assert (ops.in_layout(x, LAYOUTS[layout]).data_ptr() != x.data_ptr()) == copied
     arguments = case(x.shape, device) | {"x": x.requires_grad_()}
     arguments["dy"] = torch.tensor(0.7, device=device).expand(x.shape)                  # what .sum() sends back
     compare(arguments, 2)

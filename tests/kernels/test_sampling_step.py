@@ -47,11 +47,12 @@ def test_every_kind_of_row(case, device):
     assert sound(report), report["errors"]
 
 
-def test_a_fixed_variance_ignores_the_learned_one(device):
+@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (2, 9)])
+def test_a_fixed_variance_ignores_the_learned_one(shape, device):
     """An output of twice the channels for rows that need one half of them."""
-    c = case((2, 3, 5, 7), device, 2)
+    c = case(shape, device, 2)
     both, half = (sampling_step(*arguments(rows_of("ancestral"), 1, c | {"output": output}))
-                  for output in (c["output"], c["output"][:, :3]))
+                  for output in (c["output"], c["output"][:, :shape[1]]))
     assert all(torch.equal(a, b) for a, b in zip(both, half, strict=True))
 
 
@@ -172,6 +173,7 @@ def test_on_a_cpu_it_is_the_plain_step(monkeypatch):
     ({"i": torch.tensor(0)}, r"i is torch.int64, shape \(\); it must be int64, shape \(1,\)"),
     ({"output": torch.zeros(2, 4, 4, 4)}, r"output has shape \(2, 4, 4, 4\) and xt \(2, 3, 4, 4\)"),
     ({"xt": torch.zeros(3)}, r"xt must be \(B, C, ...\)"),
+    (dict.fromkeys(("xt", "output"), torch.empty(1, 4, 2**15, 2**15, device="meta")), r"fewer than 2\*\*31"),
     ({"x0_prev": torch.zeros(2, 1, 4, 4)}, r"x0_prev is torch.float32, shape \(2, 1, 4, 4\); it must be like xt"),
     ({"z": torch.zeros(2, 3, 4, 4, dtype=torch.float16)}, r"z is torch.float16"),
     ({"seeds": torch.zeros(3, dtype=torch.int64)}, r"seeds is torch.int64, shape \(3,\); .* one per image: \(2,\)"),

@@ -110,11 +110,12 @@ def test_help_is_the_same_without_torch(command, capsys, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("event, name", [("import", "torch.version"), ("open", "1.png")])
 def test_ctrl_c_while_a_script_imports_or_reads_is_a_sentence(event, name, tmp_path):
+    (tmp_path / "pictures").mkdir()
     for k in range(3):
-        Image.new("L", (8, 8)).save(tmp_path / f"{k}.png")
+        Image.new("L", (8, 8), 200).save(tmp_path / "pictures" / f"{k}.png")
     code = f"""
 import os, runpy, signal, sys
-sys.argv = ["train.py", "--data", {str(tmp_path)!r}, "--out", {str(tmp_path / "run")!r}]
+sys.argv = ["train.py", "--data", {str(tmp_path / "pictures")!r}, "--out", {str(tmp_path / "run")!r}]
 sys.addaudithook(lambda event, args: event == {event!r} and str(args[0]).endswith({name!r})
                  and os.kill(os.getpid(), signal.SIGINT))
 runpy.run_path("train.py", run_name="__main__")"""

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageChops, ImageDraw, ImageFont, ImageSequence, ImageStat
 
 import sample
+import train
 from data import to_pixels
 from data.image_files import to_image
 from run import arrays, pictures
@@ -83,6 +84,23 @@ def test_a_head_is_a_name_in_its_script_or_a_number():
     assert len({*drawn}) == 3
 
 
+def test_grids_of_a_run_have_such_heads(tmp_path, monkeypatch):
+    for name in ("\U0010fffd", "мышка"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8), "red").save(tmp_path / "set" / name / "1.png")
+    heads, grid = [], pictures.grid
+    monkeypatch.setattr(pictures, "grid", lambda x, columns, names: (heads.append(names), grid(x, columns, names))[1])
+    train.main(["--data", str(tmp_path / "set"), "--T", "5", "--batch", "2", "--warmup", "1", "--steps", "1",
+                "--sample_every", "1", "--out", str(tmp_path / "run")])
+    assert heads == [("мышка", "class 1")]
+
+
+def test_a_font_that_was_removed_is_passed_over(tmp_path):
+    (tmp_path / "damaged.ttf").write_bytes(b"no font")
+    for name in ("gone.ttf", "damaged.ttf"):
+        assert not pictures.characters(str(tmp_path / name))
+
+
 # Transparent pictures
 
 def confetti(n=2):
@@ -95,9 +113,8 @@ def confetti(n=2):
 
 def on_white(image):
     """Whether a tile is the red square on white; a film has 64 colours."""
-    colours = [image.convert("RGB").getpixel(place) for place in ((2, 2), (60, 30), (32, 32))]
-    wanted = torch.tensor([[255, 255, 255], [255, 255, 255], [255, 0, 0]])
-    return (torch.tensor(colours) - wanted).abs().max() < 16
+    corner, side, (red, *others) = (image.convert("RGB").getpixel(place) for place in ((2, 2), (60, 30), (32, 32)))
+    return corner == side == (255, 255, 255) and red > 240 and max(others) < 16
 
 
 def test_nobody_sees_the_colours_where_alpha_is_0(tmp_path):

@@ -1,5 +1,6 @@
 """scores/fid.py beside the published formula, with random features in place of weights that would be downloaded."""
 
+import itertools
 import sys
 import types
 
@@ -11,6 +12,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 import data
+import sample
 from scores import fid
 
 
@@ -70,6 +72,20 @@ def test_fid_tells_near_from_far_and_prints_its_floor(tmp_path, capsys):
     assert "real to real: 200 pictures" in lines[1] and "equal N" in lines[2]
 
 
+@pytest.mark.slow
+def test_fid_over_eta_and_steps(tmp_path, capsys):
+    """As table 1 of DDIM has it: fewer steps are worse, and so is noise where steps are few."""
+    made, distance = str(tmp_path / "pictures.npz"), {}
+    for eta, steps in itertools.product((0, 1), (3, 20)):
+        flags = f"--n 200 --batch 200 --eta {eta} --steps {steps} --npz --out {tmp_path}"
+        sample.main(flags.split())
+        capsys.readouterr()
+        fid.fid(["--pictures", made, "--data", "digits", "--cache", str(tmp_path / "c")], stub)
+        distance[eta, steps] = float(capsys.readouterr().out.split()[1])
+    assert distance[0, 20] < distance[0, 3] / 3 and distance[1, 20] < distance[1, 3] / 2, distance
+    assert distance[0, 20] < distance[1, 20] / 1.5, distance
+
+
 def test_statistics_are_cached_by_the_pixels(tmp_path):
     dataset, batches = data.load(pictures(tmp_path / "a.npz", 12)), []
 
@@ -91,15 +107,20 @@ def test_statistics_are_cached_by_the_pixels(tmp_path):
     assert batches[3:] == [12]
 
 
-def test_grey_is_colour_and_alpha_and_few_pictures_are_refused(tmp_path):
+def test_grey_is_colour_and_opaque_is_rgb_and_few_pictures_are_refused(tmp_path, capsys):
     for k in range(4):
         Image.effect_noise((8, 8), 50).save(tmp_path / f"{k}.png")
-    flags = ["--data", str(tmp_path), "--cache", str(tmp_path / "c"), "--pictures"]
-    fid.fid([*flags, str(tmp_path)], stub)
+    flags = ["--data", str(tmp_path / "L"), "--cache", str(tmp_path / "c"), "--pictures"]
+    capsys.readouterr()
+    for mode in ("L", "RGB", "RGBA"):
+        (tmp_path / mode).mkdir()
+        for path in tmp_path.glob("*.png"):
+            Image.open(path).convert(mode).save(tmp_path / mode / path.name)
+        fid.fid([*flags, str(tmp_path / mode)], stub)
+    said = [line.split()[1] for line in capsys.readouterr().out.splitlines() if "pictures of" in line]
+    assert len(said) == 6 and said[::2] == ["0.000"] * 3
     with pytest.raises(ValueError, match="has 3 pictures"):
         fid.fid([*flags, pictures(tmp_path / "few.npz", 3)], stub)
-    with pytest.raises(ValueError, match="alpha"):
-        fid.to_rgb(torch.zeros(3, 4, 4, 4))
 
 
 def test_a_missing_pytorch_fid_is_named_with_its_install_command(monkeypatch):

@@ -14,6 +14,7 @@ import noise
 import train
 from run import checkpoint
 from scores.likelihood import bound, partition, sample_timesteps
+from scores.pictures import load_pictures
 
 DIGITS = str(Path(__file__).parents[2] / "weights" / "digits.safetensors")
 CHOICE = {"target": "eps", "variance": "beta_tilde", "clip": True}
@@ -120,13 +121,19 @@ def test_a_short_chain_has_few_terms_and_one_of_one_step_no_bound(tmp_path, refu
 
 def test_pictures_of_another_kind_are_refused(tmp_path, refused):
     saved, model = checkpoint.load(DIGITS), str(tmp_path / "x.safetensors")
-    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     np.savez(tmp_path / "plain.npz", arr_0=np.zeros((4, 8, 8), np.uint8))
     plain = ["--data", str(tmp_path / "plain.npz")]
     for changes, flags, message in (
             ({"settings": {**saved.settings, "data": ""}}, [], "does not say what it was trained on"),
-            ({}, ["--data", str(tmp_path)], "(3, 8, 8); the model's are (1, 8, 8)"),
+            ({}, ["--data", "dead-leaves"], "channels is 1, and dead-leaves has 3"),
             ({}, plain, "plain.npz has no labels; name a labelled set, or use --no-labels"),
             ({"data": {**saved.data, "classes": tuple("0123456789X")}}, ["--no-labels"], "no null class")):
         checkpoint.save(tmp_path / "x.safetensors", saved._replace(**changes))
         assert message in refused(evaluate.main, ["nll", "--checkpoint", model, *flags])
+
+
+def test_pictures_are_read_as_the_model_s(tmp_path):
+    """Of its size and channels: a held-out folder may be grey where the training set was in colour, or the reverse."""
+    Image.new("RGB", (16, 16), (200, 100, 50)).save(tmp_path / "a.png")
+    read = load_pictures(checkpoint.load(DIGITS), str(tmp_path)).images
+    assert read.shape == (1, 1, 8, 8) and (read == round(0.299 * 200 + 0.587 * 100 + 0.114 * 50)).all()
