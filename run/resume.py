@@ -44,7 +44,7 @@ def saved_settings(path: str) -> dict[str, Any]:
     """The settings of the run in this folder, which may have been moved. Raises ValueError if there is none."""
     out = run_folder(path)
     checkpoint = (latest(out, ()) or [load(out)])[-1]                           # load says that there is none
-    return {**checkpoint.settings, "out": str(out)}
+    return {**checkpoint.settings, "out": str(out), "accept_changes": False}
 
 
 def run_folder(path: str) -> Path:
@@ -71,7 +71,8 @@ def resume(run: Run, path: Path, checkpoint: Checkpoint, free: set[str], rate: C
     run.progress.sound = path.name == LAST
     if processes.rank() == 0:
         step, config, saved = checkpoint.step, run.config, checkpoint.settings
-        print(f"resuming {path} at step {step} of {config.steps}")
+        print(f"resuming {path} at step {step} of {config.steps}"
+              f"{'; nothing is left to do, ask for more --steps' if step >= config.steps else ''}")
         changed = [name for name in RATE if saved.get(name, getattr(config, name)) != getattr(config, name)]
         before = replace(config, **{name: saved[name] for name in changed})
         old, new = f"{rate(before, step):.2g}", f"{rate(config, step + 1):.2g}"
