@@ -115,6 +115,7 @@ def test_ctrl_c_while_a_script_imports_or_reads_is_a_sentence(event, name, tmp_p
         Image.new("L", (8, 8), 200).save(tmp_path / "pictures" / f"{k}.png")
     code = f"""
 import os, runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)        # a shell's background jobs ignore it
 sys.argv = ["train.py", "--data", {str(tmp_path / "pictures")!r}, "--out", {str(tmp_path / "run")!r}]
 sys.addaudithook(lambda event, args: event == {event!r} and str(args[0]).endswith({name!r})
                  and os.kill(os.getpid(), signal.SIGINT))
