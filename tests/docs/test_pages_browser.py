@@ -238,10 +238,10 @@ def test_times_between_are_those_of_spaced_times(kind, spacing, shift, table):
         assert_close(torch.tensor(mine, dtype=torch.float64), expected.double(), rtol=0, atol=1.5e-11)
 
 
-CHOICES = [{"sampler": sampler, **options} for sampler in samplers.SAMPLERS for options in (
-    [{"eta": eta, "variance": variance} for eta in (0., 0.3, 1.) for variance in schedules.VARIANCES]
-    if "eta" in samplers.options_of(sampler) else
-    [{"churn": churn} for churn in (0., 5., 200.)] if "churn" in samplers.options_of(sampler) else [{}])]
+VALUES = {"eta": (0., 0.3, 1.), "variance": schedules.VARIANCES, "churn": (0., 5., 200.)}
+CHOICES = [{"sampler": sampler, **dict(zip(options, values, strict=True))} for sampler in samplers.SAMPLERS
+           for options in [samplers.options_of(sampler)]
+           for values in itertools.product(*(VALUES[name] for name in options))]
 
 
 @pytest.mark.parametrize("kind", ddpm.SCHEDULES)

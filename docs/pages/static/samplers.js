@@ -47,9 +47,9 @@ function ancestral(barT, barS, options) {
   return ddim(barT, barS, {...options, eta: 1});
 }
 
-// DPM-Solver++(2M): the line through the last two x0_hat, half a step on.
-function dpm2m(barT, barS, options) {
-  const first = ddim(barT, barS, options), h = strides(barT, barS);
+// DPM-Solver++(2M): the line through the last two x0_hat, half a step on. Its noise is always beta_tilde's.
+function dpm2m(barT, barS, {eta = 0} = {}) {
+  const first = ddim(barT, barS, {eta}), h = strides(barT, barS);
   return k => {
     const row = first(k), cp = secondOrder(row.c0, h, k);
     return {...row, c0: row.c0 - cp, cp};
