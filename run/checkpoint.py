@@ -86,7 +86,8 @@ def load(path: str | Path, parts: Sequence[str] = PARTS) -> Checkpoint:
         raise ValueError(f"{old} is a checkpoint from before safetensors; convert it with: "
                          f"python convert.py --source {old} --to {new}")
     if not path.is_file():
-        remedy = f"use {new}" if new.is_file() else "train one with: python train.py"
+        other = next(filter(Path.is_file, (new, previous)), None)
+        remedy = f"use {other}" if other else "train one with: python train.py"
         raise ValueError(f"no checkpoint {path}; {remedy}")
     remedy = f"use {previous}" if path.name == LAST and previous.is_file() else "use another file"
     content, facts = tensors.load(path, tuple(f"{part}." for part in PARTS if part not in parts), remedy)
