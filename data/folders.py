@@ -94,14 +94,14 @@ def choose_pictures(root: Path, files: Sequence[Path]) -> tuple[list[Path], list
     runs = {file.parent for file in files if file.name in RUNS}
     kept = [file for file in files if not runs.intersection(file.parents)] if runs else files
     paths = [file for file in kept if file.suffix.lower() in SUFFIXES]
+    if other := [file for file in kept if file.suffix.lower() not in SUFFIXES and file.name not in TABLES]:
+        say(f"left out {len(other)} files that are no pictures readable here, such as {other[0]}")
     if not paths:
         raise ValueError(f"no images under {root}{', but the folder of a run' if runs else ''}; it takes "
                          f"{' '.join(SUFFIXES)}, and after the name of a set, as cifar10:{root}, also parquet and its "
                          f"authors' binary files, but no pickles")
     if runs:
         say(f"left out {len(runs)} folders of runs, whose pictures are samples: {some(sorted(runs))}")
-    if other := [file for file in kept if file.suffix.lower() not in SUFFIXES and file.name not in TABLES]:
-        say(f"left out {len(other)} files that are no pictures readable here, such as {other[0]}")
     labels, tables = read_tables([file for file in kept if file.name in TABLES])
     if labels:
         if outside := [path for path in paths if not any(table.parent in path.parents for table in tables)]:

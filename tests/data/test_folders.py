@@ -83,6 +83,13 @@ def test_what_is_left_out_is_said_once_with_a_count(tmp_path, capsys):
         "note: 2 subfolders have no pictures, and are no classes: d, e"]
 
 
+def test_a_folder_of_a_phone_s_heic_pictures_says_what_it_holds(tmp_path, capsys):
+    (tmp_path / "IMG_1.HEIC").touch()
+    with pytest.raises(ValueError, match="no images under"):
+        data.load(str(tmp_path))
+    assert f"left out 1 files that are no pictures readable here, such as {tmp_path}/IMG_1.HEIC" in capsys.readouterr().err
+
+
 def test_a_usual_folder_has_nothing_said_about(tmp_path, capsys):
     fill(tmp_path, "a/1.png", "b/2.png", ".DS_Store/1.png")
     data.load(str(tmp_path))
