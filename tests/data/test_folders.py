@@ -87,7 +87,8 @@ def test_a_folder_of_a_phone_s_heic_pictures_says_what_it_holds(tmp_path, capsys
     (tmp_path / "IMG_1.HEIC").touch()
     with pytest.raises(ValueError, match="no images under"):
         data.load(str(tmp_path))
-    assert f"left out 1 files that are no pictures readable here, such as {tmp_path}/IMG_1.HEIC" in capsys.readouterr().err
+    assert capsys.readouterr().err == (f"note: left out 1 files that are no pictures readable here, such as "
+                                       f"{tmp_path}/IMG_1.HEIC\n")
 
 
 def test_a_usual_folder_has_nothing_said_about(tmp_path, capsys):
