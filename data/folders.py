@@ -49,7 +49,11 @@ def read_folder(root: Path, size: tuple[int, int] | None, fit: str, channels: in
     cannot be read or labelled, naming the files; what is left out or looks odd is said on stderr.
     """
     paths, labels, classes = choose_pictures(root, visible(root))
-    headers = read_each(paths, read_header, "looking at pictures")
+    try:
+        headers = read_each(paths, read_header, "looking at pictures")
+    except ValueError:                                  # now all that is wrong, pixels included, in one sentence
+        read_each(paths, lambda path: (read_header(path), read_image(path, (1, 8, 8), fit)), "looking for others")
+        raise
     sizes = sorted({header.size for header in headers})
     if size is None and len(sizes) > 1:
         (H, W), *_, (most_H, most_W) = sizes
@@ -90,16 +94,19 @@ def choose_pictures(root: Path, files: Sequence[Path]) -> tuple[list[Path], list
     runs = {file.parent for file in files if file.name in RUNS}
     kept = [file for file in files if not runs.intersection(file.parents)] if runs else files
     paths = [file for file in kept if file.suffix.lower() in SUFFIXES]
+    if other := [file for file in kept if file.suffix.lower() not in SUFFIXES and file.name not in TABLES]:
+        say(f"left out {len(other)} files that are no pictures readable here, such as {other[0]}")
     if not paths:
         raise ValueError(f"no images under {root}{', but the folder of a run' if runs else ''}; it takes "
                          f"{' '.join(SUFFIXES)}, and after the name of a set, as cifar10:{root}, also parquet and its "
                          f"authors' binary files, but no pickles")
     if runs:
         say(f"left out {len(runs)} folders of runs, whose pictures are samples: {some(sorted(runs))}")
-    if other := [file for file in kept if file.suffix.lower() not in SUFFIXES and file.name not in TABLES]:
-        say(f"left out {len(other)} files that are no pictures readable here, such as {other[0]}")
-    labels = read_tables([file for file in kept if file.name in TABLES])
+    labels, tables = read_tables([file for file in kept if file.name in TABLES])
     if labels:
+        if outside := [path for path in paths if not any(table.parent in path.parents for table in tables)]:
+            raise ValueError(f"{tables[0]} labels pictures of its folder, but {outside[0]} lies outside of it; list "
+                             f"all in a table above both, or remove it")
         if absent := sorted(labels.keys() - set(paths)):
             raise ValueError(f"{len(absent)} labelled pictures are not there, such as {absent[0]}; mend the table")
         if unlisted := [path for path in paths if path not in labels]:
@@ -119,18 +126,20 @@ def choose_pictures(root: Path, files: Sequence[Path]) -> tuple[list[Path], list
     return paths, names, sorted({*names})
 
 
-def read_tables(files: Sequence[Path]) -> dict[Path, str]:
-    """The label of each picture that a table among these lists, in the order of the pictures' paths."""
-    labels = {}
+def read_tables(files: Sequence[Path]) -> tuple[dict[Path, str], list[Path]]:
+    """The label of each picture that a table among these lists, sorted by path, and the tables that list any."""
+    labels, tables = {}, []
     for file in files:
         with reading(file, "mend or remove it"):
-            for name, label in rows_of(file):
+            rows = rows_of(file)
+            tables += [file] * bool(rows)
+            for name, label in rows:
                 if not isinstance(label, str | int) or not str(label).strip():
                     raise ValueError(f"the label of {name} is {label!r}, and must be a name or a whole number")
                 labels[file.parent / name.replace("\\", "/")] = str(label).strip()
     if labels:
-        say(f"labels are those of {some(files)}")
-    return dict(sorted(labels.items()))
+        say(f"labels are those of {some(tables)}")
+    return dict(sorted(labels.items())), tables
 
 
 def rows_of(file: Path) -> Sequence[tuple[str, str | int]]:

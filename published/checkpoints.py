@@ -3,7 +3,7 @@
 from typing import Any
 
 import ddpm
-from data.files import reading
+from data.files import reading, some
 from published import diffusers, openai
 from published.files import diffusers_files, flatten, locate, read_flags
 from run import checkpoint, tensors
@@ -20,10 +20,11 @@ def read(source: str, flags: str = "") -> Checkpoint:
     path = path / LAST if (path / LAST).is_file() else path                       # a run's folder
     ours = path.suffix == tensors.SUFFIX and bool(tensors.load(path)[1])
     weights, config, scheduler = ({}, None, None) if ours else diffusers_files(path)
-    layers = {layer for layer in (diffusers.FIRST, openai.FIRST) if any(
-        name.endswith(layer) for name, _ in flatten(weights))}
-    published = not ours and "format" not in weights
-    if published and (openai.FIRST in layers or config is None and not layers):
+    names, published = [name for name, _ in flatten(weights)], not ours and "format" not in weights
+    layers = {layer for layer in (diffusers.FIRST, openai.FIRST) if any(name.endswith(layer) for name in names)}
+    if published and config is None and not layers:
+        raise ValueError(f"{source} has no network of diffusers or OpenAI; its weights are named {some(names, 2)}")
+    if published and openai.FIRST in layers:
         settings = {**openai.FLAGS, **read_flags(flags, path.with_suffix(".json"))}
         with reading(path, "correct its flags, or use another model"):
             return new_checkpoint(str(source), *openai.from_openai(weights, settings), int(settings["image_size"]))

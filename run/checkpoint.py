@@ -86,7 +86,8 @@ def load(path: str | Path, parts: Sequence[str] = PARTS) -> Checkpoint:
         raise ValueError(f"{old} is a checkpoint from before safetensors; convert it with: "
                          f"python convert.py --source {old} --to {new}")
     if not path.is_file():
-        remedy = f"use {new}" if new.is_file() else "train one with: python train.py"
+        other = next(filter(Path.is_file, (new, previous)), None)
+        remedy = f"use {other}" if other else "train one with: python train.py"
         raise ValueError(f"no checkpoint {path}; {remedy}")
     remedy = f"use {previous}" if path.name == LAST and previous.is_file() else "use another file"
     content, facts = tensors.load(path, tuple(f"{part}." for part in PARTS if part not in parts), remedy)
@@ -155,7 +156,7 @@ class Config:
     to: str = "weights/digits.safetensors"      # where to
     average: bool = False                       # the averaged weights alone: half of that
     dtype: str = "float32"                      # of the weights but the norms': float32, or bf16, half again
-    classes: str = ""                           # names of the classes, as cat,dog, for those that the data gave
+    classes: str = ""                           # new names, as cat,dog; the last class without one is the null class
 
 
 @script
@@ -166,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     weights = {} if config.average else cast(checkpoint.weights, DTYPES[config.dtype])
     old = checkpoint.data["classes"]
     names = tuple(config.classes.split(",")) if config.classes else old
-    if len(names) != len(old) or len({*names, ""}) <= len(names):
+    if len(names) not in (len(old), checkpoint.network.classes - 1) or len({*names, ""}) <= len(names):
         raise ValueError(f"classes is {config.classes!r}; name each of the {len(old)} classes once: "
                          f"{', '.join(old[:20])}")
     save(config.to, checkpoint._replace(weights=weights, ema=cast(checkpoint.ema, DTYPES[config.dtype]), losses=(),

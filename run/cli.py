@@ -42,17 +42,14 @@ def parse(kind: type[T], argv: Sequence[str] | None, defaults: Callable[[T], T] 
             "type": field.type, "metavar": flag.upper()}
         parser.add_argument(f"--{flag}", dest=field.name, default=argparse.SUPPRESS, help=text, **how)
     words = sys.argv[1:] if argv is None else argv
-    flags = vars(parser.parse_args([re.sub(r"^--(no[-_])?([\w-]+)(?=$|=)", spelled, word) for word in words]))
+    flags = vars(parser.parse_args([re.sub(
+        r"^--(no[-_])?([\w-]+)(?=$|=)", lambda flag: f"--{'no-' if flag[1] else ''}{flag[2].replace('-', '_')}", word)
+        for word in words]))
     for name, value in flags.items():
         if isinstance(value, int) and abs(value) >= 2**31:
             raise ValueError(f"{name} is {value}; it must be less than 2**31 in size")
     settings = kind(**flags)
     return dataclasses.replace(defaults(settings), **flags) if defaults else settings
-
-
-def spelled(flag: re.Match) -> str:
-    """A flag as argparse knows it, underscores in the field's name."""
-    return f"--{'no-' if flag[1] else ''}{flag[2].replace('-', '_')}"
 
 
 def as_flag(name: str, value: str | float | bool) -> str:

@@ -44,7 +44,7 @@ def saved_settings(path: str) -> dict[str, Any]:
     """The settings of the run in this folder, which may have been moved. Raises ValueError if there is none."""
     out = run_folder(path)
     checkpoint = (latest(out, ()) or [load(out)])[-1]                           # load says that there is none
-    return {**checkpoint.settings, "out": str(out)}
+    return {**checkpoint.settings, "out": str(out), "accept_changes": False}
 
 
 def run_folder(path: str) -> Path:
@@ -71,7 +71,8 @@ def resume(run: Run, path: Path, checkpoint: Checkpoint, free: set[str], rate: C
     run.progress.sound = path.name == LAST
     if processes.rank() == 0:
         step, config, saved = checkpoint.step, run.config, checkpoint.settings
-        print(f"resuming {path} at step {step} of {config.steps}")
+        print(f"resuming {path} at step {step} of {config.steps}"
+              f"{'; nothing is left to do, ask for more --steps' if step >= config.steps else ''}")
         changed = [name for name in RATE if saved.get(name, getattr(config, name)) != getattr(config, name)]
         before = replace(config, **{name: saved[name] for name in changed})
         old, new = f"{rate(before, step):.2g}", f"{rate(config, step + 1):.2g}"
@@ -142,7 +143,7 @@ def check_same_run(run: Run, path: Path, checkpoint: Checkpoint, free: set[str])
     free = free | ({"data", "size", "channels"} if "digest" in facts else set())
     if changed := [name for name, value in saved.items() if name not in free and settings.get(name) != value]:
         raise ValueError(f"{path} was trained with {' '.join(as_flag(name, saved[name]) for name in changed)}; repeat "
-                         f"that, or choose another --out, where --init {path} starts from its weights")
+                         f"that, or choose another --out, where {as_flag('init', path)} starts from its weights")
     if not checkpoint.weights or not checkpoint.exp_avg:
         raise ValueError(f"{path} was given away without its optimizer; choose another --out")
     for what, theirs, ours in (("pictures of C x H x W", facts["shape"], run.dataset.shape),

@@ -75,8 +75,8 @@ def describe(run: Run, rate: Callable[[Any, int], float]) -> None:
     rate: (config, step) -> the learning rate; one that never gets near --lr is told.
     """
     config, bits, world = run.config, ddpm.schedule_check(run.schedule), processes.world_size()
-    N = len(run.dataset.images)
-    epochs = "" if N == data.ENDLESS else f", each used {config.steps * config.batch / N:.3g} times"
+    N, used = len(run.dataset.images), config.steps * config.batch
+    epochs = "" if N == data.ENDLESS else f", each used {used / N:,.{0 if used > 10 * N else 1}f} times"
     print(f"data     {config.data}: {data.describe(run.dataset)}")
     print(f"steps    {config.steps:,} with {config.batch} pictures{epochs}")
     print(f"network  {config.network or config.init}: {sum(w.numel() for w in run.weights.values()):,} parameters, "
@@ -172,7 +172,8 @@ def saved_on_error(run: Run) -> Iterator[None]:
             if unsaved:
                 save(run)
             end = f"stopped at step {step}" if stopped else f"an error ended the run, step {step} is saved"
-            print(f"{end}; to resume, repeat the command, or: {command('train.py', '--resume', run.config.out)}")
+            again = f"to resume, repeat the command, or: {command('train.py', '--resume', run.config.out)}"
+            print(f"{end}; {again if run.progress.saved else 'nothing is saved yet'}")
         if not stopped:
             raise
 

@@ -113,6 +113,21 @@ def test_digits_become_a_folder_and_keep_all_that_they_can(tmp_path, capsys):
     assert tables[0] == tables[1]
 
 
+def test_a_null_class_that_only_its_author_knows_can_be_said(tmp_path, refused):
+    """A class-conditional UNet2DModel does not tell whether its last row is one."""
+    one, other = str(tmp_path / "one.safetensors"), str(tmp_path / "other.safetensors")
+    convert.main(["--source", DIGITS, "--to", str(tmp_path / "theirs")])
+    path = tmp_path / "theirs" / "unet" / "config.json"
+    config = {name: value for name, value in json.loads(path.read_text()).items() if name[1:] != "minimal_diffusion"}
+    path.write_text(json.dumps(config))
+    convert.main(["--source", str(tmp_path / "theirs"), "--to", one])
+    guided = ["--guidance", "2", "--labels", "7"]
+    assert "has no null class" in refused(sample.main, ["--checkpoint", one, *guided, "--out", str(tmp_path / "out")])
+    checkpoint.main(["--source", one, "--to", other, "--classes", "0,1,2,3,4,5,6,7,8,9"])
+    named, digits = (sampled(tmp_path, "--checkpoint", path, *guided) for path in (other, DIGITS))
+    assert (named == digits).all()
+
+
 @pytest.mark.parametrize("name", ["digits", "fashion"])
 def test_the_readme_of_a_folder_samples_the_classes_in_diffusers(tmp_path, name):
     """With labels, and of the network of Fashion-MNIST with the patch unfolded."""
@@ -164,9 +179,9 @@ def test_a_run_from_before_safetensors_is_converted_and_resumes_to_the_bit(tmp_p
 
 @pytest.mark.parametrize("source, message", [
     ("nowhere", "no file or folder nowhere"), ("runs/last.pt", "no file or folder runs/last.pt"),
-    ("empty", "contains no"), ("torn/unet/config.json", "cannot read torn/unet/config.json: "),
-    ("weights.pt", "flags is ''"), ("sizeless", "add sample_size"),
-    ("torn", "cannot read torn/unet/config.json: ")])
+    ("empty", "contains no"),
+    ("weights.pt", "weights.pt has no network of diffusers or OpenAI; its weights are named a"),
+    ("sizeless", "add sample_size"), ("torn", "cannot read torn/unet/config.json: ")])
 def test_unusable_sources_are_one_sentence_and_exit_2(tmp_path, capsys, monkeypatch, source, message):
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()

@@ -104,7 +104,7 @@ def test_held_out_pictures_take_the_form_of_the_model_s(tmp_path, capsys):
     """Grey digits that were saved in colour are the same digits; larger ones are made smaller."""
     pictures = data.first(data.digits(held_out=True), 40)
     printed = []
-    for side, mode in ((8, "L"), (8, "RGB"), (16, "RGBA")):
+    for side, mode in ((8, "L"), (8, "RGB"), (12, "RGBA")):
         folder = tmp_path / f"{side} {mode}" / "more"
         save_pictures(folder, pictures, side, mode)
         capsys.readouterr()

@@ -83,6 +83,14 @@ def test_what_is_left_out_is_said_once_with_a_count(tmp_path, capsys):
         "note: 2 subfolders have no pictures, and are no classes: d, e"]
 
 
+def test_a_folder_of_a_phone_s_heic_pictures_says_what_it_holds(tmp_path, capsys):
+    (tmp_path / "IMG_1.HEIC").touch()
+    with pytest.raises(ValueError, match="no images under"):
+        data.load(str(tmp_path))
+    assert capsys.readouterr().err == (f"note: left out 1 files that are no pictures readable here, such as "
+                                       f"{tmp_path}/IMG_1.HEIC\n")
+
+
 def test_a_usual_folder_has_nothing_said_about(tmp_path, capsys):
     fill(tmp_path, "a/1.png", "b/2.png", ".DS_Store/1.png")
     data.load(str(tmp_path))
@@ -91,10 +99,12 @@ def test_a_usual_folder_has_nothing_said_about(tmp_path, capsys):
 
 @pytest.mark.parametrize("n", [2, 30])
 def test_all_damaged_files_are_named_at_once(tmp_path, n):
+    """Without a header, with half of the pixels, of pixels that cannot be read: whatever it is."""
     names = [f"{k}.png" for k in range(n)]
     fill(tmp_path, *names, "good.png", size=(40, 40))
     for name in names:
         (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:60])
+    (tmp_path / names[0]).write_bytes(b"")
     with pytest.raises(ValueError, match=f"^{n} of {n + 1} images cannot be read") as error:
         data.load(str(tmp_path))
     assert all(name in str(error.value) for name in names) and "good" not in str(error.value)
@@ -152,6 +162,14 @@ def test_a_table_that_does_not_fit_is_refused(tmp_path, table, text, says):
     fill(tmp_path, "1.png", "2.png")
     (tmp_path / table).write_text(text)
     with pytest.raises(ValueError, match=says):
+        data.load(str(tmp_path))
+
+
+def test_a_table_of_some_subfolders_is_refused(tmp_path):
+    """As sample.py --png leaves one: it would leave out all the others."""
+    fill(tmp_path, "cat/1.png", "out/png/1.png")
+    (tmp_path / "out" / "png" / "metadata.csv").write_text("file_name,label\n1.png,a\n")
+    with pytest.raises(ValueError, match="out/png/metadata.csv labels pictures of its folder, but .*cat/1.png lies"):
         data.load(str(tmp_path))
 
 

@@ -42,7 +42,7 @@ def test_files_that_are_no_weights_are_refused_and_never_run(tmp_path, monkeypat
 
 @pytest.mark.parametrize("source", [
     ".", "unet", "unet_ema", "checkpoint-500", "checkpoint-500/unet", "checkpoint-500/unet_ema", "checkpoint-9",
-    "checkpoint-500/unet_ema/diffusion_pytorch_model.safetensors"])
+    "checkpoint-500/unet_ema/diffusion_pytorch_model.safetensors", "unet/config.json"])
 def test_every_part_of_a_training_run_has_the_run_s_scheduler(tmp_path, monkeypatch, capsys, source):
     run = folder(tmp_path / "run")
     for place in ("unet_ema", "checkpoint-500/unet", "checkpoint-500/unet_ema", "checkpoint-9/unet_ema"):
@@ -106,6 +106,8 @@ def test_the_names_of_tensors_tell_whose_they_are(tmp_path, refused):
     (home / "config.json").unlink()
     text = refused(convert.main, ["--source", str(home), "--to", str(tmp_path / "x.safetensors")])
     assert "put its config.json beside them" in text
+    (tmp_path / "openai.json").unlink()
+    assert "pass the published flags" in refused(convert.main, ["--source", str(tmp_path / "openai.safetensors")])
 
 
 # The hub, replaced by a stub

@@ -98,6 +98,9 @@ def test_a_missing_file_is_refused(tmp_path):
     checkpoint.save(tmp_path / "x.safetensors", example())
     with pytest.raises(ValueError, match=r"no checkpoint .*x.pt; use .*x.safetensors"):
         checkpoint.load(tmp_path / "x.pt")
+    checkpoint.save(tmp_path / "previous.safetensors", example())
+    with pytest.raises(ValueError, match=r"no checkpoint .*last.safetensors; use .*previous.safetensors"):
+        checkpoint.load(tmp_path)
 
 
 @pytest.mark.parametrize("change", [

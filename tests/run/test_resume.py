@@ -12,9 +12,10 @@ from torch.testing import assert_close
 
 import convert
 import data
+import ddpm
 import published
 import train
-from run import checkpoint, folder, state, tensors
+from run import checkpoint, folder, resume, state, tensors
 from tests.helpers import same_run
 
 FLAGS = ["--T", "20", "--batch", "8", "--warmup", "2", "--final", "1", "--log_every", "3", "--sample_every", "100",
@@ -206,12 +207,12 @@ def test_accumulation_may_change_as_it_is_rounding_alone(tmp_path):
 
 def test_resume_goes_on_with_the_run_s_own_settings(tmp_path, capsys, refused):
     """In a folder that was moved, too; what may change may be typed beside it."""
-    flags = ["--target", "eps", "--ema", "0.9", "--size", "8x8", "--seed", "-1"]
+    flags = ["--target", "eps", "--ema", "0.9", "--size", "8x8", "--seed", "-1", "--accept_changes"]
     resumed(tmp_path / "old", *flags, steps=4)
     (tmp_path / "old").rename(tmp_path / "new")
     own = checkpoint.load(tmp_path / "new").settings
     train.main(["--resume", str(tmp_path / "new"), "--steps", "6"])
-    moved = {"out": str(tmp_path / "new"), "resume": str(tmp_path / "new"), "steps": 6}
+    moved = {"out": str(tmp_path / "new"), "resume": str(tmp_path / "new"), "steps": 6, "accept_changes": False}
     last = checkpoint.load(tmp_path / "new")
     assert last.step == 6 and last.settings == own | moved and own["seed"] >= 0
     train.main(["--resume", str(tmp_path / "new" / "last.safetensors"), "--steps", "7"])
@@ -221,6 +222,9 @@ def test_resume_goes_on_with_the_run_s_own_settings(tmp_path, capsys, refused):
                         ("--out", str(tmp_path / "other")): "goes on in its own folder"}.items():
         assert says in refused(train.main, ["--resume", str(tmp_path / "new"), *flags])
     assert "no checkpoint" in refused(train.main, ["--resume", str(tmp_path / "none")])
+    capsys.readouterr()
+    train.main(["--resume", str(tmp_path / "new"), "--steps", "3"])
+    assert "at step 7 of 3; nothing is left to do, ask for more --steps\n" in capsys.readouterr().out
     assert not (tmp_path / "other").exists() and not (tmp_path / "none").exists()
 
 
@@ -269,6 +273,20 @@ def test_a_model_that_was_given_away_or_published_begins_a_run(tmp_path, average
     assert began[0].config.T == 20 and began[0].config.schedule == "cosine" and began[0].unet.config == model.network
 
 
+def test_a_learned_variance_and_any_schedule_are_taken_over(tmp_path, monkeypatch):
+    for name, make in ddpm.SCHEDULES.items():
+        assert {resume.schedule_name(make(T).beta[1:].float()) for T in (20, 1000)} == {name}
+    with pytest.raises(ValueError, match="schedule of 3 steps, beta 0.1 to 0.3, is none of linear"):
+        resume.schedule_name(torch.tensor([.1, .2, .3]))
+    resumed(tmp_path / "first", "--loss", "hybrid", "--schedule", "sigmoid", "--T", "12", steps=1)
+    began = []
+    monkeypatch.setattr(train, "train", lambda run: began.append(run.config))
+    train.main(["--init", str(tmp_path / "first"), "--preset", "folder128", "--out", str(tmp_path / "second"),
+                "--data", "digits", "--size", "8"])
+    assert [getattr(began[0], name) for name in ("loss", "schedule", "T", "target", "lr")] == [
+        "hybrid", "sigmoid", 12, "v", 8e-5]
+
+
 def test_classes_are_matched_by_name_and_new_ones_begin_anew(tmp_path, capsys, monkeypatch):
     for k, name in enumerate(("cat", "dog", "ant", "cat")):
         pictures(tmp_path / "ab"[k // 2] / name)
@@ -285,13 +303,14 @@ def test_classes_are_matched_by_name_and_new_ones_begin_anew(tmp_path, capsys, m
 def test_a_model_that_does_not_fit_is_a_sentence(tmp_path, refused):
     resumed(tmp_path / "first", steps=2)
     pictures(tmp_path / "colour", mode="RGB")
+    init = ["--steps", "1", "--init", str(tmp_path / "first")]
     for flags, says in {
             "--target eps": "predicts v of 20 steps of the schedule cosine; leave out --target",
             "--T 30": "leave out --target", "--schedule linear": "leave out --target",
             "--network fashion": "the network of", "--loss hybrid": "has out_channels 1 (here 2)",
             f"--data {tmp_path / 'colour'}": "has in_channels 1 (here 3), out_channels 1 (here 3)"}.items():
         out = tmp_path / "second"
-        assert says in refused(train.main, ["--init", str(tmp_path / "first"), "--out", str(out), *flags.split()])
+        assert says in refused(train.main, [*init, "--out", str(out), *flags.split()])
         assert not out.exists() or not list(out.iterdir())
     assert "no file or folder" in refused(train.main, ["--init", str(tmp_path / "none"), "--out", str(out)])
 

@@ -115,6 +115,13 @@ def test_a_signal_is_obeyed_within_a_step(tmp_path, monkeypatch, capsys, where):
     assert (cut / "samples" / "000003.png").exists()
 
 
+def test_a_signal_in_the_first_step_leaves_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train, "objective", lambda *args, old=train.objective: (
+        os.kill(os.getpid(), signal.SIGTERM), old(*args))[1])
+    run(tmp_path, "--steps", "3")
+    assert "stopped at step 0; nothing is saved yet" in capsys.readouterr().out and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("steps, seconds, told", [
     (20, 2., "about 28 seconds for the 14 steps that are left"), (25, 0.4, "about 2 seconds for the 5 steps that"),
     (30, 600., "about 5 hours for the 29 steps that are left"),
