@@ -19,8 +19,8 @@ FILES = {f"{suffix} {mode}": ("{}", "8", {f"x{suffix}": raw}) for (suffix, mode)
 FILES |= {save.__name__: ("{}/x.npz", "", {"x.npz": npz(save)}) for save in (np.savez, np.savez_compressed)}
 
 
-def test_every_suffix_is_here():
-    assert {suffix for suffix, _ in IMAGES} == {*image_files.SUFFIXES}
+def test_every_format_is_here():
+    assert {image_files.SUFFIXES[suffix] for suffix, _ in IMAGES} == {*image_files.SUFFIXES.values()}
 
 
 def test_a_large_photograph_is_read(tmp_path):

@@ -31,7 +31,8 @@ def image_bytes(suffix: str, mode: str, **options) -> bytes:
 FRAMES = {"save_all": True, "append_images": [Image.new("L", (8, 9), k) for k in range(2)]}
 OPTIONS = {".gif": FRAMES, ".jpeg": {"progressive": True}, ".tiff": {"compression": "tiff_lzw"}}
 MODES = {".png": "RGB P I;16 1 LA", ".jpg": "RGB L", ".jpeg": "CMYK", ".webp": "RGBA RGB", ".bmp": "RGB P", ".gif": "P",
-         ".tif": "RGB RGBA L", ".tiff": "RGB", ".ppm": "RGB", ".pgm": "L"}
+         ".tif": "RGB RGBA L", ".tiff": "RGB", ".ppm": "RGB", ".pgm": "L", ".avif": "RGB", ".jp2": "RGB L",
+         ".pcx": "RGB", ".qoi": "RGB RGBA", ".sgi": "RGB", ".tga": "RGB RGBA", ".dib": "RGB"}
 IMAGES = {(suffix, mode): image_bytes(suffix, mode, **OPTIONS.get(suffix, {})) for suffix, modes in MODES.items()
           for mode in modes.split()}
 SOUND = IMAGES[".png", "RGB"]
