@@ -112,11 +112,13 @@ def load(path: str | Path, parts: Sequence[str] = PARTS) -> Checkpoint:
 
 def check_facts(facts: dict[str, Any], network: UNetConfig) -> None:
     """Raises an error unless the facts are of the kinds that `save` writes, and the classes are the network's."""
-    data, settings, steps = facts["data"], facts["settings"], (facts["step"], facts["updates"])
+    data, settings, K = facts["data"], facts["settings"], len(facts["data"]["classes"])
+    counts = [*data.get("counts", ())]                                  # of the pictures of each class, if known
     texts = (data["name"], data.get("digest", ""), *data["classes"], *facts["versions"].values())
-    if (not all(isinstance(text, str) for text in texts) or [type(n) for n in (*steps, *data["shape"])] != [int] * 5
-            or min(steps) < 0 or not all(isinstance(value, str | int | float) for value in settings.values())
-            or network.classes not in (0, len(data["classes"]), len(data["classes"]) + 1)):
+    numbers = (facts["step"], facts["updates"], *data["shape"], *counts)
+    if (not all(isinstance(text, str) for text in texts) or {*map(type, numbers)} != {int} or min(numbers) < 0
+            or len(data["shape"]) != 3 or len(counts) not in (0, K) or network.classes not in (0, K, K + 1)
+            or not all(isinstance(value, str | int | float) for value in settings.values())):
         raise ValueError("its facts are not those of a training run")
     check_choice("target", settings["target"], TARGETS)
     check_choice("variance", settings.get("variance", network.variance), VARIANCES)
