@@ -110,7 +110,8 @@ def test_a_missing_file_is_refused(tmp_path):
     lambda content, facts: content["exp_avg_sq.first.bias"].fill_(math.nan),
     lambda content, facts: content.update({"exp_avg.first.bias": content["exp_avg.first.bias"].half()}),
     lambda content, facts: content.update({"ema.first.bias": content["ema.first.bias"].long()}),
-    lambda content, facts: facts["data"].update(counts=0.5), lambda content, facts: facts["data"].update(counts=[1] * 9),
+    lambda content, facts: facts["data"].update(counts=0.5),
+    lambda content, facts: facts["data"].update(counts=[1] * 9),
     lambda content, facts: facts["settings"].update(target="score"), lambda content, facts: content["beta"].zero_()])
 def test_parts_that_do_not_fit_together_are_a_sentence(tmp_path, change):
     checkpoint.save(tmp_path / "x.safetensors", example())
