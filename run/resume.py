@@ -125,12 +125,12 @@ def schedule_name(beta: Tensor) -> str:
 
 
 def settings_of(model: Checkpoint, loss: str) -> dict[str, Any]:
-    """The settings that train the model further: its own, and this loss if its output fits it."""
-    learned, rows = model.network.learns_variance, model.network.classes
+    """The settings that train the model further: its own, its pictures' too, and this loss if its output fits it."""
+    learned, rows, (C, H, W) = model.network.learns_variance, model.network.classes, model.data["shape"]
     loss = loss if (loss in LEARNED) == learned else "hybrid" if learned else "l2"
     null = {"null": 0.} if 0 < rows == len(model.data["classes"]) else {}
-    return {"network": "", "target": model.settings["target"], "schedule": schedule_name(model.beta),
-            "T": len(model.beta), "loss": loss, **null}
+    return {"size": f"{H}x{W}", "channels": C, "network": "", "target": model.settings["target"],
+            "schedule": schedule_name(model.beta), "T": len(model.beta), "loss": loss, **null}
 
 
 def check_same_run(run: Run, path: Path, checkpoint: Checkpoint, free: set[str]) -> None:

@@ -308,7 +308,7 @@ def test_a_model_that_does_not_fit_is_a_sentence(tmp_path, refused):
             "--target eps": "predicts v of 20 steps of the schedule cosine; leave out --target",
             "--T 30": "leave out --target", "--schedule linear": "leave out --target",
             "--network fashion": "the network of", "--loss hybrid": "has out_channels 1 (here 2)",
-            f"--data {tmp_path / 'colour'}": "has in_channels 1 (here 3), out_channels 1 (here 3)"}.items():
+            f"--data {tmp_path / 'colour'} --channels 3": "has in_channels 1 (here 3), out_channels 1 (here 3)"}.items():
         out = tmp_path / "second"
         assert says in refused(train.main, [*init, "--out", str(out), *flags.split()])
         assert not out.exists() or not list(out.iterdir())
@@ -356,3 +356,16 @@ def test_changed_data_are_refused_unless_accepted(tmp_path, monkeypatch, refused
     assert "warning: the data set" in capsys.readouterr().out
     resumed(out, *flags, steps=5)                                   # it is the run's data set now
     assert checkpoint.load(out / "last.safetensors").step == 5 and "warning" not in capsys.readouterr().out
+
+
+def test_a_model_is_tuned_on_pictures_read_as_its_own(tmp_path):
+    """Of its size and channels, if no others are asked for."""
+    (tmp_path / "colour").mkdir()
+    for k in range(3):
+        Image.new("RGB", (20 + k, 16), (200, 100, 50)).save(tmp_path / "colour" / f"{k}.png")
+    flags = ["--init", "weights/digits.safetensors", "--data", str(tmp_path / "colour"), "--steps", "1", "--batch", "2"]
+    train.main([*flags, "--out", str(tmp_path / "tuned")])
+    saved = checkpoint.load(tmp_path / "tuned" / "last.safetensors")
+    assert saved.data["shape"] == (1, 8, 8) and (saved.settings["size"], saved.settings["channels"]) == ("8x8", 1)
+    train.main([*flags, "--size", "16", "--out", str(tmp_path / "larger")])
+    assert checkpoint.load(tmp_path / "larger" / "last.safetensors").data["shape"] == (1, 16, 16)
