@@ -308,7 +308,7 @@ def test_a_model_that_does_not_fit_is_a_sentence(tmp_path, refused):
             "--target eps": "predicts v of 20 steps of the schedule cosine; leave out --target",
             "--T 30": "leave out --target", "--schedule linear": "leave out --target",
             "--network fashion": "the network of", "--loss hybrid": "has out_channels 1 (here 2)",
-            f"--data {tmp_path / 'colour'} --channels 3": "has in_channels 1 (here 3), out_channels 1 (here 3)"}.items():
+            f"--data {tmp_path / 'colour'} --channels 3": "in_channels 1 (here 3), out_channels 1 (here 3)"}.items():
         out = tmp_path / "second"
         assert says in refused(train.main, [*init, "--out", str(out), *flags.split()])
         assert not out.exists() or not list(out.iterdir())
