@@ -335,7 +335,7 @@ def train(run: Run, clock: Callable[[], float] = time.perf_counter) -> None:
             if norm.is_cpu or stop or any(due(run, every) for every in (
                     CHECK_EVERY, config.log_every, config.sample_every, config.save_every)):
                 run.progress.check_failures()
-                if writes and not told and (seconds > 10 or count >= 20):
+                if writes and not told and (seconds > 10 or count >= 20) and step < config.steps:
                     bar.write(time_left(run, seconds / count))
                     told = True
             bar.update()
