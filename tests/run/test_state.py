@@ -124,7 +124,7 @@ def test_a_signal_in_the_first_step_leaves_nothing(tmp_path, monkeypatch, capsys
 
 @pytest.mark.parametrize("steps, seconds, told", [
     (20, 2., "about 28 seconds for the 14 steps that are left"), (25, 0.4, "about 2 seconds for the 5 steps that"),
-    (30, 600., "about 5 hours for the 29 steps that are left"),
+    (20, 0.1, ""), (30, 600., "about 5 hours for the 29 steps that are left"),
     (5, 40000., "warning: about 44 hours for the 4 steps that are left; fewer --steps, or a smaller --network"),
     (7, 40000., "warning: about 3 days for the 6 steps that are left; fewer --steps, or a smaller --network")])
 def test_the_time_that_is_left_is_told_and_a_day_is_a_warning(tmp_path, capsys, steps, seconds, told):
@@ -133,7 +133,7 @@ def test_the_time_that_is_left_is_told_and_a_day_is_a_warning(tmp_path, capsys, 
     started = train.start(config, data.load("digits"))
     train.train(started, clock=(seconds * tick for tick in range(100)).__next__)
     said = [line for line in capsys.readouterr().out.splitlines() if "that are left" in line]
-    assert len(said) == 1 and said[0].startswith(told)
+    assert len(said) == bool(told) and "".join(said).startswith(told)
 
 
 # Workers
