@@ -4,8 +4,6 @@ import importlib
 import re
 from pathlib import Path
 
-from torch import Tensor
-
 from data.files import say, some
 from data.folders import read_folder
 from data.image_files import MODES
@@ -14,6 +12,7 @@ from data.published import SETS, TEST, load_named, parse_name
 from data.sets import (
     ENDLESS,
     Data,
+    count_pictures,
     digest,
     digits,
     even_indices,
@@ -26,9 +25,9 @@ from data.sets import (
     to_unit,
 )
 
-__all__ = ["ENDLESS", "TEST", "Batches", "Data", "batch_indices", "batches", "check_outside", "describe", "digest",
-           "digits", "even_indices", "evenly_spaced", "first", "load", "parse_size", "read_folder", "read_npz",
-           "resize", "spread", "to_pixels", "to_unit"]
+__all__ = ["ENDLESS", "TEST", "Batches", "Data", "batch_indices", "batches", "check_outside", "count_pictures",
+           "describe", "digest", "digits", "even_indices", "evenly_spaced", "first", "load", "parse_size",
+           "read_folder", "read_npz", "resize", "spread", "to_pixels", "to_unit"]
 
 EXAMPLES = dict.fromkeys(["dead-leaves", "dead-leaves-grey"], "examples.dead_leaves")         # imported when asked for
 
@@ -47,10 +46,8 @@ def load(name: str, size: str = "", fit: str = "crop", channels: int = 0) -> Dat
         raise ValueError(f"channels is {channels}; it must be 1 (grey), 3 (colour), 4 (with transparency), or 0, the "
                          f"pictures' own")
     data = find(name, parse_size(size), fit, channels)
-    if isinstance(data.labels, Tensor):
-        counts = data.labels.bincount(minlength=len(data.classes))
-        if empty := [name for name, count in zip(data.classes, counts.tolist(), strict=True) if not count]:
-            say(f"{len(empty)} of the {len(data.classes)} classes of {name} have no pictures: {some(empty)}")
+    if empty := [data.classes[k] for k, count in enumerate(count_pictures(data)) if not count]:
+        say(f"{len(empty)} of the {len(data.classes)} classes of {name} have no pictures: {some(empty)}")
     return data
 
 
@@ -87,8 +84,7 @@ def find(name: str, size: tuple[int, int] | None, fit: str, channels: int) -> Da
 def describe(data: Data) -> str:
     """A set in one line: how many pictures, of which shape, and the first classes with the number of their pictures."""
     (C, H, W), n, classes = data.shape, len(data.images), data.classes
-    if isinstance(data.labels, Tensor):
-        counts = data.labels.bincount(minlength=len(classes)).tolist()
+    if counts := count_pictures(data):
         classes = [f"{name} ({count})" for name, count in zip(classes, counts, strict=True)]
     return (f"{'endless' if n == ENDLESS else n} pictures of {C} x {H} x {W}"
             + (f", {len(classes)} classes: {some(classes, 10)}" if classes else ", no classes"))

@@ -75,7 +75,7 @@ def read_image(file: str | Path | BinaryIO, shape: tuple[int, int, int], fit: st
     with open_image(file, name) as (image, turn):
         image.draft(image.mode, (2 * H, 2 * W) if turn in SIDEWAYS else (2 * W, 2 * H))    # a JPEG, at half a size
         image = with_channels(in_srgb(eight_bits(image)), C)
-    return visible(to_tensor(fit_to_size(image if turn is None else image.transpose(turn), (H, W), fit)))
+    return blacken_hidden(to_tensor(fit_to_size(image if turn is None else image.transpose(turn), (H, W), fit)))
 
 
 def largest_value(image: Image.Image) -> int | None:
@@ -129,7 +129,7 @@ def with_channels(image: Image.Image, channels: int) -> Image.Image:
     return image.convert(MODES[channels])
 
 
-def visible(pixels: Tensor) -> Tensor:
+def blacken_hidden(pixels: Tensor) -> Tensor:
     """uint8 (..., C, H, W) with black where alpha is 0: in files any colour may lie there, and networks paint any."""
     return pixels * (pixels[..., 3:, :, :] > 0) if pixels.shape[-3] == 4 else pixels
 

@@ -92,6 +92,12 @@ def read_npz(path: Path) -> Data:
     return from_arrays(path.name, images.transpose(0, 3, 1, 2), labels)
 
 
+def count_pictures(data: Data) -> tuple[int, ...]:
+    """How many pictures each class has; () without labels, and for a stream, whose labels are not known."""
+    counted = isinstance(data.labels, Tensor)
+    return tuple(data.labels.bincount(minlength=len(data.classes)).tolist()) if counted else ()
+
+
 # Parts of a set, and other sizes
 
 def resize(data: Data, size: tuple[int, int] | None, fit: str, channels: int = 0) -> Data:

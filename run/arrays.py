@@ -21,7 +21,7 @@ from torch import Tensor
 
 from data import to_pixels, to_unit
 from data.files import writing
-from data.image_files import to_image, visible
+from data.image_files import blacken_hidden, to_image
 from run import folder, pictures, processes
 from run.checkpoint import WEIGHTS, Checkpoint
 from run.cli import parse_integers
@@ -108,7 +108,7 @@ def write_batches(batches: Callable[[int], Iterator[Samples]], settings: Any, ch
         check()
         sampled = batch.x is not None
         if writes and sampled:
-            pixels = visible(to_pixels(batch.x))
+            pixels = blacken_hidden(to_pixels(batch.x))
             if npz:
                 append(raw, first, pixels)
             for i, picture in enumerate(pixels if png else (), first):

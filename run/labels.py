@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data import Data
 from run.checkpoint import Checkpoint
 
 NONE = "none"                       # what the null class is called
@@ -28,12 +27,6 @@ def choose_labels(checkpoint: Checkpoint, settings: Any) -> Tensor | None:
     if settings.labels:
         return torch.tensor(parse_labels(settings.labels, facts["classes"], has_null))
     return with_pictures(facts.get("counts", ()), facts["classes"])
-
-
-def count_pictures(dataset: Data) -> tuple[int, ...]:
-    """How many pictures each class has; () without labels, and for a stream, whose labels are not known."""
-    counted = isinstance(dataset.labels, Tensor)
-    return tuple(dataset.labels.bincount(minlength=len(dataset.classes)).tolist()) if counted else ()
 
 
 def with_pictures(counts: Sequence[int], classes: Sequence[str]) -> Tensor:

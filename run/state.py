@@ -16,7 +16,7 @@ import noise
 from run import checkpoint, folder, pictures, processes
 from run.checkpoint import LAST, MOMENTS, PREVIOUS, Checkpoint
 from run.cli import command
-from run.labels import count_pictures, with_pictures
+from run.labels import with_pictures
 from unet import UNet
 
 Score = Callable[[Tensor, Tensor | None], dict[str, float]]         # samples in [-1, 1], their labels -> scores by name
@@ -143,7 +143,7 @@ def save(run: Run) -> None:
     progress.saved = progress.step
     run.check_folder()
     facts = {"name": run.dataset.name, "shape": run.dataset.shape, "classes": run.dataset.classes, "digest": run.digest,
-             "counts": count_pictures(run.dataset)}
+             "counts": data.count_pictures(run.dataset)}
     adam = {name: run.optimizer.state[w] for name, w in run.weights.items()}
     moments = {part: {name: state[part] for name, state in adam.items()} for part in MOMENTS}
     updates = int(next(iter(adam.values()))["step"])
@@ -180,7 +180,7 @@ def saved_on_error(run: Run) -> Iterator[None]:
 
 def save_samples(run: Run, path: Path) -> dict[str, list[float]]:
     """Saves five samples of each class, of 20 classes at most, always from the same noise; returns their statistics."""
-    classes = with_pictures(count_pictures(run.dataset), run.dataset.classes if run.unet.classes else ())
+    classes = with_pictures(data.count_pictures(run.dataset), run.dataset.classes if run.unet.classes else ())
     shown = classes[data.even_indices(len(classes), SHOWN)]
     x0, _ = sampled(run, 5 * len(shown) or 16, shown, SHOWN_STEPS, "ddim")
     heads = pictures.class_heads(run.dataset.classes, shown.tolist())
@@ -195,7 +195,7 @@ def score_samples(run: Run) -> dict[str, float]:
     """The scores of samples of all classes, always from the same noise, if the run has a score."""
     if run.score is None:
         return {}
-    classes = with_pictures(count_pictures(run.dataset), run.dataset.classes)
+    classes = with_pictures(data.count_pictures(run.dataset), run.dataset.classes)
     x0, labels = sampled(run, SCORED, classes, SCORED_STEPS, "2m")
     return run.score(x0.cpu(), None if labels is None else labels.cpu())
 

@@ -11,7 +11,7 @@ import data
 import sample
 import train
 from run import arrays, checkpoint
-from run.labels import count_pictures, parse_labels
+from run.labels import parse_labels
 
 DIGITS = "weights/digits.safetensors"
 TINY = ["--T", "20", "--batch", "4", "--warmup", "1", "--steps", "2"]
@@ -74,8 +74,9 @@ def test_a_checkpoint_without_counts_samples_all_classes():
 def test_pictures_are_counted_where_their_labels_are_known():
     images = torch.zeros(3, 1, 8, 8)
     three = data.Data("x", images, torch.tensor([2, 0, 2]), ("a", "b", "c"), (1, 8, 8))
-    assert count_pictures(three) == (1, 0, 2) and count_pictures(three._replace(labels=None, classes=())) == ()
-    assert count_pictures(three._replace(labels=range(3))) == ()
+    assert data.count_pictures(three) == (1, 0, 2)
+    assert data.count_pictures(three._replace(labels=None, classes=())) == ()
+    assert data.count_pictures(three._replace(labels=range(3))) == ()
 
 
 def written(folder):
