@@ -5,7 +5,7 @@
 
 A step is linear in x_t and the predictions, so a table of S rows is some 5 S numbers: the times, c0, ct, cp and cp2.
 Nothing says that those of a classical method are the best for this network. Here they are where Adam begins: it lowers
-the squared distance from where the S rows land to where UniPC lands from the same noise in many steps. The network
+the squared distance from where the S rows land to where 2M lands from the same noise in many steps. The network
 stays as it is, and a and b follow from the times. Noise that no update saw decides what has been gained.
 
 Solvers have been learned before, by Shaul et al. 2024 (Bespoke Non-Stationary Solvers) and Frankel et al. 2025 (S4S)
@@ -30,7 +30,7 @@ from run import pictures
 from run.cli import check_range, limit_threads, make_parent, parse, script
 
 LEARNED = {"t": 1, "c0": 0, "ct": 0, "cp": 1, "cp2": 2}     # and how many first rows cannot have it
-TEACHER = 24, "logsnr"                                      # steps of UniPC, and their spacing
+TEACHER = 24                                                # steps of 2M, trailing
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Config:
     labels: str = ""                            # classes to learn from, as for sample.py; empty: all
     guidance: float = 0.                        # w of classifier-free guidance: each w has a table of its own
     steps: int = 5                              # rows of the table
-    updates: int = 400                          # of Adam
+    updates: int = 300                          # of Adam
     lr: float = 0.01                            # its rate, which falls to zero
     batch: int = 32                             # pictures of an update
     n: int = 1024                               # pictures of the teacher, a quarter of which is held out
@@ -70,7 +70,7 @@ def table_of(numbers: Tensor, rows: Tensor, schedule: ddpm.Schedule, target: str
 
 
 def learn(error: Callable[[Tensor, int], Tensor], rows: Tensor, schedule: ddpm.Schedule, target: str, *,
-          updates: int = 400, lr: float = 0.01) -> Tensor:
+          updates: int = 300, lr: float = 0.01) -> Tensor:
     """The table that Adam finds from these rows on, by the gradients of error(table, k), k = 1..updates."""
     table = partial(table_of, rows=rows, schedule=schedule, target=target)
     scale = torch.tensor([ddpm.schedule_length(schedule) if name == "t" else 1 for name in LEARNED])
@@ -118,8 +118,10 @@ def main(argv: Sequence[str] | None = None) -> tuple[float, float]:
         index = torch.randint(config.n // 4, config.n, (config.batch,), generator=generator)
         return (ends(rows, index) - teacher[index]).square().mean()
 
-    rows_of, generator = partial(samplers.sampler_rows, schedule, target=target, clip=checkpoint.clip), torch.Generator()
-    teacher = all_ends(rows_of(samplers.spaced_times(schedule, *TEACHER), sampler="unipc"), every)
+    generator = torch.Generator().manual_seed(config.seed)
+    rows_of = partial(samplers.sampler_rows, schedule, target=target, clip=checkpoint.clip)
+    teacher = all_ends(rows_of(ddpm.timesteps(len(checkpoint.beta), min(TEACHER, len(checkpoint.beta))), sampler="2m"),
+                       every)
     tables = classical(rows_of, schedule, config.steps)
     errors = {flags: held_out_error(rows) for flags, rows in tables.items()}
     best = min(errors, key=errors.get)
