@@ -8,6 +8,7 @@ and alpha_bar[0] = 1. Tables are float64; sigma is the noise for a signal of one
 [3] Song, Meng, Ermon 2021, Denoising Diffusion Implicit Models
 [4] Salimans, Ho 2022, Progressive Distillation (v, and the parametrisations of the output)
 [5] Liu et al. 2022, Flow Straight and Fast (rectified flow)
+[6] Lin et al. 2024, Common Diffusion Noise Schedules and Sample Steps are Flawed
 """
 
 import math
@@ -94,6 +95,18 @@ def flow_schedule(T: int = 1000) -> Schedule:
 
 SCHEDULES = {"linear": linear_schedule, "cosine": cosine_schedule, "quadratic": quadratic_schedule,
              "sigmoid": sigmoid_schedule, "flow": flow_schedule}
+
+
+def rescale_zero_snr(schedule: Schedule) -> Schedule:
+    """The schedule, its signal shifted to 0 at T and scaled to stay what it was at t = 1 ([6] algorithm 1); T > 1."""
+    signal = schedule.alpha_bar.sqrt()
+    signal[1:] = (signal[1:] - signal[-1]) * signal[1] / (signal[1] - signal[-1])
+    return from_betas(1 - (signal[1:] / signal[:-1])**2)
+
+
+def named_schedule(name: str, T: int, zero_snr: bool = False) -> Schedule:
+    """The schedule of SCHEDULES with this name, rescaled if asked for."""
+    return rescale_zero_snr(SCHEDULES[name](T)) if zero_snr else SCHEDULES[name](T)
 
 
 def schedule_length(schedule: Schedule) -> int:

@@ -36,7 +36,7 @@ from kernels.compile import compile_trained, fast_unet
 from run import folder, presets, processes
 from run.checkpoint import LAST, Checkpoint
 from run.cli import DTYPES, as_flag, check_range, choose_device, command, limit_threads, parse, script
-from run.importance import empty_history, importance, update_history
+from run.importance import LEVELS, empty_history, importance, level_probabilities, update_history
 from run.memory import Cast, recompute
 from run.resume import LEARNED, RATE, latest, resume, run_folder, saved_settings, settings_of, start_from
 from run.state import Progress, Run, describe, due, log, saved_on_error, scores_are_cheap, time_left, write
@@ -44,7 +44,7 @@ from scores.classes import scorer
 from unet import CONFIGS, UNet, UNetConfig, check_size
 
 LOSSES = ("l2", "l1", *LEARNED)
-SAMPLINGS = ("stratified", "importance")
+SAMPLINGS = ("stratified", "importance", *LEVELS)
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,9 @@ class Config:
     target: str = "v"                           # what the network predicts: eps, x0, v or flow
     loss: str = "l2"                            # l2 or l1; hybrid or bound, which learn the variance too
     space: str = ""                             # what l2 is the error of, if not the target: eps, x0, v, flow, min-snr
-    sampling: str = "stratified"                # of t: stratified, or importance by the latest losses of each t
+    sampling: str = "stratified"                # of t: stratified, importance by its losses; lognormal, logit-normal
     schedule: str = "cosine"                    # linear, cosine, quadratic, sigmoid or flow
+    zero_snr: bool = False                      # rescale it so that no signal is left at T
     T: int = 1000                               # steps of the forward process
     null: float = 0.1                           # probability of hiding the label, for guidance; 1 trains without labels
     steps: int = 3000                           # optimizer updates
@@ -126,8 +127,11 @@ def check(config: Config) -> None:
     for name, most in (("lr", 1), ("clip", math.inf)):
         if not 0 < getattr(config, name) <= most:
             raise ValueError(f"{name} is {getattr(config, name)}; it must be above 0 and at most {most}")
-    check_range(config, "T", 2 if config.loss in LEARNED else 1, 10**6)
-    ddpm.check_target(ddpm.SCHEDULES[config.schedule](config.T).alpha_bar[-1], config.target)
+    if config.loss in LEARNED and config.sampling in LEVELS:
+        raise ValueError(f"loss is {config.loss} and sampling {config.sampling}, under which the mean of the bound's "
+                         f"terms would not be the bound; use sampling stratified or importance")
+    check_range(config, "T", 2 if config.loss in LEARNED or config.zero_snr else 1, 10**6)
+    ddpm.check_target(ddpm.named_schedule(config.schedule, config.T, config.zero_snr).alpha_bar[-1], config.target)
     check_range(config, "batch accumulate", 1, 2**20)
     check_range(config, "steps log_every sample_every save_every", 1)
     check_range(config, "null final ema", 0, 1)
@@ -165,11 +169,13 @@ def start(config: Config, dataset: data.Data, model: Checkpoint | None = None) -
     weights = dict(unet.named_parameters())
     ema = {name: w.detach().clone() for name, w in weights.items()}
     optimizer = torch.optim.Adam(weights.values(), betas=(0.9, 0.99), fused=True)
-    schedule = ddpm.Schedule(*(table.to(device) for table in ddpm.SCHEDULES[config.schedule](config.T)))
+    tables = ddpm.named_schedule(config.schedule, config.T, config.zero_snr)
+    schedule = ddpm.Schedule(*(table.to(device) for table in tables))
     if (schedule.alpha_bar.diff() >= 0).any():
         raise ValueError(f"alpha_bar of schedule {config.schedule} and T = {config.T} is 0 before T; use a smaller T")
     history = empty_history(config.T) if config.sampling == "importance" else None
-    return Run(config, dataset, schedule, unet, weights, ema, optimizer, history, Progress())
+    p = level_probabilities(tables, *LEVELS[config.sampling]) if config.sampling in LEVELS else None
+    return Run(config, dataset, schedule, unet, weights, ema, optimizer, p, history, Progress())
 
 
 # Algorithm 1
@@ -292,9 +298,10 @@ def update(run: Run, model: Callable, step: int, pixels: Tensor, labels: Tensor)
     GPU is waited for only where the losses choose the next t.
     """
     config = run.config
-    p = None if run.history is None else importance(run.history)
-    t = sample_timesteps(config, step, p)
-    weight = torch.ones(config.batch) if p is None else (1 / (config.T * p[t - 1])).float()      # mean 1: unbiased
+    p = run.p if run.history is None else importance(run.history)
+    t, weight = sample_timesteps(config, step, p), torch.ones(config.batch)
+    if run.history is not None:
+        weight = (1 / (config.T * p[t - 1])).float()                              # mean 1: unbiased
     batch = make_batch(run, step, t, weight, pixels, labels)
     if run.unet.config.dropout:
         torch.manual_seed(dropout_seed(config.seed, step))

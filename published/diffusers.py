@@ -158,16 +158,9 @@ def from_scheduler_config(config: dict) -> tuple[Schedule, dict[str, Any]]:
         T, start, end = (values[key] for key in ("num_train_timesteps", "beta_start", "beta_end"))
         schedule = BETAS[values["beta_schedule"]](T, start, end)
     if values["rescale_betas_zero_snr"]:
-        schedule = zero_snr(schedule)
+        schedule = ddpm.rescale_zero_snr(schedule)
     return schedule, {"target": TARGET[values["prediction_type"]], "variance": VARIANCE[values["variance_type"]],
                       "clip": bool(values["clip_sample"])}
-
-
-def zero_snr(schedule: Schedule) -> Schedule:
-    """The schedule, its signal shifted and scaled so that alpha_bar_T is 0 and alpha_bar_1 stays (Lin et al. 2024)."""
-    signal = schedule.alpha_bar.sqrt()
-    signal[1:] = (signal[1:] - signal[-1]) * signal[1] / (signal[1] - signal[-1])
-    return ddpm.from_betas(1 - (signal[1:] / signal[:-1])**2)
 
 
 def to_diffusers(unet: UNet, schedule: Schedule, folder: str | Path, *, target: str = "eps",

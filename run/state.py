@@ -62,6 +62,7 @@ class Run(NamedTuple):
     weights: dict[str, Tensor]
     ema: dict[str, Tensor]
     optimizer: torch.optim.Optimizer
+    p: Tensor | None                # (T,), how probable each t is, unless all are equally or its losses tell
     history: Tensor | None          # (T, 10), with importance sampling
     progress: Progress
     digest: str = ""                # of the data set

@@ -299,6 +299,32 @@ def test_the_gradient_is_weighted(accumulate):
     assert run.history[t[0] - 1, -1] == pytest.approx(losses[0].item(), rel=1e-4)
 
 
+# Times that are chosen by their noise
+
+@pytest.mark.parametrize("sampling, mean, deviation", [("lognormal", -1.2, 1.2), ("logit-normal", 0., 1.)])
+@pytest.mark.parametrize("schedule", ddpm.SCHEDULES)
+def test_log_sigma_is_normal(schedule, sampling, mean, deviation):
+    """By its moments, also of the times that are drawn, which come without weights."""
+    run, pixels, labels = started(T=1000, batch=64, schedule=schedule, sampling=sampling)
+    level = ddpm.log_sigma(run.schedule.alpha_bar[1:]).clamp(max=20)                   # infinite at the end of flow
+    assert run.p.sum() == pytest.approx(1, abs=1e-12) and run.p.min() >= 0
+    assert (run.p * level).sum() == pytest.approx(mean, abs=0.005)
+    assert (run.p * (level - mean)**2).sum().sqrt() == pytest.approx(deviation, abs=0.01)
+    drawn = torch.cat([level[train.sample_timesteps(run.config, step, run.p) - 1] for step in range(200)])
+    assert drawn.mean() == pytest.approx(mean, abs=0.02) and drawn.std() == pytest.approx(deviation, abs=0.02)
+    train.update(run, train.trained_model(run), 1, pixels, labels)
+    assert run.progress.records[0][:, 0].sum() == 64
+
+
+def test_zero_snr_leaves_no_signal(tmp_path, refused):
+    """And where nothing is left, a network that predicts eps could not say what x0 is."""
+    run(tmp_path, "--steps", "2", "--zero_snr")
+    beta = checkpoint.load(tmp_path).beta
+    assert beta[-1] == 1 and (beta[:-1] < 0.99).all()
+    sample.main(["--checkpoint", str(tmp_path), "--n", "2", "--steps", "4", "--out", str(tmp_path / "out")])
+    assert "use target v" in refused(train.main, [*QUICK, "--zero_snr", "--target", "eps", "--out", str(tmp_path / "x")])
+
+
 # What the log says
 
 @pytest.mark.parametrize("loss, channels, names", [
