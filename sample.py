@@ -60,7 +60,7 @@ class Config:
     gif: bool = False                           # reverse.gif, a film of the reverse chain
     png: bool = False                           # every picture as a file, labels in metadata.csv, as --data reads them
     npz: bool = False                           # pictures.npz with arr_0 uint8 (n, H, W, C), arr_1 labels; resumable
-    dtype: str = "float32"                      # float32, or bf16: all weights but the norms'
+    dtype: str = "float32"                      # or bf16 or fp16: all weights but the norms'
     compile: bool = False                       # torch.compile; the pictures agree to about 1e-4
     device: str = "auto"                        # cuda, cpu, or auto: cuda if there is one
     out: str = "out"                            # folder for grid.png and the rest

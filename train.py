@@ -75,7 +75,7 @@ class Config:
     final: float = 0.01                         # fraction left at the end of a cosine decay; 1 is constant
     clip: float = 1.0                           # largest norm of the gradient; inf does not clip
     ema: float = 0.995                          # decay of the weights' average, at most (1 + k)/(10 + k) at step k
-    dtype: str = "float32"                      # float32, or bf16: all but the norms and the stored weights
+    dtype: str = "float32"                      # or bf16 or fp16: all but the norms and the stored weights
     recompute: bool = False                     # recompute activations: up to half the memory, a third more time
     compile: bool = False                       # torch.compile the network
     deterministic: bool = False                 # the same bits in every run on a GPU too, at some cost in time
@@ -92,6 +92,7 @@ class Config:
 PRESETS = {name: replace(Config(), **changes, out=f"runs/{name}") for name, changes in presets.PRESETS.items()}
 AVERAGED = 10**9                    # steps that the average of --init counts as having behind it: none is ramped
 CHECK_EVERY = 50                    # updates after which a GPU is asked whether they succeeded
+FIRST_SCALE = 1024.                 # of the loss in fp16; under torch's 65536 more updates may fail than a run forgives
 FREE = {"steps", "recompute", "compile", "deterministic", "device", "workers",  # may differ when a run is resumed
         "log_every", "sample_every", "save_every", "accept_changes", "out",
         "preset", "resume", "accumulate", *RATE}        # the rate's are told, accumulation changes rounding alone
@@ -171,11 +172,12 @@ def start(config: Config, dataset: data.Data, model: Checkpoint | None = None) -
     optimizer = torch.optim.Adam(weights.values(), betas=(0.9, 0.99), fused=True)
     tables = ddpm.named_schedule(config.schedule, config.T, config.zero_snr)
     schedule = ddpm.Schedule(*(table.to(device) for table in tables))
+    scaler = torch.amp.GradScaler(device.type, FIRST_SCALE, enabled=config.dtype == "fp16")
     if (schedule.alpha_bar.diff() >= 0).any():
         raise ValueError(f"alpha_bar of schedule {config.schedule} and T = {config.T} is 0 before T; use a smaller T")
     history = empty_history(config.T) if config.sampling == "importance" else None
     p = level_probabilities(tables, *LEVELS[config.sampling]) if config.sampling in LEVELS else None
-    return Run(config, dataset, schedule, unet, weights, ema, optimizer, p, history, Progress())
+    return Run(config, dataset, schedule, unet, weights, ema, optimizer, scaler, p, history, Progress())
 
 
 # Algorithm 1
@@ -276,7 +278,7 @@ def to_device(part: Tensor | None, device: torch.device) -> Tensor | None:
 
 
 def backward(run: Run, model: Callable, batch: Batch) -> Tensor:
-    """Leaves the gradient of the batch's mean loss in the weights; returns all processes' losses, a row per name."""
+    """Leaves the gradient of the batch's mean loss, scaled, in the weights; returns all losses, a row per name."""
     config, losses = run.config, []
     parts = torch.arange(len(batch.x0)).chunk(config.accumulate)
     for part in parts:
@@ -286,7 +288,8 @@ def backward(run: Run, model: Callable, batch: Batch) -> Tensor:
         waits = processes.world_size() > 1 and part is not parts[-1]              # gradients are averaged once
         with model.no_sync() if waits else contextlib.nullcontext():
             by_name = objective(config, run.schedule, denoise, batch.x0[part], batch.t[part], batch.eps[part])
-            ((batch.weight[part] * by_name["loss"]).sum() * processes.world_size() / config.batch).backward()
+            mean = (batch.weight[part] * by_name["loss"]).sum() * processes.world_size() / config.batch
+            run.scaler.scale(mean).backward()
         losses.append(torch.stack([*by_name.values()]).detach())
     return processes.all_gather(torch.cat(losses, dim=1), dim=1)
 
@@ -307,6 +310,7 @@ def update(run: Run, model: Callable, step: int, pixels: Tensor, labels: Tensor)
         torch.manual_seed(dropout_seed(config.seed, step))
     run.optimizer.zero_grad()
     losses = backward(run, model, batch)
+    run.scaler.unscale_(run.optimizer)
     norm = torch.nn.utils.clip_grad_norm_(run.weights.values(), config.clip)
     finite = norm.isfinite()
     run.progress.step = None                                                      # what ends in here cannot be saved
@@ -314,6 +318,7 @@ def update(run: Run, model: Callable, step: int, pixels: Tensor, labels: Tensor)
         group["lr"] = learning_rate(config, step)
     run.optimizer.found_inf = (~finite).float()                                   # then it changes nothing
     run.optimizer.step()
+    run.scaler.update()
     update_average(run.ema, run.weights, config.ema, step + AVERAGED * bool(config.init), finite)
     if run.history is not None and finite:
         update_history(run.history, t, losses[0].cpu())

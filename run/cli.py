@@ -21,7 +21,7 @@ import torch
 from run import first
 
 T = TypeVar("T")
-DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 NO_MEMORY = "can't allocate memory|out of memory|bad_alloc|Storage size calculation overflowed"    # as torch says it
 
 

@@ -67,6 +67,8 @@ def resume(run: Run, path: Path, checkpoint: Checkpoint, free: set[str], rate: C
                  **{part: torch.empty_like(w).copy_(getattr(checkpoint, part)[name]) for part in MOMENTS}}
              for k, (name, w) in enumerate(run.weights.items())}
     run.optimizer.load_state_dict({**run.optimizer.state_dict(), "state": state})
+    if run.scaler.is_enabled():
+        run.scaler.load_state_dict(checkpoint.scaler)
     run.progress.step = run.progress.saved = checkpoint.step
     run.progress.records = [losses.to(run.schedule.beta.device) for losses in checkpoint.losses]
     run.progress.sound = path.name == LAST

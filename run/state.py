@@ -62,6 +62,7 @@ class Run(NamedTuple):
     weights: dict[str, Tensor]
     ema: dict[str, Tensor]
     optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler    # multiplies the loss in fp16, where small gradients would be 0
     p: Tensor | None                # (T,), how probable each t is, unless all are equally or its losses tell
     history: Tensor | None          # (T, 10), with importance sampling
     progress: Progress
@@ -150,7 +151,8 @@ def save(run: Run) -> None:
     updates = int(next(iter(adam.values()))["step"])
     checkpoint.save(path, Checkpoint(
         run.unet.config, run.weights, run.ema, progress.step, run.schedule.beta[1:], asdict(run.config), facts,
-        checkpoint.versions(), **moments, updates=updates, losses=progress.records, history=run.history),
+        checkpoint.versions(), **moments, updates=updates, losses=progress.records, history=run.history,
+        scaler=run.scaler.state_dict()),
         path.with_name(PREVIOUS) if progress.sound else None)
     progress.sound = True
     folder.plot_log(Path(run.config.out))

@@ -135,9 +135,9 @@ def test_heun_says_when_its_steps_are_too_long(tmp_path, capsys, flags, said):
     assert ("multiplies errors by 247; use --spacing logsnr" in output) == ("a step of heun" in output) == said
 
 
-def test_raw_weights_bf16_and_no_clip_are_other_pictures_of_the_same_kind():
+def test_raw_weights_half_precision_and_no_clip_are_other_pictures_of_the_same_kind():
     x = digits(steps="10").x
-    for settings in ({"weights": "raw"}, {"dtype": "bf16"}, {"clip": False}):
+    for settings in ({"weights": "raw"}, {"dtype": "bf16"}, {"dtype": "fp16"}, {"clip": False}):
         other = digits(steps="10", **settings).x
         assert other.dtype == torch.float32 and 0 < (other - x).abs().mean() < 0.5
 

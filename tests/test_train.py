@@ -107,7 +107,7 @@ def on_a_gpu(*flags):
 
 @pytest.mark.parametrize("flags, more", [
     (["--accumulate", "3", "--loss", "l1"], []), (["--workers", "2"], ["--recompute"]),
-    (["--loss", "bound", "--sampling", "importance", "--T", "3", "--batch", "32"], []),
+    (["--loss", "bound", "--sampling", "importance", "--T", "3", "--batch", "32"], []), (["--dtype", "fp16"], []),
     on_a_gpu(), on_a_gpu("--dtype", "bf16"), on_a_gpu("--dtype", "bf16", "--compile")])
 def test_a_run_cut_in_two_ends_bitwise_where_the_whole_one_does(tmp_path, flags, more, monkeypatch, restored, capsys):
     """It dies after step 3, when its checkpoint is there, and may recompute from there on."""
@@ -232,6 +232,26 @@ def test_one_bad_step_is_skipped(monkeypatch):
     assert all(moment.abs().max() == 0 for state in run.optimizer.state.values() for moment in state.values())
 
 
+def test_fp16_scales_the_loss(monkeypatch):
+    """Gradients that would be 0 in float16 are those of float32; where scaled ones overflow, the scale is halved."""
+    objective, norms = train.objective, {}
+    for dtype, enabled in (("float32", True), ("fp16", True), ("fp16", False)):
+        run, pixels, labels = started(dtype=dtype)
+        run.scaler._enabled &= enabled
+        with monkeypatch.context() as patch:
+            patch.setattr(train, "objective", lambda *args: {"loss": 1e-6 * objective(*args)["loss"]})
+            norms[dtype, enabled] = train.update(run, train.trained_model(run), 1, pixels, labels)
+    assert_close(norms["fp16", True], norms["float32", True], rtol=0.01, atol=0)
+    assert norms["fp16", False] < 0.9 * norms["float32", True]
+    run, pixels, labels = started(dtype="fp16")
+    run.scaler.load_state_dict(run.scaler.state_dict() | {"scale": 2.**30})
+    before = copy.deepcopy(run.unet.state_dict())
+    for k, scale in enumerate((2.**29, 2.**28), 1):
+        assert not train.update(run, train.trained_model(run), k, pixels, labels).isfinite()
+        assert run.progress.failures == k and run.scaler.get_scale() == scale
+    assert_close(run.unet.state_dict(), before, rtol=0, atol=0)
+
+
 def test_the_network_is_told_other_times_at_every_step(tmp_path, monkeypatch):
     told, objective = [], train.objective
     monkeypatch.setattr(train, "objective", lambda config, schedule, denoise, x0, t, eps: told.append(t) or objective(
@@ -322,7 +342,7 @@ def test_zero_snr_leaves_no_signal(tmp_path, refused):
     beta = checkpoint.load(tmp_path).beta
     assert beta[-1] == 1 and (beta[:-1] < 0.99).all()
     sample.main(["--checkpoint", str(tmp_path), "--n", "2", "--steps", "4", "--out", str(tmp_path / "out")])
-    assert "use target v" in refused(train.main, [*QUICK, "--zero_snr", "--target", "eps", "--out", str(tmp_path / "x")])
+    assert "use target v" in refused(train.main, [*QUICK, "--zero_snr", "--target", "eps", "--out", "x"])
 
 
 # What the log says
