@@ -85,6 +85,7 @@ class Config:
     log_every: int = 50                         # updates between lines of the log
     sample_every: int = 1000                    # updates between grids of samples
     save_every: int = 500                       # updates between checkpoints
+    tensorboard: bool = False                   # show the log and the grids in TensorBoard too, if it is installed
     accept_changes: bool = False                # resume although the data set has changed
     out: str = "runs/digits"                    # folder of the run
 
@@ -94,7 +95,7 @@ AVERAGED = 10**9                    # steps that the average of --init counts as
 CHECK_EVERY = 50                    # updates after which a GPU is asked whether they succeeded
 FIRST_SCALE = 1024.                 # of the loss in fp16; under torch's 65536 more updates may fail than a run forgives
 FREE = {"steps", "recompute", "compile", "deterministic", "device", "workers",  # may differ when a run is resumed
-        "log_every", "sample_every", "save_every", "accept_changes", "out",
+        "log_every", "sample_every", "save_every", "tensorboard", "accept_changes", "out",
         "preset", "resume", "accumulate", *RATE}        # the rate's are told, accumulation changes rounding alone
 
 
@@ -381,6 +382,8 @@ def prepare(config: Config, check_folder: Callable[[], None]) -> Run:
     run = start(config, dataset, model)._replace(digest=data.digest(dataset), check_folder=check_folder)
     if processes.rank() == 0:
         describe(run, learning_rate)
+        if config.tensorboard:
+            run = run._replace(board=folder.tensorboard(out, step))
         if scores_are_cheap(config):
             run = run._replace(score=scorer(dataset, config.data, config.size, config.fit))
     if checkpoint:

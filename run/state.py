@@ -6,7 +6,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.func import functional_call
 
@@ -69,6 +71,7 @@ class Run(NamedTuple):
     digest: str = ""                # of the data set
     score: Score | None = None      # of samples during training; None where there is no classifier of the data set
     check_folder: Callable[[], None] = lambda: None                 # raises ValueError if it is no longer this job's
+    board: Any = None               # TensorBoard's writer, if it is wanted
 
 
 def describe(run: Run, rate: Callable[[Any, int], float]) -> None:
@@ -115,7 +118,7 @@ def log(run: Run, **facts: float | Tensor) -> dict | None:
     line = {"step": progress.step, **losses, **{k: float(v) for k, v in facts.items()}}
     if processes.rank() == 0:
         run.check_folder()
-        folder.append_log(Path(run.config.out), line)
+        folder.append_log(Path(run.config.out), line, run.board)
     progress.records = []
     return line
 
@@ -134,8 +137,11 @@ def write_samples(run: Run) -> None:
     if any(line["step"] == step and "samples_mean" in line for line in folder.read_log(out)):
         return
     run.check_folder()
-    facts = save_samples(run, out / "samples" / f"{step:06d}.png")
-    folder.append_log(out, {"step": step, **facts, **score_samples(run)})
+    grid = out / "samples" / f"{step:06d}.png"
+    facts = save_samples(run, grid)
+    if run.board:
+        run.board.add_image("samples", numpy.asarray(Image.open(grid).convert("RGB")), step, dataformats="HWC")
+    folder.append_log(out, {"step": step, **facts, **score_samples(run)}, run.board)
     pictures.progress(out / "samples", step, out / "progress.gif")
 
 

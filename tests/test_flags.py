@@ -70,6 +70,7 @@ TRAIN = {
     "T": "5", "null": "0.9", "steps": "3", "batch": "8", "accumulate": "2", "lr": "0.1", "warmup": "1", "final": "0.5",
     "clip": "0.01", "ema": "0.01", "dtype": "bf16", "recompute": "", "compile": "", "deterministic": "",
     "device": "cuda", "seed": "1", "workers": "1", "log_every": "2", "sample_every": "1", "save_every": "1",
+    "tensorboard": "",
     "out": "other"}
 SAMPLE = {
     "checkpoint": "weights/fashion.safetensors", "from_": "published", "n": "3", "batch": "1", "seed": "1",

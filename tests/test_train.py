@@ -1,9 +1,12 @@
 import copy
+import io
 import json
 import math
 import os
 import shlex
+import shutil
 import signal
+import sys
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -52,6 +55,29 @@ def test_a_run_leaves_what_it_says(tmp_path, curves, capsys):
     said = capsys.readouterr().out
     assert "173,921 parameters" in said and "seed 0" in said
     assert "warning" in said and "0.036 bits/dim of the data are left in x_T" in said
+
+
+def test_tensorboard_shows_the_log_and_the_grids(tmp_path):
+    """Of a run that was resumed too, and lost the lines after its checkpoint."""
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run(tmp_path, "--steps", "4", "--save_every", "3", "--tensorboard")
+    shutil.copy(tmp_path / "previous.safetensors", tmp_path / "last.safetensors")           # of step 3
+    run(tmp_path, "--steps", "6", "--tensorboard")
+    shown = events.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    for name, k in (("loss", None), ("quarters", 0), ("samples_mean", 0), ("lr", None)):
+        lines = [line for line in folder.read_log(tmp_path) if name in line]
+        values = {line["step"]: line[name] if k is None else line[name][k] for line in lines}
+        scalars = shown.Scalars(name if k is None else f"{name}/{k + 1}")
+        assert {event.step: event.value for event in scalars} == pytest.approx(
+            {step: value for step, value in values.items() if value is not None}, rel=1e-6)
+    assert [event.step for event in shown.Images("samples")] == [6]
+    assert Image.open(io.BytesIO(shown.Images("samples")[0].encoded_image_string)).size == Image.open(
+        tmp_path / "samples" / "000006.png").size
+
+
+def test_tensorboard_that_is_not_installed_is_a_sentence(tmp_path, refused, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert "pip install tensorboard" in refused(train.main, [*QUICK, "--tensorboard", "--out", str(tmp_path)])
 
 
 @pytest.mark.parametrize("steps, warmup, told", [
