@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -31,7 +32,7 @@ from kernels.compile import compile_denoiser, compile_loop, fast_norm
 from noise import image_seeds, normal
 from run import arrays, pictures, processes
 from run.checkpoint import WEIGHTS, Checkpoint, load, load_unet
-from run.cli import DTYPES, check_range, choose_device, parse, parse_integers, script
+from run.cli import DTYPES, as_flag, check_range, choose_device, make_parent, parse, parse_integers, script
 from run.labels import choose_labels
 from run.pictures import Samples
 from unet import UNet, group_norm_silu_plain
@@ -46,7 +47,7 @@ class Config:
     batch: int = 100                            # largest batch of a process; changes pictures by rounding only
     seed: int = 0                               # picture i is a function of the weights, the seed and i
     labels: str = ""                            # as 7, cat,dog or :0 (a number), repeated; empty: all; none: no label
-    sampler: str = "ddim"                       # ddim, ddpm, 2m (DPM-Solver++), heun, unipc, unipc-bh1, consistency
+    sampler: str = "ddim"                       # ddim, ddpm, 2m, heun, unipc, unipc-bh1, consistency, or a FILE.csv
     steps: str = "50"                           # number of steps, or the timesteps themselves, as 1000,600,200
     spacing: str = "trailing"                   # of the timesteps: trailing, leading, linspace, karras, logsnr or flow
     shift: float = 1.                           # above 1, the steps of flow spacing move to more noise
@@ -54,6 +55,7 @@ class Config:
     churn: float = 0.                           # noise of heun's steps: S_churn of EDM
     variance: str = ""                          # beta_tilde, beta or learned; empty is the model's own
     clip: bool = True                           # clip the predicted x0 to [-1, 1]
+    table: str = ""                             # FILE.csv to write the sampler's table to, as --sampler takes it
     guidance: float = 0.                        # w of (1 + w) eps(label) - w eps(no label)
     weights: str = "ema"                        # the averaged weights, or raw
     snapshots: str = ""                         # timesteps, as 1000,500,0: strip.png shows the nearest ones visited
@@ -83,9 +85,24 @@ def chosen_steps(config: Config, T: int) -> list[int]:
     return [min(*steps, T)] if config.steps == Config.steps else steps
 
 
+def check_defaults(config: Config, names: str) -> None:
+    """Raises ValueError for a flag that a table would leave without effect."""
+    for name in names.split():
+        if getattr(config, name) != getattr(Config, name):
+            raise ValueError(f"{as_flag(name, getattr(config, name))} would do nothing: {config.sampler} is a table of "
+                             f"its own, which fixes every step; leave it out")
+
+
 def sampler_table(checkpoint: Checkpoint, config: Config) -> Tensor:
     """The sampler's rows (S, 12), on the CPU."""
-    steps, schedule = chosen_steps(config, len(checkpoint.beta)), ddpm.from_betas(checkpoint.beta)
+    schedule, target = ddpm.from_betas(checkpoint.beta), checkpoint.settings["target"]
+    if config.sampler.endswith(".csv"):
+        check_defaults(config, "steps spacing shift eta churn variance clip")
+        rows = samplers.read_table(config.sampler, schedule, target)
+        if samplers.needs(rows).learned and not checkpoint.network.learns_variance:
+            raise ValueError(f"{config.sampler} reads a learned variance, but {config.checkpoint} learned none")
+        return rows
+    steps = chosen_steps(config, len(checkpoint.beta))
     if len(steps) > 1 and (config.spacing, config.shift) != ("trailing", 1):
         raise ValueError(f"steps lists the timesteps, so spacing {config.spacing} and shift {config.shift:g} would do "
                          f"nothing; leave them out, or give the number of steps")
@@ -98,7 +115,7 @@ def sampler_table(checkpoint: Checkpoint, config: Config) -> Tensor:
     options = {name: value for name in ("eta", "churn", "variance") if (value := getattr(config, name))}
     if "variance" in options_of:
         options.setdefault("variance", checkpoint.variance)
-    rows = samplers.sampler_rows(schedule, times, sampler=config.sampler, target=checkpoint.settings["target"],
+    rows = samplers.sampler_rows(schedule, times, sampler=config.sampler, target=target,
                                  clip=config.clip and checkpoint.clip, **options)
     if config.sampler == "heun" and (gain := samplers.column(rows, "cp").abs().max()) > 10 and not processes.rank():
         print(f"a step of heun is so long here that its correction multiplies errors by {gain:.0f}; use --spacing "
@@ -207,7 +224,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     keep = partial(pictures.kept_times, parse_integers("snapshots", config.snapshots), config.gif)
     with processes.group(config.device):
         checkpoint = read(config)
-        samples = arrays.write(partial(sample_batches, make_plan(config, checkpoint), keep), config, checkpoint)
+        plan = make_plan(config, checkpoint)
+        if config.table and not processes.rank():
+            samplers.write_table(make_parent(Path(config.table)), plan.rows)
+        samples = arrays.write(partial(sample_batches, plan, keep), config, checkpoint)
     if samples:
         print(f"{config.n} pictures in {samples.seconds:.2f} s, {samples.n / (samples.seconds or math.inf):.1f} "
               f"images/s, {samples.evaluations} network evaluations{' of twice the batch' if config.guidance else ''}; "

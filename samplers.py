@@ -12,6 +12,7 @@ The letters are those of schedules.py; `schedule` is anything with alpha_bar, (T
 [6] Song et al. 2023, Consistency Models
 """
 
+import csv
 import inspect
 import math
 import os
@@ -216,10 +217,9 @@ def sampler_rows(schedule, times, *, sampler: str = "ddim", target: str = "eps",
     a, b = x0_coefficients(bar_t, target)
     columns = {"t": t, "s": s, "a": a, "b": b, "clip": torch.full_like(a, 1 if clip else math.inf),
                **SAMPLERS[sampler](bar_t, bar_s, **options)}
-    landed_on = torch.cat([t[:1], s[columns.get("cz", 0 * s) > 0]]).float()
-    if len(landed_on.unique()) < len(landed_on):
-        raise ValueError("two times are equal in float32, and so would be the noise that lands there; use fewer steps")
-    return torch.stack([columns.get(name, torch.zeros_like(a)) for name in COLUMNS], dim=1)
+    rows = torch.stack([columns.get(name, torch.zeros_like(a)) for name in COLUMNS], dim=1)
+    check_noise(rows)
+    return rows
 
 
 def check_options(sampler: str, options: dict) -> None:
@@ -253,6 +253,13 @@ def chain_of(schedule, times) -> Tensor:
     return t
 
 
+def check_noise(rows: Tensor) -> None:
+    """Raises ValueError if noise would be drawn twice for one time: x_T's, and that of every row that adds some."""
+    landed_on = torch.cat([column(rows, "t")[:1], column(rows, "s")[column(rows, "cz") != 0]]).float()
+    if len(landed_on.unique()) < len(landed_on):
+        raise ValueError("two times are equal in float32, and so would be the noise that lands there; use fewer steps")
+
+
 def column(rows: Tensor, name: str) -> Tensor:
     """The column of this name, (S,)."""
     return rows[:, COLUMNS.index(name)]
@@ -275,6 +282,54 @@ class Needs(NamedTuple):
 def needs(rows: Tensor) -> Needs:
     """What any of these rows reads."""
     return Needs(*(bool(column(rows, name).any()) for name in ("cz", "cp", "cp2", "log_max")))
+
+
+# The table as a file
+
+def write_table(path, rows: Tensor) -> None:
+    """Writes the rows as CSV below a line of the columns' names; the numbers come back to the bit."""
+    with open(path, "w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows.tolist()])
+
+
+def read_table(path, schedule, target: str = "eps") -> Tensor:
+    """The rows (S, 12) of a file as `write_table` writes it, however they were found.
+
+    Raises ValueError for another file, and for rows that are no chain of this schedule and target.
+    """
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        names, *lines = [line for line in csv.reader(file) if line] or [[]]
+    if sorted(names) != sorted(COLUMNS) or not lines:
+        raise ValueError(f"{path} begins with {','.join(names)[:100]!r}; a sampler's table begins with "
+                         f"{','.join(COLUMNS)}, and has a row for each network evaluation")
+    order = [names.index(name) for name in COLUMNS]
+    try:
+        rows = torch.tensor([[float(line[k]) for k in order] for line in lines], dtype=torch.float64)
+    except (ValueError, IndexError):
+        raise ValueError(f"{path} has a row that is not {len(COLUMNS)} numbers") from None
+    check_rows(schedule, rows, target, path)
+    return rows.to(schedule.alpha_bar.device)
+
+
+def check_rows(schedule, rows: Tensor, target: str, path) -> None:
+    """Raises ValueError for a file's rows that are not what `sampler_rows` makes sure of.
+
+    A time may be visited twice, as Heun's method does, so it is over two rows that times decrease.
+    """
+    t, s, a, b, clip = rows[:, :5].T
+    if clip.isnan().any() or not rows[:, [k for k, name in enumerate(COLUMNS) if name != "clip"]].isfinite().all():
+        raise ValueError(f"{path} has a number that is not finite; only clip may be inf")
+    T = len(schedule.alpha_bar) - 1
+    if not (t[0] <= T and t.min() >= 1 and (t[1:] <= t[0]).all() and (t[2:] < t[:-2]).all()):
+        raise ValueError(f"{path} has the times {as_python(t)}; they must decrease and lie in 1..{T}")
+    if s.tolist() != [*t[1:].tolist(), 0]:
+        raise ValueError(f"{path} has the ends {as_python(s)}; a row's s must be the next row's t, and the last 0")
+    expected = torch.stack(x0_coefficients(alpha_bar_at(schedule, t).cpu(), target))
+    if not torch.allclose(torch.stack([a, b]), expected, rtol=1e-6):
+        (first_a, first_b), *_ = expected.T
+        raise ValueError(f"{path} was made for another model: its a, b begin with {a[0]:.6g}, {b[0]:.6g}; with this "
+                         f"schedule and a network that predicts {target} they are {first_a:.6g}, {first_b:.6g}")
+    check_noise(rows)
 
 
 # The chain

@@ -45,9 +45,11 @@ def append(path: Path, done: int, pixels: Tensor) -> None:
 
 def digest(settings: Any, checkpoint: Checkpoint) -> str:
     """A name for exactly these pictures: a hash of sample.py's settings and of the weights that they depend on."""
-    settings = replace(settings, batch=1, snapshots="", gif=False, png=False, npz=False, device="", out="")
+    settings = replace(settings, batch=1, snapshots="", gif=False, png=False, npz=False, device="", out="", table="")
     hashed = hashlib.sha256(f"{settings} {checkpoint.network} {checkpoint.settings} {checkpoint.data}".encode(
         errors="surrogateescape"))
+    if settings.sampler.endswith(".csv"):
+        hashed.update(Path(settings.sampler).read_bytes())
     for w in (checkpoint.beta, *getattr(checkpoint, WEIGHTS[settings.weights]).values()):
         hashed.update(w.float().contiguous().numpy())
     return hashed.hexdigest()[:12]

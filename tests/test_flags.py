@@ -74,10 +74,10 @@ TRAIN = {
     "out": "other"}
 SAMPLE = {
     "checkpoint": "weights/fashion.safetensors", "from_": "published", "n": "3", "batch": "1", "seed": "1",
-    "labels": "7", "sampler": "2m --steps 3", "steps": "3", "spacing": "leading", "shift": "3 --spacing flow",
-    "eta": "1", "churn": "1 --sampler heun", "variance": "beta --eta 1", "clip": "no", "guidance": "2",
-    "weights": "raw", "snapshots": "1000,0", "gif": "", "png": "", "npz": "", "dtype": "bf16", "compile": "",
-    "device": "cuda", "out": "other"}
+    "labels": "7", "sampler": "2m --steps 3", "table": "out/rows.csv", "steps": "3", "spacing": "leading",
+    "shift": "3 --spacing flow", "eta": "1", "churn": "1 --sampler heun", "variance": "beta --eta 1",
+    "clip": "no", "guidance": "2", "weights": "raw", "snapshots": "1000,0", "gif": "", "png": "", "npz": "",
+    "dtype": "bf16", "compile": "", "device": "cuda", "out": "other"}
 
 
 def traces(main, flags: list[str], monkeypatch) -> list:
