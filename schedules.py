@@ -123,6 +123,20 @@ def schedule_check(schedule: Schedule) -> float:
     return math.log2(1 / (1 - schedule.alpha_bar[-1].item())) / 2
 
 
+# Coefficients of pictures
+
+def check_floating(x: Tensor) -> None:
+    """Raises ValueError for pictures of integers, whose scale would be another, and coefficients 0 and 1."""
+    if not x.is_floating_point():
+        raise ValueError(f"x is {x.dtype}; it must be floating, pictures in [-1, 1] (data.to_unit makes them)")
+
+
+def broadcast_to(x: Tensor, *coefficients: Tensor) -> list[Tensor]:
+    """Float64 coefficients (B,) in x's dtype, shaped to multiply x (B, ...)."""
+    check_floating(x)
+    return [c.to(x.dtype).view(-1, *[1] * (x.ndim - 1)) for c in coefficients]
+
+
 # Between the whole times
 
 def log_sigma(alpha_bar: Tensor) -> Tensor:
