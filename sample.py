@@ -53,6 +53,9 @@ class Config:
     shift: float = 1.                           # above 1, the steps of flow spacing move to more noise
     eta: float = 0.                             # noise of each step of ddim or 2m; ddim with 1 is ddpm
     churn: float = 0.                           # noise of heun's steps: S_churn of EDM
+    s_tmin: float = 0.                          # churn only from this sigma,
+    s_tmax: float = math.inf                    # to this one,
+    s_noise: float = 1.                         # and so much of its noise
     variance: str = ""                          # beta_tilde, beta or learned; empty is the model's own
     clip: bool = True                           # clip the predicted x0 to [-1, 1]
     table: str = ""                             # FILE.csv to write the sampler's table to, as --sampler takes it
@@ -97,7 +100,7 @@ def sampler_table(checkpoint: Checkpoint, config: Config) -> Tensor:
     """The sampler's rows (S, 12), on the CPU."""
     schedule, target = ddpm.from_betas(checkpoint.beta), checkpoint.settings["target"]
     if config.sampler.endswith(".csv"):
-        check_defaults(config, "steps spacing shift eta churn variance clip")
+        check_defaults(config, "steps spacing shift eta churn s_tmin s_tmax s_noise variance clip")
         rows = samplers.read_table(config.sampler, schedule, target)
         if samplers.needs(rows).learned and not checkpoint.network.learns_variance:
             raise ValueError(f"{config.sampler} reads a learned variance, but {config.checkpoint} learned none")
@@ -112,7 +115,8 @@ def sampler_table(checkpoint: Checkpoint, config: Config) -> Tensor:
     options_of = samplers.options_of(config.sampler)
     if config.variance and {"eta", "variance"} <= {*options_of} and not config.eta:
         raise ValueError(f"variance is {config.variance}, but with eta 0 no noise is added; use --eta 1")
-    options = {name: value for name in ("eta", "churn", "variance") if (value := getattr(config, name))}
+    options = {name: value for name in ("eta", "churn", "s_tmin", "s_tmax", "s_noise", "variance")
+               if (value := getattr(config, name)) != getattr(Config, name)}
     if "variance" in options_of:
         options.setdefault("variance", checkpoint.variance)
     rows = samplers.sampler_rows(schedule, times, sampler=config.sampler, target=target,

@@ -154,7 +154,8 @@ def unipc(bar_t: Tensor, bar_s: Tensor, bh1: bool = False) -> dict[str, Tensor]:
     return {"c0": c0 - cp + ct * w0, "ct": ct, "cp": cp - ct * (w0 + w2), "cp2": ct * w2}
 
 
-def heun(bar_t: Tensor, bar_s: Tensor, churn: float = 0.) -> dict[str, Tensor]:
+def heun(bar_t: Tensor, bar_s: Tensor, churn: float = 0., s_tmin: float = 0., s_tmax: float = math.inf,
+         s_noise: float = 1.) -> dict[str, Tensor]:
     """EDM ([4] algorithm 2), its times visited `twice`: DDIM's step, then its correction and the next step's churn.
 
     Both slopes of a step from sigma to n are (x - x0_hat) / n on the predicted state x, so the correction is
@@ -166,19 +167,21 @@ def heun(bar_t: Tensor, bar_s: Tensor, churn: float = 0.) -> dict[str, Tensor]:
     w = torch.where(sigma == math.inf, 1 / n + 1, sigma / n - 1) / 2 * bar_s.sqrt()
     return {"c0": torch.where(correction, w, c0), "ct": torch.where(correction, (bar_s / bar_t).sqrt(), ct),
             "cp": torch.where(correction, -w, 0),
-            "cz": torch.where(correction, (1 - bar_s / bar_t).clamp(min=0).sqrt(), 0)}
+            "cz": torch.where(correction, s_noise * (1 - bar_s / bar_t).clamp(min=0).sqrt(), 0)}
 
 
-def twice(schedule, t: Tensor, churn: float = 0.) -> Tensor:
+def twice(schedule, t: Tensor, churn: float = 0., s_tmin: float = 0., s_tmax: float = math.inf,
+          s_noise: float = 1.) -> Tensor:
     """The times as Heun's method visits them: all but the first twice, for the correction and for the next step.
 
-    Churn makes the next step begin at 1 + churn / steps times sigma, or sqrt(2) times if that is less; where it would
-    be beyond the first sigma, there is none. So the first step has none, which in EDM begins beyond sigma_max; the rest
-    is EDM's S_churn with S_tmin = 0, S_tmax = inf and S_noise = 1.
+    Churn makes a step from sigma in s_tmin..s_tmax begin at 1 + churn / steps times sigma, or sqrt(2) times if that is
+    less, as [4] does; where that would be beyond the schedule's last sigma, as always at T, there is none. The first
+    step begins there at once: its noise is part of x_T.
     """
-    level = log_sigma(alpha_bar_at(schedule, t))
+    level, last = log_sigma(alpha_bar_at(schedule, t)), log_sigma(schedule.alpha_bar[-1])
     churned = level + math.log1p(min(churn / len(t), math.sqrt(2) - 1))
-    left = torch.where(churned < level[0], time_at(schedule, churned), t) if churn else t
+    raised = (churned <= last) & (s_tmin <= level.exp()) & (level.exp() <= s_tmax)
+    left = torch.where(raised, time_at(schedule, churned), t) if churn else t
     return torch.stack([t, left], dim=1).flatten()[1:]
 
 
@@ -189,11 +192,11 @@ def consistency(bar_t: Tensor, bar_s: Tensor) -> dict[str, Tensor]:
 
 SAMPLERS = {"ddim": ddim, "ddpm": ancestral, "2m": dpm_2m, "heun": heun, "unipc": unipc,
             "unipc-bh1": partial(unipc, bh1=True), "consistency": consistency}
-RANGES = {"eta": (0, 1), "churn": (0, 1e6)}
+RANGES = {"eta": (0, 1), "churn": (0, 1e6), "s_tmin": (0, math.inf), "s_tmax": (0, math.inf), "s_noise": (0, 10)}
 
 
 def options_of(sampler: str) -> list[str]:
-    """The options that a sampler's function takes: eta, variance, churn. Raises ValueError for no sampler."""
+    """The options that a sampler's function takes: eta, variance, churn, ... Raises ValueError for no sampler."""
     check_choice("sampler", sampler, SAMPLERS)
     return [name for name in inspect.signature(SAMPLERS[sampler]).parameters if name in (*RANGES, "variance")]
 

@@ -75,7 +75,9 @@ TRAIN = {
 SAMPLE = {
     "checkpoint": "weights/fashion.safetensors", "from_": "published", "n": "3", "batch": "1", "seed": "1",
     "labels": "7", "sampler": "2m --steps 3", "table": "out/rows.csv", "steps": "3", "spacing": "leading",
-    "shift": "3 --spacing flow", "eta": "1", "churn": "1 --sampler heun", "variance": "beta --eta 1",
+    "shift": "3 --spacing flow", "eta": "1", "churn": "1 --sampler heun",
+    "s_tmin": "100 --sampler heun --churn 1 --steps 3", "s_tmax": "0.1 --sampler heun --churn 1 --steps 3",
+    "s_noise": "2 --sampler heun --churn 1 --steps 3", "variance": "beta --eta 1",
     "clip": "no", "guidance": "2", "weights": "raw", "snapshots": "1000,0", "gif": "", "png": "", "npz": "",
     "dtype": "bf16", "compile": "", "device": "cuda", "out": "other"}
 
