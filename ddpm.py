@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.special import log_ndtr
 
-from guidance import classifier_guided, guided  # noqa: F401  guidance is part of this module's interface: ddpm.guided
+from guidance import classifier_guided, guided, weights_in_interval  # noqa: F401  all are part of this interface
 from samplers import (  # noqa: F401  the samplers are part of this module's interface: ddpm.step, ddpm.sample, ...
     COLUMNS,
     SAMPLERS,

@@ -5,6 +5,7 @@ All are functions (xt, t) -> output, for any sampler. A label may be the network
 [1] Ho, Salimans 2022, Classifier-Free Diffusion Guidance
 [2] Lin et al. 2024, Common Diffusion Noise Schedules and Sample Steps are Flawed
 [3] Dhariwal, Nichol 2021, Diffusion Models Beat GANs on Image Synthesis
+[4] Kynkaanniemi et al. 2024, Applying Guidance in a Limited Interval Improves Sample and Distribution Quality
 """
 
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from schedules import alpha_bar_at, broadcast_to, x0_coefficients
+from schedules import alpha_bar_at, broadcast_to, log_sigma, x0_coefficients
 
 
 def guided(model: Callable, labels: Tensor, null: int, w: float | Tensor, rescale: float = 0.) -> Callable:
@@ -37,6 +38,19 @@ def guided(model: Callable, labels: Tensor, null: int, w: float | Tensor, rescal
         return torch.cat([eps, output[:, C:]], dim=1)
 
     return denoise
+
+
+def weights_in_interval(schedule, times: Tensor, w: float, least: float, most: float) -> list[float]:
+    """w for the times (S,) whose sigma lies between least and most, and for the others 0 ([4] eq. 6).
+
+    Raises ValueError if it would be 0 for all.
+    """
+    sigma = log_sigma(alpha_bar_at(schedule, times)).exp()
+    inside = (least <= sigma) & (sigma <= most)
+    if not w or not inside.any():
+        raise ValueError(f"guidance {w:g} would do nothing between sigma {least:g} and {most:g}; the steps go from "
+                         f"{sigma[0]:.3g} to {sigma[-1]:.3g}")
+    return torch.where(inside, w, 0.).tolist()
 
 
 def classifier_guided(schedule, denoise: Callable, log_p: Callable, scale: float, target: str = "eps") -> Callable:

@@ -17,7 +17,7 @@ import inspect
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -369,14 +369,16 @@ def step(rows: Tensor, i: Tensor, xt: Tensor, output: Tensor, x0_prev: Tensor | 
 
 
 @torch.no_grad()
-def sample(denoise: Callable, rows: Tensor, shape, seeds: Tensor | None, *, x_T: Tensor | None = None,
-           step: Callable = step, ahead: int = 1) -> Iterator[tuple[int | float, Tensor, Tensor]]:
+def sample(denoise: Callable | Sequence[Callable], rows: Tensor, shape, seeds: Tensor | None, *,
+           x_T: Tensor | None = None, step: Callable = step, ahead: int = 1
+           ) -> Iterator[tuple[int | float, Tensor, Tensor]]:
     """Runs the chain from noise to data, yielding (s, x_s, x0_hat) after every row ([1] algorithm 2).
 
-    shape: one image's, (C, H, W). seeds: int64 (B,), one per image (`noise.image_seeds`), on rows' device; None, if
-    the chain draws no noise. x_T: the x_t of the first row (B, C, H, W), by default the seeds' noise.
-    step: `step` or its fused twin. ahead: number of rows whose noise is computed together, which is faster
-    for small images and changes no bit. Raises ValueError for a start or an output of another shape.
+    denoise: one for all rows, or one for each. shape: one image's, (C, H, W). seeds: int64 (B,), one per image
+    (`noise.image_seeds`), on rows' device; None, if the chain draws no noise. x_T: the x_t of the first row
+    (B, C, H, W), by default the seeds' noise. step: `step` or its fused twin. ahead: number of rows whose noise is
+    computed together, which is faster for small images and changes no bit. Raises ValueError for a start or an output
+    of another shape.
     """
     steps, reads, s = torch.arange(len(rows), device=rows.device).split(1), needs(rows), column(rows, "s")
     if seeds is None and (x_T is None or reads.noise):
@@ -387,12 +389,13 @@ def sample(denoise: Callable, rows: Tensor, shape, seeds: Tensor | None, *, x_T:
                          f"one image per seed")
     times = network_times(rows)[:, None].expand(-1, len(xt)).unbind()
     x0_hat, x0_prev, z = None, None, None
+    denoisers = [denoise] * len(rows) if callable(denoise) else denoise
     for k, landed_on in enumerate(as_python(s)):
         if reads.noise and ahead > 1:
             if k % ahead == 0:
                 block = normal(seeds, s[k:k + ahead, None], shape).unbind()
             z = block[k % ahead]
-        output = denoise(xt, times[k])
+        output = denoisers[k](xt, times[k])
         check_output(output, xt.shape, reads.learned)
         xs, x0 = step(rows, steps[k], xt, output, x0_hat if reads.x0_prev else None,
                       seeds if reads.noise and z is None else None, z=z, x0_prev2=x0_prev if reads.x0_prev2 else None)

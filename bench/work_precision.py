@@ -23,7 +23,7 @@ from torch import Tensor
 
 import ddpm
 import sample
-from run.cli import check_range, parse, parse_integers, script
+from run.cli import check_range, parse, parse_numbers, script
 from run.markdown import table
 from run.pictures import figure_path, panels, save_figure
 from samplers import column, sampler_rows, step
@@ -125,7 +125,7 @@ def digits(config: Config) -> tuple[dict, dict]:
     fine = sample.generate(replace(base, sampler="unipc", steps=str(FINE), clip=False)).x
     distance, frechet = {name: [] for name in ODE}, {name: [] for name in ODE | SDE}
     for name, choice in (ODE | SDE).items():
-        for steps in parse_integers("steps", config.steps):
+        for steps in parse_numbers("steps", config.steps):
             made = sample.generate(replace(base, steps=str(steps), **choice))
             evaluations = made.evaluations // math.ceil(config.n / base.batch)
             frechet[name].append((evaluations, classes.score(reference, made.x, made.labels)["FD"]))

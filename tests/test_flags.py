@@ -78,7 +78,10 @@ SAMPLE = {
     "shift": "3 --spacing flow", "eta": "1", "churn": "1 --sampler heun",
     "s_tmin": "100 --sampler heun --churn 1 --steps 3", "s_tmax": "0.1 --sampler heun --churn 1 --steps 3",
     "s_noise": "2 --sampler heun --churn 1 --steps 3", "variance": "beta --eta 1",
-    "clip": "no", "guidance": "2", "weights": "raw", "snapshots": "1000,0", "gif": "", "png": "", "npz": "",
+    "clip": "no", "guidance": "2", "guidance_interval": "0.1,5 --guidance 2 --steps 3",
+    "guidance_rescale": "0.5 --guidance 2", "start": "pictures/0.png",
+    "strength": "0.3 --start pictures/0.png --steps 10",
+    "weights": "raw", "snapshots": "1000,0", "gif": "", "png": "", "npz": "",
     "dtype": "bf16", "compile": "", "device": "cuda", "out": "other"}
 
 
