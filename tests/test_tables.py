@@ -35,6 +35,7 @@ CHANGES = {
     "not finite": ("c0", 0, math.nan), "only clip may be inf": ("ct", 1, math.inf), "must decrease": ("t", 2, 1000.),
     "lie in 1..1000": ("t", 0, 1001.), "the next row's t": ("s", 0, 400.), "and the last 0": ("s", 2, 1.),
     "was made for another model": ("b", 1, 0.5), "equal in float32": ("cz", slice(None), 1.),
+    "before there are any": ("cp", 0, 0.1), "in the first two": ("cp2", 1, 0.1),
 }
 
 
