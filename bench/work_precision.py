@@ -27,7 +27,7 @@ from torch import Tensor
 import ddpm
 import sample
 from run.checkpoint import load
-from run.cli import check_range, parse, parse_integers, script
+from run.cli import check_range, parse, parse_numbers, script
 from run.markdown import table
 from run.pictures import figure_path, panels, save_figure
 from samplers import NOISE_SPACINGS, column, sampler_rows, step
@@ -136,7 +136,7 @@ def chains(config: Config) -> Iterator[tuple[str, int, list[sample.Config]]]:
     """Every sampler's name, network evaluations, and chains to choose from: the spacings of one without noise."""
     base = sample.Config(checkpoint=config.checkpoint, n=config.n, batch=250, seed=config.seed)
     for name, choice in (ODE | SDE).items():
-        for evaluations in parse_integers("steps", config.steps):
+        for evaluations in parse_numbers("steps", config.steps):
             heun = "heun" in choice.values()
             if heun and evaluations % 2 == 0:                                     # it takes two a step, at last one
                 continue

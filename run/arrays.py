@@ -24,7 +24,7 @@ from data.files import writing
 from data.image_files import blacken_hidden, to_image
 from run import folder, pictures, processes
 from run.checkpoint import WEIGHTS, Checkpoint
-from run.cli import parse_integers
+from run.cli import parse_numbers
 from run.labels import NONE
 from run.pictures import Samples, concatenate
 
@@ -84,7 +84,7 @@ def write(batches: Callable[[int], Iterator[Samples]], settings: Any, checkpoint
         samples = write_batches(batches, settings, checkpoint, check)
         if processes.rank() > 0:
             return None
-        out, snapshots = Path(settings.out), parse_integers("snapshots", settings.snapshots)
+        out, snapshots = Path(settings.out), parse_numbers("snapshots", settings.snapshots)
         pictures.save(pictures.grid(samples.x, *pictures.columns(samples)), out / "grid.png")
         if snapshots:
             times = [pictures.nearest(t, list(samples.states)) for t in snapshots]

@@ -11,7 +11,7 @@ from run import arrays
 from samplers import COLUMNS, SAMPLERS, options_of, read_table, sampler_rows, spaced_times, write_table
 
 SCHEDULE = linear_schedule()
-OPTIONS = {"eta": 0.7, "churn": 20., "variance": "learned"}
+OPTIONS = {"eta": 0.7, "churn": 20., "variance": "learned", "s_tmin": 0.1, "s_tmax": 50., "s_noise": 1.007}
 
 
 @pytest.mark.parametrize("clip", [True, False])

@@ -14,7 +14,7 @@ HERE, DOCS = Path(__file__).parent, Path(__file__).parents[1]
 WALK = {                            # groups of the contents; all pages in the order of a first walk
     "What is x_t?": ("index", "x_t", "schedules", "ddpm"),
     "The way back": ("reverse", "swiss_roll"),
-    "Samplers": ("table", "samplers"),
+    "Samplers": ("table", "samplers", "guidance"),
     "Noise": ("philox", "noise"),
     "The network": ("network", "unet"),
     "Training, sampling": ("train", "sample"),
