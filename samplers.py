@@ -328,8 +328,8 @@ def check_rows(schedule, rows: Tensor, target: str, path) -> None:
     if s.tolist() != [*t[1:].tolist(), 0]:
         raise ValueError(f"{path} has the ends {as_python(s)}; a row's s must be the next row's t, and the last 0")
     if column(rows, "cp")[0] or column(rows, "cp2")[:2].any():
-        raise ValueError(f"{path} weighs predictions before there are any; cp must be 0 in the first row, and cp2 in the "
-                         f"first two")
+        raise ValueError(f"{path} weighs predictions before there are any; cp must be 0 in the first row, and cp2 in "
+                         f"the first two")
     expected = torch.stack(x0_coefficients(alpha_bar_at(schedule, t).cpu(), target))
     if not torch.allclose(torch.stack([a, b]), expected, rtol=1e-6):
         (first_a, first_b), *_ = expected.T

@@ -44,7 +44,7 @@ def test_two_evaluations_solve_a_gaussian():
 def test_gradients_reach_every_number():
     rows, T = classical(3), 1000
     numbers = torch.stack([column(rows, name) / (T if name == "t" else 1) for name in learn_sampler.LEARNED], dim=1)
-    numbers = (numbers - 0.01).requires_grad_()                         # off the whole times, where the slope has a kink
+    numbers = (numbers - 0.01).requires_grad_()                         # off the whole times, where there is a kink
 
     def of(numbers):
         return error(table_of(numbers, rows, SCHEDULE, "x0"))
@@ -63,8 +63,8 @@ def test_gradients_reach_every_number():
 @pytest.mark.parametrize("flags", ["", "--guidance 1 --labels 3,none", "--steps 1"])
 def test_a_table_of_the_digits_is_better_than_where_it_began(flags, tmp_path, capsys):
     path = tmp_path / "new" / "rows.csv"
-    before, after = learn_sampler.main(["--steps", "3", "--updates", "8", "--n", "64", "--batch", "16", "--out", str(path),
-                                        *flags.split()])
+    before, after = learn_sampler.main(["--steps", "3", "--updates", "8", "--n", "64", "--batch", "16",
+                                        "--out", str(path), *flags.split()])
     assert after < 0.95 * before and path.with_suffix(".png").is_file()
     said = capsys.readouterr().out
     assert f"{before:.5f}  --sampler" in said and f"{after:.5f}  learned" in said
