@@ -48,8 +48,8 @@ def digest(settings: Any, checkpoint: Checkpoint) -> str:
     settings = replace(settings, batch=1, snapshots="", gif=False, png=False, npz=False, device="", out="", table="")
     hashed = hashlib.sha256(f"{settings} {checkpoint.network} {checkpoint.settings} {checkpoint.data}".encode(
         errors="surrogateescape"))
-    if settings.sampler.endswith(".csv"):
-        hashed.update(Path(settings.sampler).read_bytes())
+    for path in (settings.sampler * settings.sampler.endswith(".csv"), settings.start):
+        hashed.update(Path(path).read_bytes() if path else b"")
     for w in (checkpoint.beta, *getattr(checkpoint, WEIGHTS[settings.weights]).values()):
         hashed.update(w.float().contiguous().numpy())
     return hashed.hexdigest()[:12]
