@@ -113,8 +113,9 @@ def main(argv: Sequence[str] | None = None) -> tuple[float, float]:
         return (x - teacher[:len(x)]).square().mean().item()
 
     def error(rows: Tensor, k: int) -> Tensor:
-        if k % (config.updates // 4 + 1) == 0:
-            print(f"{held_out_error(rows.detach()):.5f}  after {k} updates")
+        if k % (config.updates // 8 + 1) == 0:
+            seen[held_out_error(rows)] = rows.detach()
+            print(f"{[*seen][-1]:.5f}  after {k} updates")
         index = torch.randint(config.n // 4, config.n, (config.batch,), generator=generator)
         return (ends(rows, index) - teacher[index]).square().mean()
 
@@ -126,14 +127,17 @@ def main(argv: Sequence[str] | None = None) -> tuple[float, float]:
     errors = {flags: held_out_error(rows) for flags, rows in tables.items()}
     best = min(errors, key=errors.get)
     print(f"squared error of {config.steps} evaluations on held-out noise:\n{errors[best]:.5f}  {best}")
+    seen = {errors[best]: tables[best]}                                           # tables by their held-out error
     learned = learn(error, tables[best], schedule, target, updates=config.updates, lr=config.lr)
+    seen[held_out_error(learned)] = learned
+    after, learned = min(seen.items(), key=lambda item: item[0])
     samplers.check_rows(schedule, learned, target, "the learned table")
     samplers.write_table(make_parent(Path(config.out)), learned)
     picture = Path(config.out).with_suffix(".png")
     columns = [all_ends(rows, unseen)[:10] for rows in (tables[best], learned)]
     pictures.save(pictures.side_by_side([*columns, teacher[:10]], ["classical", "learned", "teacher"]), picture)
-    print(f"{held_out_error(learned):.5f}  learned; see {config.out} and {picture}")
-    return errors[best], held_out_error(learned)
+    print(f"{after:.5f}  learned; see {config.out} and {picture}")
+    return errors[best], after
 
 
 if __name__ == "__main__":
