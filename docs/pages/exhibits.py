@@ -1,17 +1,24 @@
 """What the interactive pages are given: numbers made by the very functions that the pages are about."""
 
 import base64
+import csv
+import json
+from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
+import safetensors.torch
 import torch
 from torch import Tensor
 
 import data
 import ddpm
 import noise
+import sample
 import samplers
 import schedules
 import swiss_roll
+from docs.pages import unet_picture
 from docs.pages.sources import ROOT
 from run import checkpoint
 
@@ -20,6 +27,8 @@ MIXTURE = {"means": [[0.9, 0.1], [0.2, 0.9], [-0.8, 0.5], [-0.7, -0.6], [0.4, -0
 KNOWN = [((0, 0), (0, 0, 0, 0)), ((2**32 - 1,) * 2, (2**32 - 1,) * 4),
          ((0xa4093822, 0x299f31d0), (0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344))]      # of Random123's own test
 CASES = [(0, 0, 1000, noise.SAMPLE), (3, 41, 17, noise.TRAIN), (2**31 - 1, 2**32 - 1, 0, noise.SAMPLE)]
+
+KEPT = {"digits": {}, "fashion": {"sampler": "2m", "steps": "15"}}         # what sample.py is asked for, of each model
 
 
 def pack(x: Tensor, dtype: str) -> str:
@@ -108,3 +117,34 @@ def philox() -> dict:
                       "normals": noise.normal(key, s, (64,), stream).tolist()})
     return {"cases": cases, "known": [{"key": key, "counter": counter, "words": noise.philox(key, counter)}
                                       for key, counter in KNOWN]}
+
+
+def sampling() -> dict:
+    """The options of every sampler, and what sample.py does without a flag."""
+    return {"options": {name: samplers.options_of(name) for name in samplers.SAMPLERS},
+            "spacings": samplers.SPACINGS + samplers.NOISE_SPACINGS,
+            "defaults": asdict(sample.Config()) | {"steps": int(sample.Config.steps)}}
+
+
+def model(name: str, weights: Path = ROOT / "weights") -> str:
+    """A script with all that sampling from NAME.safetensors takes, and ten pictures that sample.py makes of it."""
+    path = weights / f"{name}.safetensors"
+    config = sample.Config(str(path), n=10, **KEPT[name])
+    samples, trained = sample.generate(config), checkpoint.load(path, ["ema"])
+    shape, schedule = trained.data["shape"], ddpm.from_betas(trained.beta)
+    choice = {name: getattr(config, name) for name in ("sampler", "steps", "spacing", "eta", "guidance", "seed")}
+    facts = {"name": name, "config": asdict(trained.network), "shape": shape, "classes": samples.classes,
+             "target": trained.settings["target"], "clip": trained.clip, "alphaBar": pack(schedule.alpha_bar, "f8"),
+             "flops": unet_picture.measure(trained.network, *shape[1:])[""].flops, "tables": tables(name, weights),
+             "choice": choice | {"steps": int(config.steps)}, "pixels": pack(data.to_pixels(samples.x), "u1"),
+             "weights": base64.b64encode(safetensors.torch.save(trained.ema)).decode()}
+    return f"files.{name} = {json.dumps(facts)};\n"
+
+
+def tables(name: str, folder: Path) -> dict[str, list[dict[str, float]]]:
+    """The learned tables NAME-S.csv of a folder, the shortest first: each its rows, by the names of their columns."""
+    found = {}
+    for path in folder.glob(f"{name}-*.csv"):
+        with path.open(newline="") as file:
+            found[path.stem] = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    return dict(sorted(found.items(), key=lambda each: len(each[1])))
