@@ -99,11 +99,16 @@ def digits_chain(every: int = 20) -> dict:
             "x0": integers([x0_hat for *_, x0_hat in kept], 127, "i1")}
 
 
-def table() -> dict:
-    """alpha_bar of every named schedule, the names that choose a table, and the mixture that is sampled."""
-    return {"alphaBar": {name: pack(make().alpha_bar, "f8") for name, make in ddpm.SCHEDULES.items()},
-            "options": {name: samplers.options_of(name) for name in samplers.SAMPLERS},
+def sampling() -> dict:
+    """The options of every sampler, the spacings, and what sample.py does without a flag."""
+    return {"options": {name: samplers.options_of(name) for name in samplers.SAMPLERS},
             "spacings": samplers.SPACINGS + samplers.NOISE_SPACINGS,
+            "defaults": asdict(sample.Config()) | {"steps": int(sample.Config.steps)}}
+
+
+def table() -> dict:
+    """The same, alpha_bar of every named schedule, targets and variances, and the mixture that is sampled."""
+    return {**sampling(), "alphaBar": {name: pack(make().alpha_bar, "f8") for name, make in ddpm.SCHEDULES.items()},
             "targets": schedules.TARGETS, "variances": schedules.VARIANCES, "mixture": MIXTURE}
 
 
@@ -117,13 +122,6 @@ def philox() -> dict:
                       "normals": noise.normal(key, s, (64,), stream).tolist()})
     return {"cases": cases, "known": [{"key": key, "counter": counter, "words": noise.philox(key, counter)}
                                       for key, counter in KNOWN]}
-
-
-def sampling() -> dict:
-    """The options of every sampler, and what sample.py does without a flag."""
-    return {"options": {name: samplers.options_of(name) for name in samplers.SAMPLERS},
-            "spacings": samplers.SPACINGS + samplers.NOISE_SPACINGS,
-            "defaults": asdict(sample.Config()) | {"steps": int(sample.Config.steps)}}
 
 
 def model(name: str, weights: Path = ROOT / "weights") -> str:

@@ -49,9 +49,9 @@ def build(steps: int) -> dict[str, bytes]:
         bodies[page] = source(page, text, render, anchors) if page in SOURCES else prose(page, text, render)
         equations += render.equations
     bodies["tests"] = tests(equations)
-    data = {"x_t": exhibits.forward(), "reverse": exhibits.reverse(steps), "table": exhibits.table(),
-            "philox": exhibits.philox(), "network": {}, "index": {},
-            "sample_here": exhibits.sampling()}             # made last: what is slow waits for what may fail
+    data = {"index": exhibits.sampling(), "sample_here": exhibits.sampling(), "x_t": exhibits.forward(),
+            "reverse": exhibits.reverse(steps), "table": exhibits.table(), "philox": exhibits.philox(),
+            "network": {}}                                  # made last: what is slow waits for what may fail
     files = {}
     for page, (template, body) in bodies.items():
         title = texts[page].title if page in texts else titles[page]

@@ -11,16 +11,21 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch.testing import assert_close
 
 import data
 import ddpm
 import noise
+import sample
+import samplers
 from docs.pages import __main__ as command
 from docs.pages import exhibits, markup, notes, sources, unet_picture
 from docs.pages.site import PAGES, SOURCES
 from kernels.equivalence import SIDES
+from run import checkpoint
+from run.tensors import with_tuples
 from unet import CONFIGS, UNet, UNetConfig
 
 
@@ -128,7 +133,7 @@ def test_every_page_is_there_once_and_every_link_leads_somewhere(texts, pages):
 
 
 def test_the_site_is_small_and_loads_nothing_from_elsewhere(pages):
-    assert sum(path.stat().st_size for path in pages.iterdir()) < 5e6
+    assert sum(path.stat().st_size for path in pages.iterdir()) < 1e7
     for path in pages.iterdir():
         if path.suffix in (".html", ".css", ".js"):
             text = path.read_text().replace("http://www.w3.org/", "")       # names of XML, not addresses
@@ -182,6 +187,29 @@ def test_the_chain_of_the_digits_ends_on_digits_of_their_classes(pages):
     real = data.digits()
     nearest = torch.cdist(x0[-1].float(), data.to_unit(real.images).flatten(1)).argmin(1)
     assert real.labels[nearest].tolist() == list(range(10))
+
+
+def test_a_model_is_its_weights_and_pictures_of_sample_py(pages):
+    script = (pages / "model.digits.js").read_text()
+    facts = json.loads(script.removeprefix("files.digits = ").removesuffix(";\n"))
+    trained = checkpoint.load("weights/digits.safetensors")
+    weights = safetensors.torch.load(base64.b64decode(facts["weights"]))
+    assert weights.keys() == trained.ema.keys()
+    assert all(torch.equal(weight, trained.ema[name]) for name, weight in weights.items())
+    assert UNetConfig(**with_tuples(facts["config"])) == trained.network and facts["tables"] == {}
+    expected = sample.generate(sample.Config(n=10, **facts["choice"] | {"steps": str(facts["choice"]["steps"])}))
+    assert torch.equal(unpack(facts["pixels"], "u1", 10, 1, 8, 8), data.to_pixels(expected.x).double())
+
+
+def test_tables_are_read_by_the_names_of_their_columns(tmp_path):
+    rows = ddpm.sampler_rows(ddpm.cosine_schedule(), range(1000, 0, -250), sampler="2m", target="v", clip=False)
+    for name, count in (("digits-10", 10), ("digits-4", 4), ("fashion-3", 3)):
+        lines = [",".join(samplers.COLUMNS), *[",".join(map(str, row)) for row in rows.tolist()] * 3]
+        (tmp_path / f"{name}.csv").write_text("\n".join(lines[:count + 1]) + "\n")
+    tables = exhibits.tables("digits", tmp_path)
+    assert [(name, len(table)) for name, table in tables.items()] == [("digits-4", 4), ("digits-10", 10)]
+    assert [list(row.values()) for row in tables["digits-4"]] == rows.tolist()
+    assert {tuple(row) for row in tables["digits-10"]} == {samplers.COLUMNS}
 
 
 # Pictures of networks

@@ -8,28 +8,59 @@ function modelOf(name) {
   return models[name] ??= new Promise((resolve, reject) => {
     const script = document.createElement("script");
     script.src = `model.${name}.js`;
-    script.onload = () => resolve({...files[name], weights: readWeights(unpack(files[name].weights, Uint8Array).buffer),
-      alphaBar: Array.from(unpack(files[name].alphaBar, Float64Array)), pixels: unpack(files[name].pixels, Uint8Array)});
-    script.onerror = () => reject(new RangeError(`model is ${name}; the site has no ${script.src}, use digits or fashion`));
+    script.onload = () => resolve(unpacked(files[name]));
+    script.onerror = () => reject(new RangeError(`model is ${name}; this site has digits and fashion`));
     document.head.append(script);
   });
 }
 
-// One row per network evaluation: the chosen sampler's, or those of a table that was learned.
-function rowsOf(model, {sampler, steps, spacing, shift, eta, churn}) {
-  const {alphaBar, target, clip, tables} = model, T = alphaBar.length - 1;
-  const rows = tables[sampler] ?? (SAMPLERS[sampler] &&
-    samplerRows(alphaBar, spacedTimes(alphaBar, steps, spacing, shift), {sampler, target, clip, eta, churn}));
-  if (!rows) {
-    throw new RangeError(`sampler is ${sampler}; use one of ${[...Object.keys(SAMPLERS), ...Object.keys(tables)].join(", ")}`);
+function unpacked(file) {
+  const {weights, pixels, alphaBar} = file;
+  return {...file, weights: readWeights(unpack(weights, Uint8Array).buffer), pixels: unpack(pixels, Uint8Array),
+          alphaBar: Array.from(unpack(alphaBar, Float64Array))};
+}
+
+// The weights of a safetensors file, of float32 or bfloat16; downs.0.conv1.weight is at .downs[0].conv1.weight.
+function readWeights(buffer) {
+  const size = Number(new DataView(buffer).getBigUint64(0, true)), start = 8 + size, weights = {};
+  const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 8, size)));
+  for (const [name, {dtype, data_offsets: [from, to]}] of Object.entries(header)) {
+    const bytes = buffer.slice(start + from, start + to), path = name.split("."), last = path.pop();
+    const numbers = dtype === "F32" ? new Float32Array(bytes) : widened(new Uint16Array(bytes));
+    path.reduce((part, key) => part[key] ??= {}, weights)[last] = numbers;
   }
-  const unknown = Object.keys(rows[0]).filter(name => !COLUMNS.includes(name) && rows.some(row => row[name]));
-  if (unknown.length) throw new RangeError(`table ${sampler} has a column ${unknown[0]}, which no step here reads`);
+  return weights;
+}
+
+// bfloat16 as float32, whose upper half it is.
+function widened(halves) {
+  const result = new Uint32Array(halves.length);
+  for (let k = 0; k < halves.length; k++) result[k] = halves[k] << 16;
+  return new Float32Array(result.buffer);
+}
+
+// Throws a RangeError for a choice that does not fit, with what would.
+function check(name, value, fits, allowed) {
+  if (!fits) throw new RangeError(`${name} is ${value}; it must be ${allowed}`);
+}
+
+// One row per network evaluation: the chosen sampler's, or those of a table that was learned.
+function rowsOf({alphaBar, target, clip, tables}, {sampler, steps, spacing, shift, eta, churn}) {
+  const T = alphaBar.length - 1, names = [...Object.keys(SAMPLERS), ...Object.keys(tables)];
+  check("sampler", sampler, names.includes(sampler), `one of ${names.join(", ")}`);
+  if (!tables[sampler]) {
+    check("steps", steps, Number.isInteger(steps) && 1 <= steps && steps <= T, `1 to ${T}`);
+    check("spacing", spacing, data.spacings.includes(spacing), `one of ${data.spacings.join(", ")}`);
+    return samplerRows(alphaBar, spacedTimes(alphaBar, steps, spacing, shift), {sampler, target, clip, eta, churn});
+  }
+  const rows = tables[sampler];
+  const unread = Object.keys(rows[0]).find(name => !COLUMNS.includes(name) && rows.some(row => row[name] !== 0));
+  if (unread) throw new RangeError(`table ${sampler} has a column ${unread}, which no step here reads; use another`);
   return rows;
 }
 
-// The chain of one picture: a state {s, xt, x0Hat, limit} before the first row and after every row, and nothing wherever it
-// may be left alone for a while. limit: what is white in x_t. label: the number of a class; that of no class comes last.
+// The chain of one picture: a state {s, xt, x0Hat, limit} before the first row and after every row; nothing where it
+// pauses. limit: what is shown white in x_t. label: the number of a class; that of no class comes last.
 function* chain(model, rows, {label, seed, index, guidance = 0}) {
   const [C, H, W] = model.shape, noise = s => Float32Array.from(normal(imageKey(seed, index), s, C * H * W));
   const limit = s => 1 + 2 * Math.sqrt(1 - alphaBarAt(model.alphaBar, s));
@@ -47,23 +78,10 @@ function* chain(model, rows, {label, seed, index, guidance = 0}) {
   }
 }
 
-// Several chains as one, whose state is the list of theirs.
-function* together(chains) {
-  for (let states = [[]]; states.length;) {
-    states = [];
-    for (const each of chains) {
-      let next = each.next();
-      for (; !next.done && !next.value; next = each.next()) yield;
-      if (!next.done) states.push(next.value);
-    }
-    if (states.length) yield states;
-  }
-}
-
 const nextFrame = () => new Promise(requestAnimationFrame);
 
-// Runs a chain, at most 20 ms at a time, and resolves to its last state and the seconds that it computed; to null as soon
-// as it is not wanted any more. show: called with every state; the chain waits for what it returns.
+// Runs a chain, about 20 ms at a time, and resolves to its last state and the seconds that it computed, or to null once
+// it is not wanted any more. show: called with every state; the chain waits for the promise that it returns, if any.
 async function drive(chain, show = () => {}, wanted = () => true) {
   let state = null, seconds = 0, began = performance.now();
   for (let next = chain.next(); !next.done; next = chain.next()) {
@@ -87,13 +105,7 @@ function toPixels(x) {
 // left out is as on the page when it opens: await samplePicture({model: "fashion", label: 9, index: 3, guidance: 1})
 window.samplePicture = async ({model: name = "digits", label = 0, index = 0, ...choice} = {}) => {
   const model = await modelOf(name), all = {...model.choice, ...choice};
-  if (!Number.isInteger(label) || label < 0 || label > model.classes.length) {
-    throw new RangeError(`label is ${label}; it must be 0 to ${model.classes.length}, of which the last is no label`);
-  }
+  const none = model.classes.length;
+  check("label", label, Number.isInteger(label) && 0 <= label && label <= none, `0 to ${none}, where ${none} is none`);
   return toPixels((await drive(chain(model, rowsOf(model, all), {...all, label, index}))).state.xt);
 };
-
-function nextSeed() {
-  $("seed").value = number("seed") + 1;
-  $("controls").dispatchEvent(new Event("input"));
-}

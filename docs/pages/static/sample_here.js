@@ -1,14 +1,15 @@
 "use strict";
 // Sample here: ten pictures, the chain of one of them step by step, and below each the one that sample.py made.
 
-let turn = 0, model = null, choice = {}, watched = 0, states = [], drawn = [], seconds = 0, computed = 0;
+let model = null, choice = {}, turn = 0, drawn = [], seconds = 0, computed = 0;
+let watched = 0, states = [], follows = true;           // the picture that is watched, its chain, the slider at its end
 
 function options(id, names, value) {
   $(id).innerHTML = names.map(([each, text]) => `<option value="${each}">${text}</option>`).join("");
   $(id).value = value;
 }
 
-// Puts a model's classes, samplers and tables into the controls, and the choices of which sample.py's pictures are kept.
+// Puts a model's classes, samplers and tables into the controls, and the choices of sample.py's pictures.
 function offer(next) {
   model = next;
   const {classes, tables, choice} = model, number = classes.length;
@@ -32,13 +33,15 @@ function chosen() {
           label: $("label").value};
 }
 
-// The same pictures by sample.py: its flags, where they are not its defaults.
+// The command that makes these pictures: sample.py's flags, where they are not its defaults.
 function command() {
   const {label, sampler, ...others} = choice, {classes, tables, name} = model;
-  const flags = {checkpoint: `weights/${name}.safetensors`, n: drawn.length, labels: label === "each" ? "" : classes[label] ?? "none",
-                 sampler: sampler in tables ? `weights/${sampler}.csv` : sampler, ...others};
-  const words = Object.entries(flags).filter(([flag, value]) => value !== undefined && value !== data.defaults[flag]);
-  return ["python sample.py", ...words.map(([flag, value]) => `--${flag} ${value}`)].join(" ");
+  const flags = {checkpoint: `weights/${name}.safetensors`, n: drawn.length, ...others,
+                 labels: label === "each" ? "" : classes[label] ?? "none",
+                 sampler: sampler in tables ? `weights/${sampler}.csv` : sampler};
+  const needed = Object.entries(flags).filter(([flag, value]) => value !== undefined && value !== data.defaults[flag]);
+  const words = needed.map(([flag, value]) => `<span class="together">--${flag} ${value}</span>`);
+  return ["python sample.py", ...words].join(" ");
 }
 
 // Below every picture sample.py's, where the choices are those that it was asked for.
@@ -56,15 +59,18 @@ function compare() {
     count += apart.length;
   });
   $("same").className = `plain ${!count ? "" : most < 2 ? "good" : "bad"}`;
-  $("same").textContent = kept ? `Above: drawn here. Below: by sample.py. ${differ} of ${count} pixels differ, by at most ${most} of 255 levels.`
-    : "sample.py's own pictures are here for the choices with which a model opens. The same as these are made by:";
-  $("command").textContent = command();
+  $("same").textContent = kept ? "Above: drawn here. Below: by sample.py. " +
+    `Largest difference: ${most} of 255 levels; ${differ} of ${count} pixels differ.`
+    : "Those of sample.py are shown for the choices with which a model opens. For these choices it makes them by:";
+  $("command").innerHTML = command();
 }
 
 function report(rows) {
   const evaluations = rows.length * (choice.guidance ? 2 : 1), each = seconds / computed / evaluations;
-  $("speed").textContent = computed ? `${short(computed / seconds)} pictures per second, of ${evaluations} evaluations: ` +
-    `${short(1000 * each)} ms each, ${(model.flops / each / 1e9).toFixed(1)} GFLOP/s` : "";
+  const two = value => Number(value.toPrecision(2));
+  $("speed").textContent = !computed ? "" : `${two(computed / seconds)} pictures per second\n` +
+    `${evaluations} evaluations of the network per picture\n${two(1000 * each)} ms each\n` +
+    `${two(model.flops / each / 1e9)} GFLOP/s`;
 }
 
 // x_t and x0_hat after so many steps of the picture that is watched.
@@ -76,11 +82,11 @@ function look(k) {
   $("step-value").value = k ? `${k} of ${$("step").max}, t = ${short(s)}` : `noise, t = ${short(s)}`;
 }
 
-// Draws the picture that is watched, a step per frame, then all others that are not there yet; ends where a new turn begins.
+// Draws the picture that is watched, a step per frame, then all that are not there yet; ends when a new turn begins.
 async function draw() {
   const mine = ++turn, wanted = () => mine === turn, rows = rowsOf(model, choice), [, H, W] = model.shape;
   $("step").max = rows.length;
-  states = [];
+  [states, follows] = [[], true];
   cells.forEach(({button}, index) => button.setAttribute("aria-pressed", index === watched));
   for (const index of [watched, ...cells.keys()].filter((index, k) => k === 0 || index !== watched && !drawn[index])) {
     const label = choice.label === "each" ? index : Number(choice.label), watch = index === watched;
@@ -88,7 +94,7 @@ async function draw() {
       pictures(cells[index].ours, [state.xt], H, W, 1, state.limit);
       if (!watch) return null;
       states.push(state);
-      look(states.length - 1);
+      if (follows) look(states.length - 1);
       return nextFrame();
     }, wanted);
     if (!result) return;
@@ -128,11 +134,11 @@ function begin() {
 live($("controls"), async () => {
   const name = $("model").value, next = await modelOf(name);
   if (name !== $("model").value) return;                // another was chosen while this one was on its way
+  const before = JSON.stringify([model?.name, choice]);
   if (next !== model) offer(next);
-  const before = JSON.stringify([model.name, choice]);
   choice = chosen();
   if (JSON.stringify([model.name, choice]) === before) return;
-  turn++;
+  turn++;                                               // ends the chain that runs, even if none can begin
   try {
     begin();
     $("refused").textContent = "";
@@ -141,5 +147,8 @@ live($("controls"), async () => {
     $("refused").textContent = problem.message;
   }
 });
-$("step").addEventListener("input", () => look(Math.min($("step").value, states.length - 1)));
+$("step").addEventListener("input", () => {
+  follows = false;
+  look(Math.min($("step").value, states.length - 1));
+});
 $("another").addEventListener("click", nextSeed);

@@ -2,21 +2,9 @@
 // unet.py in the browser, for one picture: the same blocks in the same order, by the same names of the weights.
 // A map is {C, H, W, x}, its planes one behind the other. Numbers are kept in single precision, sums taken in double.
 
-// The weights of a safetensors file, of float32 or bfloat16; downs.0.conv1.weight is at .downs[0].conv1.weight.
-function readWeights(buffer) {
-  const size = Number(new DataView(buffer).getBigUint64(0, true)), start = 8 + size, weights = {};
-  const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 8, size)));
-  for (const [name, {dtype, data_offsets: [from, to]}] of Object.entries(header)) {
-    const bytes = buffer.slice(start + from, start + to), path = name.split("."), last = path.pop();
-    path.reduce((part, key) => part[key] ??= {}, weights)[last] = dtype === "F32" ? new Float32Array(bytes)
-      : new Float32Array(Uint32Array.from(new Uint16Array(bytes), half => half << 16).buffer);
-  }
-  return weights;
-}
-
-// A B^T + bias, (I, J), of A (I, K), B (J, K) and bias (I): all that takes time. Eight sums at once, so that every number
-// that is read is used two or four times; beyond the last row, that row again.
-function product(A, B, I, J, K, bias) {
+// A B^T + bias, (I, J), of A (I, K), B (J, K) and bias (I): all that takes time. Eight sums at once, so that every
+// number that is read is used two or four times; beyond the last row, that row again.
+function product(A, B, I, J, K, bias = new Float32Array(I)) {
   [I, J, K] = [I | 0, J | 0, K | 0];                    // as integers of the machine, or all indices would be doubles
   const result = new Float32Array(I * J);
   for (let j0 = 0; j0 < J; j0 += 2) {
@@ -24,17 +12,14 @@ function product(A, B, I, J, K, bias) {
     for (let i0 = 0; i0 < I; i0 += 4) {
       const i1 = Math.min(i0 + 1, I - 1), i2 = Math.min(i0 + 2, I - 1), i3 = Math.min(i0 + 3, I - 1);
       const p0 = i0 * K, p1 = i1 * K, p2 = i2 * K, p3 = i3 * K;
-      let c00 = 0, c01 = 0, c10 = 0, c11 = 0, c20 = 0, c21 = 0, c30 = 0, c31 = 0;
+      let c00 = bias[i0], c10 = bias[i1], c20 = bias[i2], c30 = bias[i3], c01 = c00, c11 = c10, c21 = c20, c31 = c30;
       for (let k = 0; k < K; k++) {
         const b0 = B[q0 + k], b1 = B[q1 + k], a0 = A[p0 + k], a1 = A[p1 + k], a2 = A[p2 + k], a3 = A[p3 + k];
         c00 += a0 * b0; c10 += a1 * b0; c20 += a2 * b0; c30 += a3 * b0;
         c01 += a0 * b1; c11 += a1 * b1; c21 += a2 * b1; c31 += a3 * b1;
       }
-      const put = (i, c0, c1) => {
-        result[i * J + j0] = c0 + (bias ? bias[i] : 0);
-        result[i * J + j1] = c1 + (bias ? bias[i] : 0);
-      };
-      put(i0, c00, c01); put(i1, c10, c11); put(i2, c20, c21); put(i3, c30, c31);
+      result[i0 * J + j0] = c00; result[i1 * J + j0] = c10; result[i2 * J + j0] = c20; result[i3 * J + j0] = c30;
+      result[i0 * J + j1] = c01; result[i1 * J + j1] = c11; result[i2 * J + j1] = c21; result[i3 * J + j1] = c31;
     }
   }
   return result;
@@ -52,7 +37,7 @@ function plus(x, y) {
   return result;
 }
 
-// The planes of both.
+// The planes of one map after those of another.
 function beside(h, skip) {
   const x = new Float32Array(h.x.length + skip.x.length);
   x.set(h.x);
@@ -60,7 +45,7 @@ function beside(h, skip) {
   return {...h, C: h.C + skip.C, x};
 }
 
-// A row for every pixel that the convolution visits: the size x size pixels of every plane from there on.
+// A row for every pixel of the convolution: the size x size pixels of every plane that it weighs there.
 function neighbours({C, H, W, x}, size, stride, [before, after]) {
   const wide = before + W + after, high = before + H + after, padded = new Float32Array(C * high * wide);
   for (let c = 0; c < C; c++) {
@@ -145,11 +130,12 @@ function transposed(x, rows, columns) {
 
 // Self-attention over the N pixels, added to its input.
 function attention(h, w, heads, config) {
-  const {C, H, W} = h, N = H * W, d = C / heads | 0, tokens = transposed(norm(h, w.norm, config, {active: false}).x, C, N);
-  const qkv = product(w.qkv.weight, tokens, 3 * C, N, C, w.qkv.bias), result = new Float32Array(C * N);
+  const {C, H, W} = h, N = H * W, d = C / heads | 0, result = new Float32Array(C * N);
+  const tokens = transposed(norm(h, w.norm, config, {active: false}).x, C, N);    // N C
+  const qkv = product(w.qkv.weight, tokens, 3 * C, N, C, w.qkv.bias);    // 3C N
   for (let head = 0; head < heads; head++) {
-    const [q, k, v] = [0, C, 2 * C].map(from => qkv.subarray((from + head * d) * N, (from + head * d + d) * N));  // d N
-    const weights = product(transposed(q, d, N), transposed(k, d, N), N, N, d);
+    const [q, k, v] = [0, C, 2 * C].map(from => qkv.subarray((from + head * d) * N, (from + head * d + d) * N));
+    const weights = product(transposed(q, d, N), transposed(k, d, N), N, N, d);    // N N
     for (let n = 0; n < N; n++) softmax(weights.subarray(n * N, (n + 1) * N), Math.sqrt(d));
     result.set(product(v, weights, d, N, N), head * d * N);
   }
@@ -186,30 +172,29 @@ function embed({D, classes, freq_shift: shift, time_scale: scale}, w, t, label) 
   return linear(silu(classes ? plus(h, w.classes.weight.subarray(4 * D * label, 4 * D * (label + 1))) : h), w.time);
 }
 
-// x_t, t (and label) -> the output. A generator: it stops after every block, so that a page can do something else.
+// x_t, t (and label) -> the output. It pauses after every block, so that a page can do something else between them.
 function* unet({config, weights: w}, xt, t, label) {
-  const {widths, blocks, patch, resample} = config, heads = [...config.heads], middle = heads.pop();
-  const row = embed(config, w, t, label), downs = Object.values(w.downs), ups = Object.values(w.ups);
+  const {widths, blocks, heads, patch, resample} = config, downs = Object.values(w.downs), ups = Object.values(w.ups);
+  const row = embed(config, w, t, label), pad = resample === "conv_end" ? [0, 1] : [1, 1];
   let taken = 0;
   const time = width => row.subarray(taken, taken += width);
-  const pad = resample === "conv_end" ? [0, 1] : [1, 1];
-  const down = (h, block) => resample === "res" ? resBlock(h, block, time, config, 0, meanDown) : conv(h, block, 3, 2, pad);
-  const upward = (h, block) => resample === "res" ? resBlock(h, block, time, config, 0, up) : conv(up(h), block);
+  const down = block => resample === "res" ? resBlock(h, block, time, config, 0, meanDown) : conv(h, block, 3, 2, pad);
+  const upward = block => resample === "res" ? resBlock(h, block, time, config, 0, up) : conv(up(h), block);
 
   let h = conv(fold(xt, patch), w.first);
   const skips = [h];
   for (let level = 0; level < widths.length; level++) {
-    if (level > 0) skips.push(h = down(h, downs.shift()));
+    if (level > 0) skips.push(h = down(downs.shift()));
     for (let k = 0; k < blocks; k++) {
       skips.push(h = resBlock(h, downs.shift(), time, config, heads[level]));
       yield;
     }
   }
-  h = resBlock(h, w.middle[0], time, config, middle);
+  h = resBlock(h, w.middle[0], time, config, heads.at(-1));
   h = resBlock(h, w.middle[1], time, config);
   yield;
   for (let level = widths.length - 1; level >= 0; level--) {
-    if (level < widths.length - 1) h = upward(h, ups.shift());
+    if (level < widths.length - 1) h = upward(ups.shift());
     for (let k = 0; k <= blocks; k++) {
       h = resBlock(beside(h, skips.pop()), ups.shift(), time, config, heads[level]);
       yield;
