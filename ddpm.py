@@ -9,9 +9,8 @@ the channels if it also predicts the variance. x may have any shape (B, C, ...).
 
 [1] Ho, Jain, Abbeel 2020, Denoising Diffusion Probabilistic Models
 [2] Nichol, Dhariwal 2021, Improved Denoising Diffusion Probabilistic Models
-[3] Ho, Salimans 2022, Classifier-Free Diffusion Guidance
-[4] Li, He 2025, Back to Basics: Let Denoising Generative Models Denoise
-[5] Hang et al. 2023, Efficient Diffusion Training via Min-SNR Weighting Strategy
+[3] Li, He 2025, Back to Basics: Let Denoising Generative Models Denoise
+[4] Hang et al. 2023, Efficient Diffusion Training via Min-SNR Weighting Strategy
 """
 
 import math
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.special import log_ndtr
 
+from guidance import classifier_guided, guided, weights_in_interval  # noqa: F401  all are part of this interface
 from samplers import (  # noqa: F401  the samplers are part of this module's interface: ddpm.step, ddpm.sample, ...
     COLUMNS,
     SAMPLERS,
@@ -39,7 +39,9 @@ from schedules import (  # noqa: F401  and so are the schedules: ddpm.linear_sch
     VARIANCES,
     Schedule,
     alpha_bar_at,
+    broadcast_to,
     check_choice,
+    check_floating,
     check_output,
     check_target,
     cosine_schedule,
@@ -48,7 +50,10 @@ from schedules import (  # noqa: F401  and so are the schedules: ddpm.linear_sch
     from_betas,
     interpolate_log_var,
     linear_schedule,
+    log_sigma,
+    named_schedule,
     quadratic_schedule,
+    rescale_zero_snr,
     schedule_check,
     schedule_length,
     sigmoid_schedule,
@@ -72,18 +77,6 @@ def as_times(schedule: Schedule, t: Tensor, first: int = 1, whole: bool = False)
             if not first <= least <= most <= schedule_length(schedule):
                 raise ValueError(f"t goes from {least} to {most}; it must lie in {first}..{schedule_length(schedule)}")
     return t
-
-
-def check_floating(x: Tensor) -> None:
-    """Raises ValueError for pictures of integers, whose scale would be another, and coefficients 0 and 1."""
-    if not x.is_floating_point():
-        raise ValueError(f"x is {x.dtype}; it must be floating, pictures in [-1, 1] (data.to_unit makes them)")
-
-
-def broadcast_to(x: Tensor, *coefficients: Tensor) -> list[Tensor]:
-    """Float64 coefficients (B,) in x's dtype, shaped to multiply x (B, ...)."""
-    check_floating(x)
-    return [c.to(x.dtype).view(-1, *[1] * (x.ndim - 1)) for c in coefficients]
 
 
 def q_step(schedule: Schedule, x_prev: Tensor, t: Tensor, eps: Tensor) -> Tensor:
@@ -156,26 +149,6 @@ def exact_denoiser(schedule: Schedule, data: Tensor, target: str = "eps") -> Cal
     return denoise
 
 
-def guided(model: Callable, labels: Tensor, null: int, w: float | Tensor) -> Callable:
-    """Classifier-free guidance: eps = (1 + w) eps(x, label) - w eps(x, null) ([3] eq. 6).
-
-    model: (xt, t, labels) -> output. labels: int64 (B,). null: the null class. w: a number, or one per picture (B,);
-    w = 0 is the conditional model with one network evaluation per step, w = -1 the unconditional one. Variance
-    channels, if any, are the conditional's.
-    """
-    def denoise(xt: Tensor, t: Tensor) -> Tensor:
-        if isinstance(w, (int, float)) and w == 0:
-            return model(xt, t, labels)
-        both = torch.cat([labels, torch.full_like(labels, null)])
-        output, without = model(torch.cat([xt, xt]), torch.cat([t, t]), both).chunk(2)
-        C = xt.shape[1]
-        each = w if isinstance(w, (int, float)) else broadcast_to(output, torch.as_tensor(w, device=xt.device))[0]
-        eps = (1 + each) * output[:, :C] - each * without[:, :C]
-        return torch.cat([eps, output[:, C:]], dim=1)
-
-    return denoise
-
-
 # Training
 
 SPACES = (*TARGETS, "min-snr")
@@ -198,9 +171,9 @@ def loss(schedule: Schedule, denoise: Callable, x0: Tensor, t: Tensor, eps: Tens
 
 
 def space_weight(alpha_bar: Tensor, target: str, space: str) -> Tensor:
-    """What makes the squared error of the target's prediction that of x0, eps, v or flow from the same prediction [4].
+    """What makes the squared error of the target's prediction that of x0, eps, v or flow from the same prediction [3].
 
-    "min-snr": that of x0, times the signal-to-noise ratio or 5, whichever is less [5].
+    "min-snr": that of x0, times the signal-to-noise ratio or 5, whichever is less [4].
     """
     check_choice("space", space, SPACES)
     _, b = x0_coefficients(alpha_bar, target)                                     # b times the output's error is x0's

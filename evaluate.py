@@ -118,8 +118,10 @@ def score_classes(argv: Sequence[str]) -> None:
     if samples.x[0].numel() <= classes.LARGEST:
         rows["a Gaussian per class"] = classes.gaussians(train, samples.labels, config.seed), samples.labels
     rows[config.checkpoint] = samples.x, samples.labels
-    steps = ",".join(map(str, sample.chosen_steps(settings, len(checkpoint.beta))))
-    print(f"n = {config.n}, {steps} steps, eta {config.eta:g}, guidance {config.guidance:g}, seed {config.seed}")
+    steps = ",".join(map(str, sample.chosen_steps(settings, len(checkpoint.beta)))) + " steps"
+    if config.sampler.endswith(".csv"):
+        steps = config.sampler
+    print(f"n = {config.n}, {steps}, eta {config.eta:g}, guidance {config.guidance:g}, seed {config.seed}")
     print_scores({name: classes.score(reference, *row) for name, row in rows.items()})
 
 

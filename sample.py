@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -28,10 +29,11 @@ import ddpm
 import published
 import samplers
 from kernels.compile import compile_denoiser, compile_loop, fast_norm
-from noise import image_seeds, normal
+from noise import image_seeds
 from run import arrays, pictures, processes
+from run.chain import choose_guidance, choose_start
 from run.checkpoint import WEIGHTS, Checkpoint, load, load_unet
-from run.cli import DTYPES, check_range, choose_device, parse, parse_integers, script
+from run.cli import DTYPES, as_flag, check_range, choose_device, make_parent, parse, parse_numbers, script
 from run.labels import choose_labels
 from run.pictures import Samples
 from unet import UNet, group_norm_silu_plain
@@ -46,21 +48,29 @@ class Config:
     batch: int = 100                            # largest batch of a process; changes pictures by rounding only
     seed: int = 0                               # picture i is a function of the weights, the seed and i
     labels: str = ""                            # as 7, cat,dog or :0 (a number), repeated; empty: all; none: no label
-    sampler: str = "ddim"                       # ddim, ddpm, 2m (DPM-Solver++), heun, unipc, unipc-bh1, consistency
+    sampler: str = "ddim"                       # ddim, ddpm, 2m, heun, unipc, unipc-bh1, consistency, or a FILE.csv
     steps: str = "50"                           # number of steps, or the timesteps themselves, as 1000,600,200
     spacing: str = "trailing"                   # of the timesteps: trailing, leading, linspace, karras, logsnr or flow
     shift: float = 1.                           # above 1, the steps of flow spacing move to more noise
     eta: float = 0.                             # noise of each step of ddim or 2m; ddim with 1 is ddpm
     churn: float = 0.                           # noise of heun's steps: S_churn of EDM
+    s_tmin: float = 0.                          # churn only from this sigma,
+    s_tmax: float = math.inf                    # to this one,
+    s_noise: float = 1.                         # and so much of its noise
     variance: str = ""                          # beta_tilde, beta or learned; empty is the model's own
     clip: bool = True                           # clip the predicted x0 to [-1, 1]
+    table: str = ""                             # FILE.csv to write the sampler's table to, as --sampler takes it
     guidance: float = 0.                        # w of (1 + w) eps(label) - w eps(no label)
+    guidance_interval: str = ""                 # guide only where sigma lies between these two, as 0.2,5
+    guidance_rescale: float = 0.                # 0 to 1: how far guided outputs get the deviation of unguided ones
+    start: str = ""                             # a picture to begin with, under noise, instead of noise alone
+    strength: float = 0.6                       # the part of the chain that is left to it: 1 is nearly noise alone
     weights: str = "ema"                        # the averaged weights, or raw
     snapshots: str = ""                         # timesteps, as 1000,500,0: strip.png shows the nearest ones visited
     gif: bool = False                           # reverse.gif, a film of the reverse chain
     png: bool = False                           # every picture as a file, labels in metadata.csv, as --data reads them
     npz: bool = False                           # pictures.npz with arr_0 uint8 (n, H, W, C), arr_1 labels; resumable
-    dtype: str = "float32"                      # float32, or bf16: all weights but the norms'
+    dtype: str = "float32"                      # or bf16 or fp16: all weights but the norms'
     compile: bool = False                       # torch.compile; the pictures agree to about 1e-4
     device: str = "auto"                        # cuda, cpu, or auto: cuda if there is one
     out: str = "out"                            # folder for grid.png and the rest
@@ -69,6 +79,7 @@ class Config:
 def check(config: Config) -> None:
     """Raises ValueError for settings that cannot work, naming the first."""
     check_range(config, "n batch", 1)
+    check_range(config, "guidance_rescale strength", 0, 1)
     if not math.isfinite(config.guidance):
         raise ValueError(f"guidance is {config.guidance}; it must be a number, 0 for none")
     ddpm.check_choice("weights", config.weights, WEIGHTS)
@@ -79,26 +90,45 @@ def check(config: Config) -> None:
 
 def chosen_steps(config: Config, T: int) -> list[int]:
     """The number of steps, or the timesteps; the default number is T, if that is less."""
-    steps = parse_integers("steps", config.steps)
+    steps = parse_numbers("steps", config.steps)
     return [min(*steps, T)] if config.steps == Config.steps else steps
+
+
+def check_defaults(config: Config, names: str) -> None:
+    """Raises ValueError for a flag that a table would leave without effect."""
+    for name in names.split():
+        if getattr(config, name) != getattr(Config, name):
+            raise ValueError(f"{as_flag(name, getattr(config, name))} would do nothing: {config.sampler} is a table of "
+                             f"its own, which fixes every step; leave it out")
 
 
 def sampler_table(checkpoint: Checkpoint, config: Config) -> Tensor:
     """The sampler's rows (S, 12), on the CPU."""
-    steps, schedule = chosen_steps(config, len(checkpoint.beta)), ddpm.from_betas(checkpoint.beta)
+    schedule, target = ddpm.from_betas(checkpoint.beta), checkpoint.settings["target"]
+    if config.sampler.endswith(".csv"):
+        check_defaults(config, "steps spacing shift eta churn s_tmin s_tmax s_noise variance clip strength")
+        rows = samplers.read_table(config.sampler, schedule, target)
+        if samplers.needs(rows).learned and not checkpoint.network.learns_variance:
+            raise ValueError(f"{config.sampler} reads a learned variance, but {config.checkpoint} learned none")
+        return rows
+    steps = chosen_steps(config, len(checkpoint.beta))
     if len(steps) > 1 and (config.spacing, config.shift) != ("trailing", 1):
         raise ValueError(f"steps lists the timesteps, so spacing {config.spacing} and shift {config.shift:g} would do "
                          f"nothing; leave them out, or give the number of steps")
     times = samplers.spaced_times(schedule, steps[0], config.spacing, config.shift) if len(steps) == 1 else steps
+    if config.start:
+        times = samplers.as_python(torch.as_tensor(times))
+        times = [t for t in times if t <= config.strength * len(checkpoint.beta)] or times[-1:]
     if config.variance == "learned" and not checkpoint.network.learns_variance:
         raise ValueError(f"variance is learned, but {config.checkpoint} learned none; use beta_tilde or beta")
     options_of = samplers.options_of(config.sampler)
     if config.variance and {"eta", "variance"} <= {*options_of} and not config.eta:
         raise ValueError(f"variance is {config.variance}, but with eta 0 no noise is added; use --eta 1")
-    options = {name: value for name in ("eta", "churn", "variance") if (value := getattr(config, name))}
+    options = {name: value for name in ("eta", "churn", "s_tmin", "s_tmax", "s_noise", "variance")
+               if (value := getattr(config, name)) != getattr(Config, name)}
     if "variance" in options_of:
         options.setdefault("variance", checkpoint.variance)
-    rows = samplers.sampler_rows(schedule, times, sampler=config.sampler, target=checkpoint.settings["target"],
+    rows = samplers.sampler_rows(schedule, times, sampler=config.sampler, target=target,
                                  clip=config.clip and checkpoint.clip, **options)
     if config.sampler == "heun" and (gain := samplers.column(rows, "cp").abs().max()) > 10 and not processes.rank():
         print(f"a step of heun is so long here that its correction multiplies errors by {gain:.0f}; use --spacing "
@@ -111,6 +141,8 @@ class Plan(NamedTuple):
     config: Config
     unet: UNet
     rows: Tensor                                # (S, 12), of the sampler
+    guidance: list[float]                       # w of every row
+    first: Callable[[Tensor], Tensor]           # seeds -> x_T
     shape: tuple[int, int, int]                 # C, H, W
     classes: tuple[str, ...]
     seeds: tuple[Tensor, ...]                   # of one batch after the other, those of all processes in turn
@@ -122,31 +154,36 @@ def make_plan(config: Config, checkpoint: Checkpoint, weights: dict[str, Tensor]
     device, config = choose_device(config.device), replace(config, checkpoint=config.from_ or config.checkpoint)
     norm = fast_norm(device) if config.compile else group_norm_silu_plain
     unet = load_unet(checkpoint, config.weights, config.dtype, config.device, norm, weights)
-    rows, choices = sampler_table(checkpoint, config).to(device), choose_labels(checkpoint, config)
+    rows, choices = sampler_table(checkpoint, config), choose_labels(checkpoint, config)
+    w, first = choose_guidance(config, checkpoint, rows), choose_start(config, checkpoint, rows)
     world = processes.world_size()
     rounds = math.ceil(config.n / (config.batch * world))
     size = math.ceil(config.n / (rounds * world))                                 # of every process's every batch
     index = torch.arange(rounds * world * size)
     labels = None if choices is None else choices[index % len(choices)].to(device).split(size)
-    return Plan(config, unet, rows, tuple(checkpoint.data["shape"]), tuple(checkpoint.data["classes"]),
-                image_seeds(config.seed, index).to(device).split(size), labels)
+    return Plan(config, unet, rows.to(device), w, first, tuple(checkpoint.data["shape"]),
+                tuple(checkpoint.data["classes"]), image_seeds(config.seed, index).to(device).split(size), labels)
 
 
 def make_chain(plan: Plan, y: Tensor | None) -> Callable:
     """seeds -> `ddpm.sample`'s iterator, for the plan's batches, whose labels are read from y."""
     rows, shape, seeds = plan.rows, plan.shape, plan.seeds[0]
 
-    def denoiser(model: Callable) -> Callable:
-        return model if y is None else ddpm.guided(model, y, len(plan.classes), plan.config.guidance)
+    def denoisers(model: Callable) -> Callable | list[Callable]:
+        if y is None:
+            return model
+        by_weight = {w: ddpm.guided(model, y, len(plan.classes), w, plan.config.guidance_rescale)
+                     for w in {*plan.guidance}}
+        return [by_weight[w] for w in plan.guidance]
 
     if plan.config.compile:
         began = time.perf_counter()
-        chain = compile_loop(denoiser(compile_denoiser(plan.unet, samplers.network_times(rows))), rows, shape, seeds)
+        chain = compile_loop(denoisers(compile_denoiser(plan.unet, samplers.network_times(rows))), rows, shape, seeds)
         print(f"compiled in {time.perf_counter() - began:.0f} s")
         return chain
     elements = len(seeds) * math.prod(shape)
     ahead = max(1, min(64, 2**17 // elements)) if rows.device.type == "cpu" else 1      # noise that fits in the caches
-    return partial(ddpm.sample, denoiser(plan.unet), rows, shape, ahead=ahead)
+    return partial(ddpm.sample, denoisers(plan.unet), rows, shape, ahead=ahead)
 
 
 # Batches
@@ -188,8 +225,8 @@ def sample_batches(plan: Plan, keep: Keep, done: int = 0) -> Iterator[Samples]:
                 continue
             if y is not None:
                 y.copy_(plan.labels[mine])
-            states, start = {}, (times[0], normal(plan.seeds[mine], times[0], plan.shape), None)
-            for s, xs, _ in itertools.chain([start], chain(plan.seeds[mine])):
+            states, x_T = {}, plan.first(plan.seeds[mine])
+            for s, xs, _ in itertools.chain([(times[0], x_T, None)], chain(plan.seeds[mine], x_T=x_T)):
                 bar.update(s < times[0])                                          # x_T took no step
                 if s in kept:
                     states[s] = processes.all_gather(xs)[:n].cpu()
@@ -204,14 +241,18 @@ def sample_batches(plan: Plan, keep: Keep, done: int = 0) -> Iterator[Samples]:
 @script
 def main(argv: Sequence[str] | None = None) -> None:
     config = parse(Config, argv)
-    keep = partial(pictures.kept_times, parse_integers("snapshots", config.snapshots), config.gif)
+    keep = partial(pictures.kept_times, parse_numbers("snapshots", config.snapshots), config.gif)
     with processes.group(config.device):
         checkpoint = read(config)
-        samples = arrays.write(partial(sample_batches, make_plan(config, checkpoint), keep), config, checkpoint)
+        plan = make_plan(config, checkpoint)
+        if config.table and not processes.rank():
+            samplers.write_table(make_parent(Path(config.table)), plan.rows)
+        samples = arrays.write(partial(sample_batches, plan, keep), config, checkpoint)
     if samples:
+        doubled = sum(map(bool, plan.guidance))
         print(f"{config.n} pictures in {samples.seconds:.2f} s, {samples.n / (samples.seconds or math.inf):.1f} "
-              f"images/s, {samples.evaluations} network evaluations{' of twice the batch' if config.guidance else ''}; "
-              f"see {config.out}/grid.png")
+              f"images/s, {samples.evaluations} network evaluations"
+              f"{f', {doubled} of twice the batch' if doubled else ''}; see {config.out}/grid.png")
 
 
 if __name__ == "__main__":

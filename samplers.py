@@ -12,11 +12,12 @@ The letters are those of schedules.py; `schedule` is anything with alpha_bar, (T
 [6] Song et al. 2023, Consistency Models
 """
 
+import csv
 import inspect
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -153,7 +154,8 @@ def unipc(bar_t: Tensor, bar_s: Tensor, bh1: bool = False) -> dict[str, Tensor]:
     return {"c0": c0 - cp + ct * w0, "ct": ct, "cp": cp - ct * (w0 + w2), "cp2": ct * w2}
 
 
-def heun(bar_t: Tensor, bar_s: Tensor, churn: float = 0.) -> dict[str, Tensor]:
+def heun(bar_t: Tensor, bar_s: Tensor, churn: float = 0., s_tmin: float = 0., s_tmax: float = math.inf,
+         s_noise: float = 1.) -> dict[str, Tensor]:
     """EDM ([4] algorithm 2), its times visited `twice`: DDIM's step, then its correction and the next step's churn.
 
     Both slopes of a step from sigma to n are (x - x0_hat) / n on the predicted state x, so the correction is
@@ -165,19 +167,21 @@ def heun(bar_t: Tensor, bar_s: Tensor, churn: float = 0.) -> dict[str, Tensor]:
     w = torch.where(sigma == math.inf, 1 / n + 1, sigma / n - 1) / 2 * bar_s.sqrt()
     return {"c0": torch.where(correction, w, c0), "ct": torch.where(correction, (bar_s / bar_t).sqrt(), ct),
             "cp": torch.where(correction, -w, 0),
-            "cz": torch.where(correction, (1 - bar_s / bar_t).clamp(min=0).sqrt(), 0)}
+            "cz": torch.where(correction, s_noise * (1 - bar_s / bar_t).clamp(min=0).sqrt(), 0)}
 
 
-def twice(schedule, t: Tensor, churn: float = 0.) -> Tensor:
+def twice(schedule, t: Tensor, churn: float = 0., s_tmin: float = 0., s_tmax: float = math.inf,
+          s_noise: float = 1.) -> Tensor:
     """The times as Heun's method visits them: all but the first twice, for the correction and for the next step.
 
-    Churn makes the next step begin at 1 + churn / steps times sigma, or sqrt(2) times if that is less; where it would
-    be beyond the first sigma, there is none. So the first step has none, which in EDM begins beyond sigma_max; the rest
-    is EDM's S_churn with S_tmin = 0, S_tmax = inf and S_noise = 1.
+    Churn makes a step from sigma in s_tmin..s_tmax begin at 1 + churn / steps times sigma, or sqrt(2) times if that is
+    less, as [4] does; where that would be beyond the schedule's last sigma, as always at T, there is none. The first
+    step begins there at once: its noise is part of x_T.
     """
-    level = log_sigma(alpha_bar_at(schedule, t))
+    level, last = log_sigma(alpha_bar_at(schedule, t)), log_sigma(schedule.alpha_bar[-1])
     churned = level + math.log1p(min(churn / len(t), math.sqrt(2) - 1))
-    left = torch.where(churned < level[0], time_at(schedule, churned), t) if churn else t
+    raised = (churned <= last) & (s_tmin <= level.exp()) & (level.exp() <= s_tmax)
+    left = torch.where(raised, time_at(schedule, churned), t) if churn else t
     return torch.stack([t, left], dim=1).flatten()[1:]
 
 
@@ -188,11 +192,11 @@ def consistency(bar_t: Tensor, bar_s: Tensor) -> dict[str, Tensor]:
 
 SAMPLERS = {"ddim": ddim, "ddpm": ancestral, "2m": dpm_2m, "heun": heun, "unipc": unipc,
             "unipc-bh1": partial(unipc, bh1=True), "consistency": consistency}
-RANGES = {"eta": (0, 1), "churn": (0, 1e6)}
+RANGES = {"eta": (0, 1), "churn": (0, 1e6), "s_tmin": (0, math.inf), "s_tmax": (0, math.inf), "s_noise": (0, 10)}
 
 
 def options_of(sampler: str) -> list[str]:
-    """The options that a sampler's function takes: eta, variance, churn. Raises ValueError for no sampler."""
+    """The options that a sampler's function takes: eta, variance, churn, ... Raises ValueError for no sampler."""
     check_choice("sampler", sampler, SAMPLERS)
     return [name for name in inspect.signature(SAMPLERS[sampler]).parameters if name in (*RANGES, "variance")]
 
@@ -216,10 +220,9 @@ def sampler_rows(schedule, times, *, sampler: str = "ddim", target: str = "eps",
     a, b = x0_coefficients(bar_t, target)
     columns = {"t": t, "s": s, "a": a, "b": b, "clip": torch.full_like(a, 1 if clip else math.inf),
                **SAMPLERS[sampler](bar_t, bar_s, **options)}
-    landed_on = torch.cat([t[:1], s[columns.get("cz", 0 * s) > 0]]).float()
-    if len(landed_on.unique()) < len(landed_on):
-        raise ValueError("two times are equal in float32, and so would be the noise that lands there; use fewer steps")
-    return torch.stack([columns.get(name, torch.zeros_like(a)) for name in COLUMNS], dim=1)
+    rows = torch.stack([columns.get(name, torch.zeros_like(a)) for name in COLUMNS], dim=1)
+    check_noise(rows)
+    return rows
 
 
 def check_options(sampler: str, options: dict) -> None:
@@ -253,6 +256,13 @@ def chain_of(schedule, times) -> Tensor:
     return t
 
 
+def check_noise(rows: Tensor) -> None:
+    """Raises ValueError if noise would be drawn twice for one time: x_T's, and that of every row that adds some."""
+    landed_on = torch.cat([column(rows, "t")[:1], column(rows, "s")[column(rows, "cz") != 0]]).float()
+    if len(landed_on.unique()) < len(landed_on):
+        raise ValueError("two times are equal in float32, and so would be the noise that lands there; use fewer steps")
+
+
 def column(rows: Tensor, name: str) -> Tensor:
     """The column of this name, (S,)."""
     return rows[:, COLUMNS.index(name)]
@@ -275,6 +285,57 @@ class Needs(NamedTuple):
 def needs(rows: Tensor) -> Needs:
     """What any of these rows reads."""
     return Needs(*(bool(column(rows, name).any()) for name in ("cz", "cp", "cp2", "log_max")))
+
+
+# The table as a file
+
+def write_table(path, rows: Tensor) -> None:
+    """Writes the rows as CSV below a line of the columns' names; the numbers come back to the bit."""
+    with open(path, "w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows.tolist()])
+
+
+def read_table(path, schedule, target: str = "eps") -> Tensor:
+    """The rows (S, 12) of a file as `write_table` writes it, however they were found.
+
+    Raises ValueError for another file, and for rows that are no chain of this schedule and target.
+    """
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        names, *lines = [line for line in csv.reader(file) if line] or [[]]
+    if sorted(names) != sorted(COLUMNS) or not lines:
+        raise ValueError(f"{path} begins with {','.join(names)[:100]!r}; a sampler's table begins with "
+                         f"{','.join(COLUMNS)}, and has a row for each network evaluation")
+    order = [names.index(name) for name in COLUMNS]
+    try:
+        rows = torch.tensor([[float(line[k]) for k in order] for line in lines], dtype=torch.float64)
+    except (ValueError, IndexError):
+        raise ValueError(f"{path} has a row that is not {len(COLUMNS)} numbers") from None
+    check_rows(schedule, rows, target, path)
+    return rows.to(schedule.alpha_bar.device)
+
+
+def check_rows(schedule, rows: Tensor, target: str, path) -> None:
+    """Raises ValueError for a file's rows that are not what `sampler_rows` makes sure of.
+
+    A time may be visited twice, as Heun's method does, so it is over two rows that times decrease.
+    """
+    t, s, a, b, clip = rows[:, :5].T
+    if clip.isnan().any() or not rows[:, [k for k, name in enumerate(COLUMNS) if name != "clip"]].isfinite().all():
+        raise ValueError(f"{path} has a number that is not finite; only clip may be inf")
+    T = len(schedule.alpha_bar) - 1
+    if not (t[0] <= T and t.min() >= 1 and (t[1:] <= t[0]).all() and (t[2:] < t[:-2]).all()):
+        raise ValueError(f"{path} has the times {as_python(t)}; they must decrease and lie in 1..{T}")
+    if s.tolist() != [*t[1:].tolist(), 0]:
+        raise ValueError(f"{path} has the ends {as_python(s)}; a row's s must be the next row's t, and the last 0")
+    if column(rows, "cp")[0] or column(rows, "cp2")[:2].any():
+        raise ValueError(f"{path} weighs predictions before there are any; cp must be 0 in the first row, and cp2 in "
+                         f"the first two")
+    expected = torch.stack(x0_coefficients(alpha_bar_at(schedule, t).cpu(), target))
+    if not torch.allclose(torch.stack([a, b]), expected, rtol=1e-6):
+        (first_a, first_b), *_ = expected.T
+        raise ValueError(f"{path} was made for another model: its a, b begin with {a[0]:.6g}, {b[0]:.6g}; with this "
+                         f"schedule and a network that predicts {target} they are {first_a:.6g}, {first_b:.6g}")
+    check_noise(rows)
 
 
 # The chain
@@ -311,14 +372,16 @@ def step(rows: Tensor, i: Tensor, xt: Tensor, output: Tensor, x0_prev: Tensor | 
 
 
 @torch.no_grad()
-def sample(denoise: Callable, rows: Tensor, shape, seeds: Tensor | None, *, x_T: Tensor | None = None,
-           step: Callable = step, ahead: int = 1) -> Iterator[tuple[int | float, Tensor, Tensor]]:
+def sample(denoise: Callable | Sequence[Callable], rows: Tensor, shape, seeds: Tensor | None, *,
+           x_T: Tensor | None = None, step: Callable = step, ahead: int = 1
+           ) -> Iterator[tuple[int | float, Tensor, Tensor]]:
     """Runs the chain from noise to data, yielding (s, x_s, x0_hat) after every row ([1] algorithm 2).
 
-    shape: one image's, (C, H, W). seeds: int64 (B,), one per image (`noise.image_seeds`), on rows' device; None, if
-    the chain draws no noise. x_T: the x_t of the first row (B, C, H, W), by default the seeds' noise.
-    step: `step` or its fused twin. ahead: number of rows whose noise is computed together, which is faster
-    for small images and changes no bit. Raises ValueError for a start or an output of another shape.
+    denoise: one for all rows, or one for each. shape: one image's, (C, H, W). seeds: int64 (B,), one per image
+    (`noise.image_seeds`), on rows' device; None, if the chain draws no noise. x_T: the x_t of the first row
+    (B, C, H, W), by default the seeds' noise. step: `step` or its fused twin. ahead: number of rows whose noise is
+    computed together, which is faster for small images and changes no bit. Raises ValueError for a start or an output
+    of another shape.
     """
     steps, reads, s = torch.arange(len(rows), device=rows.device).split(1), needs(rows), column(rows, "s")
     if seeds is None and (x_T is None or reads.noise):
@@ -329,12 +392,13 @@ def sample(denoise: Callable, rows: Tensor, shape, seeds: Tensor | None, *, x_T:
                          f"one image per seed")
     times = network_times(rows)[:, None].expand(-1, len(xt)).unbind()
     x0_hat, x0_prev, z = None, None, None
+    denoisers = [denoise] * len(rows) if callable(denoise) else denoise
     for k, landed_on in enumerate(as_python(s)):
         if reads.noise and ahead > 1:
             if k % ahead == 0:
                 block = normal(seeds, s[k:k + ahead, None], shape).unbind()
             z = block[k % ahead]
-        output = denoise(xt, times[k])
+        output = denoisers[k](xt, times[k])
         check_output(output, xt.shape, reads.learned)
         xs, x0 = step(rows, steps[k], xt, output, x0_hat if reads.x0_prev else None,
                       seeds if reads.noise and z is None else None, z=z, x0_prev2=x0_prev if reads.x0_prev2 else None)

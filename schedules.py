@@ -8,6 +8,7 @@ and alpha_bar[0] = 1. Tables are float64; sigma is the noise for a signal of one
 [3] Song, Meng, Ermon 2021, Denoising Diffusion Implicit Models
 [4] Salimans, Ho 2022, Progressive Distillation (v, and the parametrisations of the output)
 [5] Liu et al. 2022, Flow Straight and Fast (rectified flow)
+[6] Lin et al. 2024, Common Diffusion Noise Schedules and Sample Steps are Flawed
 """
 
 import math
@@ -96,6 +97,18 @@ SCHEDULES = {"linear": linear_schedule, "cosine": cosine_schedule, "quadratic": 
              "sigmoid": sigmoid_schedule, "flow": flow_schedule}
 
 
+def rescale_zero_snr(schedule: Schedule) -> Schedule:
+    """The schedule, its signal shifted to 0 at T and scaled to stay what it was at t = 1 ([6] algorithm 1); T > 1."""
+    signal = schedule.alpha_bar.sqrt()
+    signal[1:] = (signal[1:] - signal[-1]) * signal[1] / (signal[1] - signal[-1])
+    return from_betas(1 - (signal[1:] / signal[:-1])**2)
+
+
+def named_schedule(name: str, T: int, zero_snr: bool = False) -> Schedule:
+    """The schedule of SCHEDULES with this name, rescaled if asked for."""
+    return rescale_zero_snr(SCHEDULES[name](T)) if zero_snr else SCHEDULES[name](T)
+
+
 def schedule_length(schedule: Schedule) -> int:
     """T, the number of steps."""
     return len(schedule.beta) - 1
@@ -108,6 +121,20 @@ def schedule_check(schedule: Schedule) -> float:
     schedule of [1], 0.036 if its betas are crossed in 300 steps.
     """
     return math.log2(1 / (1 - schedule.alpha_bar[-1].item())) / 2
+
+
+# Coefficients of pictures
+
+def check_floating(x: Tensor) -> None:
+    """Raises ValueError for pictures of integers, whose scale would be another, and coefficients 0 and 1."""
+    if not x.is_floating_point():
+        raise ValueError(f"x is {x.dtype}; it must be floating, pictures in [-1, 1] (data.to_unit makes them)")
+
+
+def broadcast_to(x: Tensor, *coefficients: Tensor) -> list[Tensor]:
+    """Float64 coefficients (B,) in x's dtype, shaped to multiply x (B, ...)."""
+    check_floating(x)
+    return [c.to(x.dtype).view(-1, *[1] * (x.ndim - 1)) for c in coefficients]
 
 
 # Between the whole times

@@ -36,7 +36,7 @@ from kernels.compile import compile_trained, fast_unet
 from run import folder, presets, processes
 from run.checkpoint import LAST, Checkpoint
 from run.cli import DTYPES, as_flag, check_range, choose_device, command, limit_threads, parse, script
-from run.importance import empty_history, importance, update_history
+from run.importance import LEVELS, empty_history, importance, level_probabilities, update_history
 from run.memory import Cast, recompute
 from run.resume import LEARNED, RATE, latest, resume, run_folder, saved_settings, settings_of, start_from
 from run.state import Progress, Run, describe, due, log, saved_on_error, scores_are_cheap, time_left, write
@@ -44,7 +44,7 @@ from scores.classes import scorer
 from unet import CONFIGS, UNet, UNetConfig, check_size
 
 LOSSES = ("l2", "l1", *LEARNED)
-SAMPLINGS = ("stratified", "importance")
+SAMPLINGS = ("stratified", "importance", *LEVELS)
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,9 @@ class Config:
     target: str = "v"                           # what the network predicts: eps, x0, v or flow
     loss: str = "l2"                            # l2 or l1; hybrid or bound, which learn the variance too
     space: str = ""                             # what l2 is the error of, if not the target: eps, x0, v, flow, min-snr
-    sampling: str = "stratified"                # of t: stratified, or importance by the latest losses of each t
+    sampling: str = "stratified"                # of t: stratified, importance by its losses; lognormal, logit-normal
     schedule: str = "cosine"                    # linear, cosine, quadratic, sigmoid or flow
+    zero_snr: bool = False                      # rescale it so that no signal is left at T
     T: int = 1000                               # steps of the forward process
     null: float = 0.1                           # probability of hiding the label, for guidance; 1 trains without labels
     steps: int = 3000                           # optimizer updates
@@ -74,7 +75,7 @@ class Config:
     final: float = 0.01                         # fraction left at the end of a cosine decay; 1 is constant
     clip: float = 1.0                           # largest norm of the gradient; inf does not clip
     ema: float = 0.995                          # decay of the weights' average, at most (1 + k)/(10 + k) at step k
-    dtype: str = "float32"                      # float32, or bf16: all but the norms and the stored weights
+    dtype: str = "float32"                      # or bf16 or fp16: all but the norms and the stored weights
     recompute: bool = False                     # recompute activations: up to half the memory, a third more time
     compile: bool = False                       # torch.compile the network
     deterministic: bool = False                 # the same bits in every run on a GPU too, at some cost in time
@@ -84,6 +85,7 @@ class Config:
     log_every: int = 50                         # updates between lines of the log
     sample_every: int = 1000                    # updates between grids of samples
     save_every: int = 500                       # updates between checkpoints
+    tensorboard: bool = False                   # show the log and the grids in TensorBoard too, if it is installed
     accept_changes: bool = False                # resume although the data set has changed
     out: str = "runs/digits"                    # folder of the run
 
@@ -91,8 +93,9 @@ class Config:
 PRESETS = {name: replace(Config(), **changes, out=f"runs/{name}") for name, changes in presets.PRESETS.items()}
 AVERAGED = 10**9                    # steps that the average of --init counts as having behind it: none is ramped
 CHECK_EVERY = 50                    # updates after which a GPU is asked whether they succeeded
+FIRST_SCALE = 1024.                 # of the loss in fp16; under torch's 65536 more updates may fail than a run forgives
 FREE = {"steps", "recompute", "compile", "deterministic", "device", "workers",  # may differ when a run is resumed
-        "log_every", "sample_every", "save_every", "accept_changes", "out",
+        "log_every", "sample_every", "save_every", "tensorboard", "accept_changes", "out",
         "preset", "resume", "accumulate", *RATE}        # the rate's are told, accumulation changes rounding alone
 
 
@@ -126,8 +129,11 @@ def check(config: Config) -> None:
     for name, most in (("lr", 1), ("clip", math.inf)):
         if not 0 < getattr(config, name) <= most:
             raise ValueError(f"{name} is {getattr(config, name)}; it must be above 0 and at most {most}")
-    check_range(config, "T", 2 if config.loss in LEARNED else 1, 10**6)
-    ddpm.check_target(ddpm.SCHEDULES[config.schedule](config.T).alpha_bar[-1], config.target)
+    if config.loss in LEARNED and config.sampling in LEVELS:
+        raise ValueError(f"loss is {config.loss} and sampling {config.sampling}, under which the mean of the bound's "
+                         f"terms would not be the bound; use sampling stratified or importance")
+    check_range(config, "T", 2 if config.loss in LEARNED or config.zero_snr else 1, 10**6)
+    ddpm.check_target(ddpm.named_schedule(config.schedule, config.T, config.zero_snr).alpha_bar[-1], config.target)
     check_range(config, "batch accumulate", 1, 2**20)
     check_range(config, "steps log_every sample_every save_every", 1)
     check_range(config, "null final ema", 0, 1)
@@ -165,11 +171,14 @@ def start(config: Config, dataset: data.Data, model: Checkpoint | None = None) -
     weights = dict(unet.named_parameters())
     ema = {name: w.detach().clone() for name, w in weights.items()}
     optimizer = torch.optim.Adam(weights.values(), betas=(0.9, 0.99), fused=True)
-    schedule = ddpm.Schedule(*(table.to(device) for table in ddpm.SCHEDULES[config.schedule](config.T)))
+    tables = ddpm.named_schedule(config.schedule, config.T, config.zero_snr)
+    schedule = ddpm.Schedule(*(table.to(device) for table in tables))
+    scaler = torch.amp.GradScaler(device.type, FIRST_SCALE, enabled=config.dtype == "fp16")
     if (schedule.alpha_bar.diff() >= 0).any():
         raise ValueError(f"alpha_bar of schedule {config.schedule} and T = {config.T} is 0 before T; use a smaller T")
     history = empty_history(config.T) if config.sampling == "importance" else None
-    return Run(config, dataset, schedule, unet, weights, ema, optimizer, history, Progress())
+    p = level_probabilities(tables, *LEVELS[config.sampling]) if config.sampling in LEVELS else None
+    return Run(config, dataset, schedule, unet, weights, ema, optimizer, scaler, p, history, Progress())
 
 
 # Algorithm 1
@@ -270,7 +279,7 @@ def to_device(part: Tensor | None, device: torch.device) -> Tensor | None:
 
 
 def backward(run: Run, model: Callable, batch: Batch) -> Tensor:
-    """Leaves the gradient of the batch's mean loss in the weights; returns all processes' losses, a row per name."""
+    """Leaves the gradient of the batch's mean loss, scaled, in the weights; returns all losses, a row per name."""
     config, losses = run.config, []
     parts = torch.arange(len(batch.x0)).chunk(config.accumulate)
     for part in parts:
@@ -280,7 +289,8 @@ def backward(run: Run, model: Callable, batch: Batch) -> Tensor:
         waits = processes.world_size() > 1 and part is not parts[-1]              # gradients are averaged once
         with model.no_sync() if waits else contextlib.nullcontext():
             by_name = objective(config, run.schedule, denoise, batch.x0[part], batch.t[part], batch.eps[part])
-            ((batch.weight[part] * by_name["loss"]).sum() * processes.world_size() / config.batch).backward()
+            mean = (batch.weight[part] * by_name["loss"]).sum() * processes.world_size() / config.batch
+            run.scaler.scale(mean).backward()
         losses.append(torch.stack([*by_name.values()]).detach())
     return processes.all_gather(torch.cat(losses, dim=1), dim=1)
 
@@ -292,14 +302,16 @@ def update(run: Run, model: Callable, step: int, pixels: Tensor, labels: Tensor)
     GPU is waited for only where the losses choose the next t.
     """
     config = run.config
-    p = None if run.history is None else importance(run.history)
-    t = sample_timesteps(config, step, p)
-    weight = torch.ones(config.batch) if p is None else (1 / (config.T * p[t - 1])).float()      # mean 1: unbiased
+    p = run.p if run.history is None else importance(run.history)
+    t, weight = sample_timesteps(config, step, p), torch.ones(config.batch)
+    if run.history is not None:
+        weight = (1 / (config.T * p[t - 1])).float()                              # mean 1: unbiased
     batch = make_batch(run, step, t, weight, pixels, labels)
     if run.unet.config.dropout:
         torch.manual_seed(dropout_seed(config.seed, step))
     run.optimizer.zero_grad()
     losses = backward(run, model, batch)
+    run.scaler.unscale_(run.optimizer)
     norm = torch.nn.utils.clip_grad_norm_(run.weights.values(), config.clip)
     finite = norm.isfinite()
     run.progress.step = None                                                      # what ends in here cannot be saved
@@ -307,6 +319,7 @@ def update(run: Run, model: Callable, step: int, pixels: Tensor, labels: Tensor)
         group["lr"] = learning_rate(config, step)
     run.optimizer.found_inf = (~finite).float()                                   # then it changes nothing
     run.optimizer.step()
+    run.scaler.update()
     update_average(run.ema, run.weights, config.ema, step + AVERAGED * bool(config.init), finite)
     if run.history is not None and finite:
         update_history(run.history, t, losses[0].cpu())
@@ -369,6 +382,8 @@ def prepare(config: Config, check_folder: Callable[[], None]) -> Run:
     run = start(config, dataset, model)._replace(digest=data.digest(dataset), check_folder=check_folder)
     if processes.rank() == 0:
         describe(run, learning_rate)
+        if config.tensorboard:
+            run = run._replace(board=folder.tensorboard(out, step))
         if scores_are_cheap(config):
             run = run._replace(score=scorer(dataset, config.data, config.size, config.fit))
     if checkpoint:

@@ -172,7 +172,7 @@ class ResBlock(nn.Module):
         h = F.conv2d(h, self.conv1.weight, padding=1)                             # B width H W
         if self.scale_shift:
             scale, shift = time.chunk(2, dim=1)                                   # B width
-            h = self.norm2(h, add=self.conv1.bias.expand(len(x), -1), scale=scale, shift=shift)
+            h = self.norm2(h, add=self.conv1.bias.expand(x.shape[0], -1), scale=scale, shift=shift)
         else:
             h = self.norm2(h, add=time)
         h = self.conv2(self.dropout(h))

@@ -35,7 +35,7 @@ from bench.contenders import CONTENDERS, Contender, Training, training_of
 from bench.lines import append, read
 from bench.quality_page import write_page
 from run import tensors
-from run.cli import check_range, parse, parse_integers, script
+from run.cli import check_range, parse, parse_numbers, script
 from scores import classes, classifier
 
 SEEDS, REPEATED, TRIED = (0, 1, 2), 15, 5               # seeds 1 and 2, and other rates, stop after so many minutes
@@ -193,7 +193,7 @@ def measure_all(config: Config, stops: Sequence[float], names: Sequence[str], do
 @script
 def main(argv: Sequence[str] | None = None) -> None:
     config = parse(Config, argv)
-    names, stops = config.only.split(","), sorted(parse_integers("minutes", config.minutes))
+    names, stops = config.only.split(","), sorted(parse_numbers("minutes", config.minutes))
     check_range(config, "n jobs steps", 1)
     if stops and stops[0] < 1:
         raise ValueError(f"minutes is {config.minutes!r}; they must be at least 1")

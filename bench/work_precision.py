@@ -6,16 +6,19 @@
    that x_t is of q(x_t), so the error of a state is known to rounding.
 2. A Gaussian. x and the x0_hat's that a row reads stay jointly Gaussian, so the variance of a chain with noise is
    known without sampling, and so is what it should be.
-3. The trained digits model: the distance of its pictures to those of a very fine chain from the same noise, and the
-   Frechet distance of pictures to held-out digits.
+3. A trained model, every sampler at the spacing that suits it best, and the tables learned for it
+   (examples/learn_sampler.py): the distance of its pictures to those of a fine chain from the same noise, and the
+   Frechet distance to held-out pictures.
 
 In 1 and 2 the times are even in log sigma from sigma = 20 to 0.05, and the last step to 0 is left out: log-SNR is
 infinite there, and every method is of first order. tests/test_order.py asserts the orders.
 """
 
 import math
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
@@ -23,12 +26,14 @@ from torch import Tensor
 
 import ddpm
 import sample
-from run.cli import check_range, parse, parse_integers, script
+from run.checkpoint import load
+from run.cli import check_range, parse, parse_numbers, script
 from run.markdown import table
 from run.pictures import figure_path, panels, save_figure
-from samplers import column, sampler_rows, step
+from samplers import NOISE_SPACINGS, column, sampler_rows, step
 from schedules import alpha_bar_at, time_at
-from scores import classes
+from scores import classes, classifier
+from scores.pictures import HELD_OUT, load_pictures
 
 SCHEDULE = ddpm.linear_schedule()
 MEANS, SHARES = torch.tensor([-0.6, 0.1, 0.8]).double(), torch.tensor([0.25, 0.5, 0.25]).double()
@@ -37,16 +42,16 @@ ODE = {"DDIM": {}, "2M": {"sampler": "2m"}, "Heun": {"sampler": "heun"}, "UniPC"
        "UniPC, B1": {"sampler": "unipc-bh1"}}
 SDE = {"DDPM": {"eta": 1.}, "2M, eta 1": {"sampler": "2m", "eta": 1.},
        "Heun, churn 5": {"sampler": "heun", "churn": 5.}}
-GRID, FINE = (8, 16, 32, 64, 128, 256), 300     # steps of 1 and 2, and of the fine chain
+GRID, FINE, NEAR = (8, 16, 32, 64, 128, 256), 100, 128      # steps of 1 and 2; of the fine chain, and its pictures
 
 
 @dataclass(frozen=True)
 class Config:
     """Measures every sampler's error against its network evaluations, and plots it."""
-    checkpoint: str = "weights/digits.safetensors"  # a model of the digits
-    steps: str = "5,8,12,20,40"                 # of the model's chains
-    n: int = 500                                # pictures of each
-    spacing: str = "karras"                     # of their timesteps, as for sample.py
+    checkpoint: str = "weights/digits.safetensors"  # a model of a labelled set
+    steps: str = "1,2,3,4,5,6,8,10,15,20"       # network evaluations of the model's chains
+    n: int = 1000                               # pictures of each
+    seed: int = 0                               # of the pictures
     out: str = "out/work_precision.png"         # the picture
 
 
@@ -116,23 +121,51 @@ def variance_error(steps: int, var: float = 0.25, **choice) -> tuple[int, float]
     return len(rows), (covariance[0, 0] - marginal[-1]).abs().item()
 
 
-# The digits model
+# A trained model
 
-def digits(config: Config) -> tuple[dict, dict]:
-    """By sampler, lists of (network evaluations, distance to the fine chain) and of (network evaluations, FD)."""
-    base = sample.Config(checkpoint=config.checkpoint, n=config.n, batch=250, spacing=config.spacing)
-    reference = classes.of_digits()
-    fine = sample.generate(replace(base, sampler="unipc", steps=str(FINE), clip=False)).x
-    distance, frechet = {name: [] for name in ODE}, {name: [] for name in ODE | SDE}
+def scorer(path: str) -> Callable[[Tensor], float]:
+    """FD of pictures to those that were held out of the model's training set."""
+    checkpoint = load(path)
+    facts = classifier.trained_on(checkpoint)
+    weights = classifier.load_fitting(facts).weights
+    real = classes.features(weights, classes.held_out_pictures(load_pictures(checkpoint, HELD_OUT)))
+    return lambda x: classes.frechet(classes.features(weights, x), real)
+
+
+def chains(config: Config) -> Iterator[tuple[str, int, list[sample.Config]]]:
+    """Every sampler's name, network evaluations, and chains to choose from: the spacings of one without noise."""
+    base = sample.Config(checkpoint=config.checkpoint, n=config.n, batch=250, seed=config.seed)
     for name, choice in (ODE | SDE).items():
-        for steps in parse_integers("steps", config.steps):
-            made = sample.generate(replace(base, steps=str(steps), **choice))
-            evaluations = made.evaluations // math.ceil(config.n / base.batch)
-            frechet[name].append((evaluations, classes.score(reference, made.x, made.labels)["FD"]))
-            if name in ODE:
-                x = sample.generate(replace(base, steps=str(steps), clip=False, **choice)).x
-                distance[name].append((evaluations, (x - fine).square().mean().sqrt().item()))
-    return distance, frechet
+        for evaluations in parse_numbers("steps", config.steps):
+            heun = "heun" in choice.values()
+            if heun and evaluations % 2 == 0:                                     # it takes two a step, at last one
+                continue
+            steps = (evaluations + 1) // 2 if heun else evaluations
+            spacings = ("trailing", *NOISE_SPACINGS) if name in ODE and steps > 1 else ("trailing",)
+            yield name, evaluations, [
+                replace(base, steps=str(steps), spacing=spacing, **choice) for spacing in spacings]
+    tables = Path(config.checkpoint).with_suffix("")
+    for path in sorted(tables.parent.glob(f"{tables.name}-*.csv")):
+        yield "learned", len(path.read_text().split()) - 1, [replace(base, sampler=str(path))]
+
+
+def model(config: Config) -> dict[str, dict[str, list]]:
+    """By sampler, (network evaluations, distance) to a fine chain, (..., FD) and (..., spacing), the nearest one."""
+    fd, curves = scorer(config.checkpoint), {kind: defaultdict(list) for kind in ("distance", "FD", "spacing")}
+
+    def near(choice: sample.Config) -> Tensor:
+        return sample.generate(replace(choice, n=min(NEAR, config.n))).x
+
+    fine = near(sample.Config(checkpoint=config.checkpoint, batch=250, seed=config.seed, sampler="unipc",
+                              steps=str(FINE), spacing="flow"))
+    for name, evaluations, choices in chains(config):
+        distances = [(near(choice) - fine).square().mean().sqrt().item() for choice in choices]
+        distance, choice = min(zip(distances, choices, strict=True), key=lambda pair: pair[0])
+        if name not in SDE:
+            curves["distance"][name].append((evaluations, distance))
+        curves["FD"][name].append((evaluations, fd(sample.generate(choice).x)))
+        curves["spacing"][name].append((evaluations, choice.spacing))
+    return curves
 
 
 # The picture
@@ -140,7 +173,7 @@ def digits(config: Config) -> tuple[dict, dict]:
 def plot(out: str, plots: dict[str, tuple[str, dict[str, list]]]) -> None:
     """A panel for each title: its y label, and by sampler (network evaluations, error)."""
     figure, axes = panels(2, 2, (10, 7.6))
-    colours = {name: f"C{k}" for k, name in enumerate(ODE | SDE)}
+    colours = {name: f"C{k}" for k, name in enumerate(ODE | SDE)} | {"learned": "black"}
     for axis, (title, (label, curves)) in zip(axes.flat, plots.items(), strict=True):
         for name, points in curves.items():
             axis.plot(*zip(*points, strict=True), marker="o", ms=3, color=colours[name], label=name,
@@ -160,14 +193,16 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list]:
     figure_path(config.out)                                                       # fails now, not at the end
     state = {name: [state_error(steps, **choice) for steps in GRID] for name, choice in ODE.items()}
     variance = {name: [variance_error(steps, **choice) for steps in GRID] for name, choice in (ODE | SDE).items()}
-    distance, frechet = digits(config)
+    curves, name = model(config), Path(config.checkpoint).stem
     plot(config.out, {"a mixture in one dimension": ("error of the state", state),
                       "a Gaussian": ("error of the variance", variance),
-                      f"digits, {config.spacing} times, not clipped": ("distance to the fine chain", distance),
-                      f"digits, {config.spacing} times, clipped": ("FD to held-out digits", frechet)})
-    print(table(["sampler", "network evaluations: FD"], [[name, ", ".join(f"{n}: {fd:.2f}" for n, fd in points)]
-                                                         for name, points in frechet.items()]))
-    return frechet
+                      f"{name}, best spacing": ("rms distance to the fine chain", curves["distance"]),
+                      f"{name}, that spacing": ("FD to held-out pictures", curves["FD"])})
+    columns = sorted({evaluations for points in curves["FD"].values() for evaluations, _ in points})
+    print(table(["sampler", *map(str, columns)], [
+        [name, *(f"{fd[k]:.2f} {spacing[k] if name in ODE else ''}" if k in fd else "" for k in columns)]
+        for name in curves["FD"] for fd, spacing in [(dict(curves["FD"][name]), dict(curves["spacing"][name]))]]))
+    return curves["FD"]
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from torch import Tensor
 import ddpm
 from examples.common import HELD_OUT, Model, held_out_digits, rms, run, trained
 from run import pictures
-from run.cli import check_range, parse, parse_integers, script
+from run.cli import check_range, parse, parse_numbers, script
 from samplers import COLUMNS, chain_of, ddim_mean
 
 
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> list[float]:
     model = trained(config.checkpoint)
     x0 = held_out_digits(model, config.n)
     columns, errors = {"original": x0}, []
-    for steps in parse_integers("steps", config.steps):
+    for steps in parse_numbers("steps", config.steps):
         times = ddpm.timesteps(ddpm.schedule_length(model.schedule), steps, "linspace")
         xT = noise_of(model, x0, times)
         again = picture_of(model, xT, times)

@@ -22,7 +22,7 @@ import ddpm
 import noise
 import samplers
 from examples.common import minimise
-from run.cli import check_range, parse, parse_integers, script
+from run.cli import check_range, parse, parse_numbers, script
 from run.pictures import figure_path, panels, save_figure
 from unet import sinusoid
 
@@ -113,7 +113,7 @@ def draw(axis, flat: Tensor, title: str) -> None:
 def main(argv: Sequence[str] | None = None) -> dict[tuple[str, int], float]:
     config = parse(Config, argv)
     check_range(config, "width steps batch n", 1, 2**16)
-    dimensions = parse_integers("dimensions", config.dimensions)
+    dimensions = parse_numbers("dimensions", config.dimensions)
     if not dimensions or min(dimensions) < 2 or max(dimensions) > 10**4:
         raise ValueError(f"dimensions is {config.dimensions!r}; it must list numbers from 2 to 10000")
     figure_path(config.out)                                                       # fails now, not at the end

@@ -12,7 +12,7 @@ import contextlib
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 
@@ -67,7 +67,8 @@ def compile_denoiser(unet: UNet, times: Tensor) -> Callable:
     rewrite(unet, pad=device.type == "cuda")
     if device.type == "cuda":
         unet.to(memory_format=torch.channels_last)                                # as `fast_unet`; loading undoes it
-    trunk = torch.compile(unet.trunk, fullgraph=True, options=None if device.type == "cuda" else {"freezing": True})
+    trunk = torch.compile(unet.trunk, fullgraph=True, dynamic=False,              # a guided row has twice the batch
+                          options=None if device.type == "cuda" else {"freezing": True})
     return lambda xt, t, labels=None: trunk(xt, embed(t, labels))
 
 
@@ -141,18 +142,20 @@ class PaddedConv(nn.Conv2d):
         return super().forward(x)[:, :self.keep]                                  # B width H W
 
 
-def compile_loop(denoise: Callable, rows: Tensor, shape, seeds: Tensor) -> Callable:
-    """seeds -> `samplers.sample`'s iterator, for any seeds as many as these: compiled, on a GPU captured.
+def compile_loop(denoise: Callable | Sequence[Callable], rows: Tensor, shape, seeds: Tensor) -> Callable:
+    """(seeds, x_T=) -> `samplers.sample`'s iterator, for any seeds as many as these: compiled, on a GPU captured.
 
-    Compiles (and captures) here, not at the first call. Whatever else `denoise` reads, labels say, it must find
-    in the same memory at every call. On a GPU one iterator at a time: the next one begins in the same memory.
+    Compiles (and captures) here, not at the first call. Whatever else `denoise`, or that of each row, reads, labels
+    say, it must find in the same memory at every call. On a GPU one iterator at a time: the next one begins in the same
+    memory.
     """
     if rows.device.type == "cuda":
         with quickest_convolutions():
             return capture(denoise, rows, shape, seeds)
     run = partial(samplers.sample, denoise, rows, shape, step=torch.compile(samplers.step, fullgraph=True))
-    for _ in islice(run(seeds), 3):                                               # the third step of unipc has x0_prev2
-        pass
+    *_, (_, xt, _) = islice(run(seeds), 3)                                        # the third step of unipc has x0_prev2
+    for each in {denoise} if callable(denoise) else {*denoise}:                   # the first rows may not have all
+        each(xt, samplers.network_times(rows)[:1].expand(len(xt)))
     return run
 
 
@@ -179,8 +182,11 @@ def record(warm_up: Callable[[], None], step: Callable[[], None]) -> torch.cuda.
 
 
 @torch.no_grad()
-def capture(denoise: Callable, rows: Tensor, shape, seeds: Tensor) -> Callable:
-    """One step of the chain, [network, sampling step, index + 1], as a CUDA graph that is replayed S times."""
+def capture(denoise: Callable | Sequence[Callable], rows: Tensor, shape, seeds: Tensor) -> Callable:
+    """One step of the chain, [network, sampling step, index + 1], as a CUDA graph that is replayed S times.
+
+    If rows have denoisers of their own, there is a graph for each different one, and the memory that it works in.
+    """
     seeds, times = seeds.clone(), samplers.network_times(rows)
     steps, narrow = samplers.as_python(samplers.column(rows, "s")), rows.float()      # as the kernel would cast each
     needs = samplers.needs(rows)
@@ -188,7 +194,7 @@ def capture(denoise: Callable, rows: Tensor, shape, seeds: Tensor) -> Callable:
     zeros = torch.zeros(len(seeds), *shape, device=rows.device)
     xt, x0_hat, x0_prev = zeros.clone(), zeros.clone(), zeros.clone() if needs.x0_prev2 else None
 
-    def step() -> None:
+    def step(denoise: Callable) -> None:
         output = denoise(xt, times.index_select(0, i).expand(len(seeds)))
         xs, x0 = sampling_step(narrow, i, xt, output, x0_hat if needs.x0_prev else None,
                                seeds if needs.noise else None, x0_prev2=x0_prev)
@@ -198,26 +204,27 @@ def capture(denoise: Callable, rows: Tensor, shape, seeds: Tensor) -> Callable:
         x0_hat.copy_(x0)
         i.add_(1)
 
-    def begin(new: Tensor) -> None:
+    def begin(new: Tensor, x_T: Tensor | None = None) -> None:
         if new.shape != seeds.shape:
             raise ValueError(f"there are {len(new)} seeds; the loop was captured for {len(seeds)}")
         seeds.copy_(new)
         i.zero_()
-        xt.copy_(sampling_step(first, i, zeros, zeros, None, seeds, keep_x0=False)[0])
+        xt.copy_(sampling_step(first, i, zeros, zeros, None, seeds, keep_x0=False)[0] if x_T is None else x_T)
 
-    def warm_up() -> None:
+    def warm_up(denoise: Callable) -> None:
         begin(seeds)
         samplers.check_output(denoise(xt, times[:1].expand(len(seeds))), xt.shape, needs.learned)
         for _ in range(3):
-            step()
+            step(denoise)
             i.zero_()
 
-    graph = record(warm_up, step)
+    denoisers = [denoise] * len(rows) if callable(denoise) else denoise
+    graphs = {each: record(partial(warm_up, each), partial(step, each)) for each in dict.fromkeys(denoisers)}
 
-    def run(seeds: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
-        begin(seeds)
-        for s in steps:
-            graph.replay()
+    def run(seeds: Tensor, x_T: Tensor | None = None) -> Iterator[tuple[int, Tensor, Tensor]]:
+        begin(seeds, x_T)
+        for s, each in zip(steps, denoisers, strict=True):
+            graphs[each].replay()
             yield s, xt.clone(), x0_hat.clone()
 
     return run

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.util import find_spec
 from itertools import cycle, product
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -213,12 +214,15 @@ KINDS = {
     "unipc": {"sampler": "unipc"}, "unipc-bh1 v": {"sampler": "unipc-bh1", "target": "v"},
     "consistency": {"sampler": "consistency"}, "half v": {"eta": 0.5, "target": "v"},
     "x0 unclipped": {"eta": 1., "target": "x0", "clip": False}, "learned": {"eta": 1., "variance": "learned"},
+    "table": {},
 }
 STEPS = [StepCase(kind, source, *output) for (source, kind), output in zip(product(("seeds", "z", "neither"), KINDS),
                                                                            cycle(product(DTYPES, LAYOUTS)))]
 
 
 def rows_of(kind: str) -> Tensor:
+    if kind == "table":                                                           # of examples/learn_sampler.py
+        return samplers.read_table(Path(__file__).parents[1] / "weights/fashion-5.csv", ddpm.cosine_schedule(), "v")
     return samplers.sampler_rows(ddpm.linear_schedule(), samplers.timesteps(1000, 5), **KINDS[kind])
 
 

@@ -27,7 +27,7 @@ import torch
 from tqdm import tqdm
 
 from kernels.equivalence import check_triton, norms
-from run.cli import parse, parse_integers, script
+from run.cli import parse, parse_numbers, script
 from run.markdown import table
 from schedules import check_choice
 from unet import CONFIGS
@@ -192,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse(Config, argv)
     check_choice("network", config.network, CONFIGS)
     check_triton()
-    archs = parse_integers("archs", config.archs)
+    archs = parse_numbers("archs", config.archs)
     for arch in archs:
         check_choice("archs", arch, GPUS)
     counts = Counter()                                  # how often a norm of (C, H) occurs

@@ -40,7 +40,19 @@ BETAS = {"linear": ddpm.linear_schedule, "scaled_linear": ddpm.quadratic_schedul
          "sigmoid": lambda T, start, end: ddpm.from_betas(
              start + (end - start) * torch.linspace(-6, 6, T, dtype=torch.float64).sigmoid())}
 
-README = """# A diffusion model for diffusers
+CARD = ("batch", "lr", "ema", "loss", "target", "schedule", "zero_snr", "T", "null")   # settings that it tells
+README = """---
+library_name: diffusers
+tags: [diffusion, {kind}]
+---
+
+# A diffusion model of {name}
+
+{described}
+
+Licence: add `license:` above. The model's is yours to choose, within the terms of the data that it learned from.
+
+## Sampling
 
 `DDPMPipeline` opens this folder, but it passes no labels, and it does not unfold a patch of pixels. These lines do:
 
@@ -158,16 +170,9 @@ def from_scheduler_config(config: dict) -> tuple[Schedule, dict[str, Any]]:
         T, start, end = (values[key] for key in ("num_train_timesteps", "beta_start", "beta_end"))
         schedule = BETAS[values["beta_schedule"]](T, start, end)
     if values["rescale_betas_zero_snr"]:
-        schedule = zero_snr(schedule)
+        schedule = ddpm.rescale_zero_snr(schedule)
     return schedule, {"target": TARGET[values["prediction_type"]], "variance": VARIANCE[values["variance_type"]],
                       "clip": bool(values["clip_sample"])}
-
-
-def zero_snr(schedule: Schedule) -> Schedule:
-    """The schedule, its signal shifted and scaled so that alpha_bar_T is 0 and alpha_bar_1 stays (Lin et al. 2024)."""
-    signal = schedule.alpha_bar.sqrt()
-    signal[1:] = (signal[1:] - signal[-1]) * signal[1] / (signal[1] - signal[-1])
-    return ddpm.from_betas(1 - (signal[1:] / signal[:-1])**2)
 
 
 def to_diffusers(unet: UNet, schedule: Schedule, folder: str | Path, *, target: str = "eps",
@@ -207,5 +212,11 @@ def usage(config: dict[str, Any], folder: str, T: int) -> str:
     legend = ["The labels:", "", *(f"- {k}: {name}" for k, name in enumerate(names)),
               *[f"- {len(names)}: no label"] * (rows > len(names))]
     shape = min(10, len(names)) if rows else 4, config["in_channels"], *config["sample_size"]
-    return README.format(folder=folder, labels=f"torch.arange({shape[0]})" if rows else None, shape=shape,
+    data, settings, side = facts.get("data", {}), facts.get("settings", {}), facts["patch"]
+    described = {"pictures": "{} x {} x {}".format(shape[1] // side**2, *(side * n for n in shape[2:])),
+                 "training": f"{facts.get('step', 0):,} steps" if facts.get("step") else "not known"}
+    described |= {name: settings[name] for name in CARD if settings.get(name)}
+    return README.format(name=data.get("name", "pictures"), kind="class-conditional" if rows else "unconditional",
+                         described="\n".join(f"- {name}: {value}" for name, value in described.items()),
+                         folder=folder, labels=f"torch.arange({shape[0]})" if rows else None, shape=shape,
                          steps=min(50, T), patch=facts["patch"], classes="\n".join(legend) if rows else "")

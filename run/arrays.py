@@ -24,7 +24,7 @@ from data.files import writing
 from data.image_files import blacken_hidden, to_image
 from run import folder, pictures, processes
 from run.checkpoint import WEIGHTS, Checkpoint
-from run.cli import parse_integers
+from run.cli import parse_numbers
 from run.labels import NONE
 from run.pictures import Samples, concatenate
 
@@ -45,9 +45,11 @@ def append(path: Path, done: int, pixels: Tensor) -> None:
 
 def digest(settings: Any, checkpoint: Checkpoint) -> str:
     """A name for exactly these pictures: a hash of sample.py's settings and of the weights that they depend on."""
-    settings = replace(settings, batch=1, snapshots="", gif=False, png=False, npz=False, device="", out="")
+    settings = replace(settings, batch=1, snapshots="", gif=False, png=False, npz=False, device="", out="", table="")
     hashed = hashlib.sha256(f"{settings} {checkpoint.network} {checkpoint.settings} {checkpoint.data}".encode(
         errors="surrogateescape"))
+    for path in (settings.sampler * settings.sampler.endswith(".csv"), settings.start):
+        hashed.update(Path(path).read_bytes() if path else b"")
     for w in (checkpoint.beta, *getattr(checkpoint, WEIGHTS[settings.weights]).values()):
         hashed.update(w.float().contiguous().numpy())
     return hashed.hexdigest()[:12]
@@ -82,7 +84,7 @@ def write(batches: Callable[[int], Iterator[Samples]], settings: Any, checkpoint
         samples = write_batches(batches, settings, checkpoint, check)
         if processes.rank() > 0:
             return None
-        out, snapshots = Path(settings.out), parse_integers("snapshots", settings.snapshots)
+        out, snapshots = Path(settings.out), parse_numbers("snapshots", settings.snapshots)
         pictures.save(pictures.grid(samples.x, *pictures.columns(samples)), out / "grid.png")
         if snapshots:
             times = [pictures.nearest(t, list(samples.states)) for t in snapshots]

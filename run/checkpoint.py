@@ -29,7 +29,7 @@ FORMAT = "minimal-diffusion 2"
 LAST, PREVIOUS = f"last{SUFFIX}", f"previous{SUFFIX}"                           # of a run
 MOMENTS = ("exp_avg", "exp_avg_sq")             # Adam's, by the name of the weight
 PARTS = ("weights", "ema", *MOMENTS)            # what a checkpoint has of every weight
-FACTS = ("step", "updates", "settings", "data", "versions")
+FACTS = ("step", "updates", "settings", "data", "versions", "scaler")
 WEIGHTS = {"ema": "ema", "raw": "weights"}      # of --weights, their place in a checkpoint
 
 
@@ -48,6 +48,7 @@ class Checkpoint(NamedTuple):
     updates: int = 0                # that Adam has counted: all but those whose gradient was not finite
     losses: Sequence[Tensor] = ()   # records of the steps since the last line of the log
     history: Tensor | None = None   # the latest losses of each t, for importance sampling
+    scaler: dict[str, float] = {}   # the state of the GradScaler, in fp16
 
     @property
     def variance(self) -> str:
@@ -94,7 +95,7 @@ def load(path: str | Path, parts: Sequence[str] = PARTS) -> Checkpoint:
     with reading(path, remedy):
         if facts.get("format") != FORMAT:
             raise ValueError("it is no checkpoint of train.py")
-        network, copies = UNetConfig(**facts["network"]), {}
+        network, copies, facts = UNetConfig(**facts["network"]), {}, {"scaler": {}, **facts}     # older files lack it
         check_facts(facts, network)
         unet = empty_unet(network)
         for part in PARTS:
@@ -157,7 +158,7 @@ class Config:
     source: str = "runs/digits/last.safetensors"                    # the checkpoint to copy
     to: str = "weights/digits.safetensors"      # where to
     average: bool = False                       # the averaged weights alone: half of that
-    dtype: str = "float32"                      # of the weights but the norms': float32, or bf16, half again
+    dtype: str = "float32"                      # of the weights but the norms': float32, or bf16 or fp16, half again
     classes: str = ""                           # new names, as cat,dog; the last class without one is the null class
 
 

@@ -21,7 +21,7 @@ import torch
 from run import first
 
 T = TypeVar("T")
-DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 NO_MEMORY = "can't allocate memory|out of memory|bad_alloc|Storage size calculation overflowed"    # as torch says it
 
 
@@ -108,12 +108,13 @@ def check_range(config, names: str, least: float, most: float = math.inf) -> Non
                              f"{f'at least {least}' if most == math.inf else f'between {least} and {most}'}")
 
 
-def parse_integers(name: str, text: str) -> list[int]:
+def parse_numbers(name: str, text: str, number: type[int | float] = int) -> list[int | float]:
     """[1000, 500, 0] of "1000,500,0". Raises ValueError for other text."""
     try:
-        return [int(part) for part in text.split(",")] if text else []
+        return [number(part) for part in text.split(",")] if text else []
     except ValueError:
-        raise ValueError(f"{name} is {text!r}; it must be whole numbers, as 1000,500,0") from None
+        raise ValueError(f"{name} is {text!r}; it must be "
+                         f"{'whole numbers, as 1000,500,0' if number is int else 'numbers, as 0.2,5'}") from None
 
 
 def choose_device(name: str) -> torch.device:

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -86,14 +87,29 @@ def read_log(out: Path) -> list[dict]:
         return log
 
 
-def append_log(out: Path, line: dict) -> None:
-    """Adds a line to the log. Raises OSError, which names the log, if it cannot."""
+def tensorboard(out: Path, step: int) -> Any:
+    """TensorBoard's writer of a run that is at this step. Raises ValueError if TensorBoard is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ValueError("TensorBoard is not installed; pip install tensorboard, or leave --tensorboard out") from None
+    return SummaryWriter(out / "tensorboard", purge_step=step + 1)              # what is shown beyond it is dropped
+
+
+def append_log(out: Path, line: dict, board: Any = None) -> None:
+    """Adds a line to the log, and shows it on the board, if there is one. Raises OSError, which names the log."""
     path = out / "log.jsonl"
     try:
         with path.open("a") as file:
             file.write(json.dumps(line) + "\n")
     except OSError as error:
         raise OSError(f"cannot write {path}: {error.strerror}") from error
+    for name, value in line.items() if board else ():
+        numbers = {f"{name}/{k}": v for k, v in enumerate(value, 1)} if isinstance(value, list) else {name: value}
+        for tag, number in numbers.items():
+            if number is not None:
+                board.add_scalar(tag, number, line["step"])
+        board.flush()
 
 
 def truncate_log(out: Path, step: int) -> None:

@@ -5,6 +5,7 @@ Beginning one with the weights of another model, too.
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,8 @@ def resume(run: Run, path: Path, checkpoint: Checkpoint, free: set[str], rate: C
                  **{part: torch.empty_like(w).copy_(getattr(checkpoint, part)[name]) for part in MOMENTS}}
              for k, (name, w) in enumerate(run.weights.items())}
     run.optimizer.load_state_dict({**run.optimizer.state_dict(), "state": state})
+    if run.scaler.is_enabled():
+        run.scaler.load_state_dict(checkpoint.scaler)
     run.progress.step = run.progress.saved = checkpoint.step
     run.progress.records = [losses.to(run.schedule.beta.device) for losses in checkpoint.losses]
     run.progress.sound = path.name == LAST
@@ -94,7 +97,8 @@ def start_from(run: Run, model: Checkpoint) -> None:
     if run.config.target != model.settings["target"] or len(model.beta) != len(beta) or (
             schedule_name(model.beta) != schedule_name(beta)):
         raise ValueError(f"{init} predicts {model.settings['target']} of {len(model.beta)} steps of the schedule "
-                         f"{schedule_name(model.beta)}; leave out --target, --schedule and --T, they are taken from it")
+                         f"{schedule_name(model.beta)[0]}; leave out --target, --schedule, --zero_snr and --T, they "
+                         f"are taken from it")
     new = copy_weights(run, model)
     if processes.rank() == 0:
         print(f"starting from {init}{f', to which {len(new)} of the classes are new: {new[0]}, ...' if new else ''}")
@@ -115,11 +119,11 @@ def copy_weights(run: Run, model: Checkpoint) -> list[str]:
     return [label for label in ours if label is not None and label not in theirs]
 
 
-def schedule_name(beta: Tensor) -> str:
-    """Which of ddpm.SCHEDULES has these betas (T,). Raises ValueError if none has."""
-    for name, make in ddpm.SCHEDULES.items():
-        if torch.allclose(make(len(beta)).beta[1:], beta.double(), rtol=1e-4, atol=0):
-            return name
+def schedule_name(beta: Tensor) -> tuple[str, bool]:
+    """Which of ddpm.SCHEDULES has these betas (T,), and whether it is rescaled. Raises ValueError if none has."""
+    for zero_snr, name in product((False, True), ddpm.SCHEDULES):
+        if torch.allclose(ddpm.named_schedule(name, len(beta), zero_snr).beta[1:], beta.double(), rtol=1e-4, atol=0):
+            return name, zero_snr
     raise ValueError(f"the model's schedule of {len(beta)} steps, beta {beta[0]:.3g} to {beta[-1]:.3g}, is none of "
                      f"{', '.join(ddpm.SCHEDULES)}; it cannot be trained further here")
 
@@ -129,8 +133,9 @@ def settings_of(model: Checkpoint, loss: str) -> dict[str, Any]:
     learned, rows, (C, H, W) = model.network.learns_variance, model.network.classes, model.data["shape"]
     loss = loss if (loss in LEARNED) == learned else "hybrid" if learned else "l2"
     null = {"null": 0.} if 0 < rows == len(model.data["classes"]) else {}
+    schedule, zero_snr = schedule_name(model.beta)
     return {"size": f"{H}x{W}", "channels": C, "network": "", "target": model.settings["target"],
-            "schedule": schedule_name(model.beta), "T": len(model.beta), "loss": loss, **null}
+            "schedule": schedule, "zero_snr": zero_snr, "T": len(model.beta), "loss": loss, **null}
 
 
 def check_same_run(run: Run, path: Path, checkpoint: Checkpoint, free: set[str]) -> None:
@@ -139,7 +144,8 @@ def check_same_run(run: Run, path: Path, checkpoint: Checkpoint, free: set[str])
     The digest tells whether data are the same, wherever they lie. Changed data may be accepted. Other versions are only
     said.
     """
-    settings, saved, facts = asdict(run.config), checkpoint.settings, checkpoint.data
+    settings, facts = asdict(run.config), checkpoint.data
+    saved = asdict(type(run.config)()) | checkpoint.settings                     # older runs lack settings
     free = free | ({"data", "size", "channels"} if "digest" in facts else set())
     if changed := [name for name, value in saved.items() if name not in free and settings.get(name) != value]:
         raise ValueError(f"{path} was trained with {' '.join(as_flag(name, saved[name]) for name in changed)}; repeat "

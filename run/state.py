@@ -6,7 +6,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.func import functional_call
 
@@ -62,11 +64,14 @@ class Run(NamedTuple):
     weights: dict[str, Tensor]
     ema: dict[str, Tensor]
     optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler    # multiplies the loss in fp16, where small gradients would be 0
+    p: Tensor | None                # (T,), how probable each t is, unless all are equally or its losses tell
     history: Tensor | None          # (T, 10), with importance sampling
     progress: Progress
     digest: str = ""                # of the data set
     score: Score | None = None      # of samples during training; None where there is no classifier of the data set
     check_folder: Callable[[], None] = lambda: None                 # raises ValueError if it is no longer this job's
+    board: Any = None               # TensorBoard's writer, if it is wanted
 
 
 def describe(run: Run, rate: Callable[[Any, int], float]) -> None:
@@ -113,7 +118,7 @@ def log(run: Run, **facts: float | Tensor) -> dict | None:
     line = {"step": progress.step, **losses, **{k: float(v) for k, v in facts.items()}}
     if processes.rank() == 0:
         run.check_folder()
-        folder.append_log(Path(run.config.out), line)
+        folder.append_log(Path(run.config.out), line, run.board)
     progress.records = []
     return line
 
@@ -132,8 +137,11 @@ def write_samples(run: Run) -> None:
     if any(line["step"] == step and "samples_mean" in line for line in folder.read_log(out)):
         return
     run.check_folder()
-    facts = save_samples(run, out / "samples" / f"{step:06d}.png")
-    folder.append_log(out, {"step": step, **facts, **score_samples(run)})
+    grid = out / "samples" / f"{step:06d}.png"
+    facts = save_samples(run, grid)
+    if run.board:
+        run.board.add_image("samples", numpy.asarray(Image.open(grid).convert("RGB")), step, dataformats="HWC")
+    folder.append_log(out, {"step": step, **facts, **score_samples(run)}, run.board)
     pictures.progress(out / "samples", step, out / "progress.gif")
 
 
@@ -149,7 +157,8 @@ def save(run: Run) -> None:
     updates = int(next(iter(adam.values()))["step"])
     checkpoint.save(path, Checkpoint(
         run.unet.config, run.weights, run.ema, progress.step, run.schedule.beta[1:], asdict(run.config), facts,
-        checkpoint.versions(), **moments, updates=updates, losses=progress.records, history=run.history),
+        checkpoint.versions(), **moments, updates=updates, losses=progress.records, history=run.history,
+        scaler=run.scaler.state_dict()),
         path.with_name(PREVIOUS) if progress.sound else None)
     progress.sound = True
     folder.plot_log(Path(run.config.out))

@@ -54,7 +54,7 @@ def same(actual, expected):
 def same_run(one, other, log=True):
     """Asserts that the runs in two folders are equal to the bit: counts, tensors and, but for its speed, the log."""
     ours, theirs = (checkpoint.load(out / "last.safetensors") for out in (one, other))
-    assert ours.step == theirs.step and ours.updates == theirs.updates
+    assert (ours.step, ours.updates, ours.scaler) == (theirs.step, theirs.updates, theirs.scaler)
     for part in (*checkpoint.PARTS, "losses", "history"):
         assert_close(getattr(ours, part), getattr(theirs, part), rtol=0, atol=0, equal_nan=True)
     if log:

@@ -142,6 +142,9 @@ def test_the_readme_of_a_folder_samples_the_classes_in_diffusers(tmp_path, name)
     weights = classifier.load(classifier.FILES[{"fashion": "fashion-mnist"}.get(name, name)]).weights
     assert classes.agreement(weights, classes.features(weights, x0), here["labels"]) > 0.75
     assert f"- 9: {'boot' if name == 'fashion' else 9}\n- 10: no label\n" in text
+    assert f"pictures: 1 x {side} x {side}\n- training: {'20' if name == 'fashion' else '3'},000 steps" in text
+    assert text.startswith("---\nlibrary_name: diffusers\ntags: [diffusion, class-conditional]\n---\n")
+    assert f"- ema: {checkpoint.load(f'weights/{name}.safetensors').settings['ema']}\n" in text and "/usr" not in text
 
 
 def test_a_run_s_folder_is_its_checkpoint(tmp_path):

@@ -21,6 +21,7 @@ from tests.helpers import (
     each_clip,
     each_schedule,
     each_target,
+    gaussian_denoiser,
     gaussian_with_variance,
     golden,
     guided_diffusion,
@@ -340,6 +341,56 @@ def test_guided_by_a_weight_of_each_picture():
         assert_close(ddpm.guided(labelled([], 2), labels, 3, kind)(xt, t), torch.cat(each))
     assert_close(ddpm.guided(labelled([], 1), labels, 3, torch.tensor(2.))(xt, t),
                  ddpm.guided(labelled([], 1), labels, 3, 2)(xt, t))
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_rescaled_guidance_is_the_published_one(channels):
+    """diffusers' own lines, of each picture; with the deviation brought back all the way it is the conditional's."""
+    rescale = pytest.importorskip("diffusers.guiders.guider_utils").rescale_noise_cfg
+    xt, t, labels, null = pictures(3, 2, 4, 4), torch.tensor([5, 6, 7]), torch.tensor([0, 1, 2]), 3
+    xt = xt * torch.tensor([1., 5., 0.2]).view(3, 1, 1, 1)
+    model, w = labelled([], channels), torch.tensor([2., 7.5, -0.5])
+    plain, conditional = ddpm.guided(model, labels, null, w)(xt, t), model(xt, t, labels)
+    for phi in (0.7, 1.):
+        output = ddpm.guided(model, labels, null, w, phi)(xt, t)
+        assert_close(output[:, :2], rescale(plain[:, :2], conditional[:, :2], phi))
+        same(output[:, 2:], conditional[:, 2:])
+    assert_close(output[:, :2].flatten(1).std(1), conditional[:, :2].flatten(1).std(1))
+
+
+@each_target
+@pytest.mark.parametrize("learned", [False, True])
+def test_classifier_guidance_of_a_mixture_is_its_component(target, learned):
+    """Two classes, N(m_y, v) each: grad log p(y | x_t) turns the mixture's exact denoiser into the class's own."""
+    schedule, means, var = linear_schedule(), torch.tensor([0.6, -0.4]).double(), 0.09
+    xt, t = pictures(5, 1, 2, 2).double(), torch.tensor([1, 10, 200, 700, 1000])
+
+    def log_p(x, t):
+        alpha_bar = schedule.alpha_bar[t].view(-1, 1)
+        distance = x.flatten(1)[:, None] - alpha_bar.sqrt()[:, None] * means[:, None]          # B classes pixels
+        return (-distance.square().sum(2) / (2 * (alpha_bar * var + 1 - alpha_bar))).log_softmax(1)
+
+    def mixture(x, t):
+        share = log_p(x, t).exp()
+        output = sum(share[:, k].view(-1, 1, 1, 1) * gaussian_denoiser(schedule, means[k], var, target)(x, t)
+                     for k in range(2))
+        return torch.cat([output, x], dim=1) if learned else output
+
+    for k in range(2):
+        with torch.no_grad():
+            output = ddpm.classifier_guided(schedule, mixture, lambda x, t, k=k: log_p(x, t)[:, k], 1., target)(xt, t)
+        assert_close(output[:, :1], gaussian_denoiser(schedule, means[k], var, target)(xt, t), rtol=1e-9, atol=1e-9)
+        same(output[:, 1:], xt if learned else xt[:, 1:])
+
+
+def test_classifier_guidance_scales_the_score_and_needs_a_signal():
+    schedule, xt, t = ddpm.flow_schedule(), pictures(2, 1, 2, 2), torch.tensor([500, 1000])
+    output = [ddpm.classifier_guided(schedule, lambda x, t: 0 * x, lambda x, t: x.flatten(1).sum(1), s, "x0")(xt, t)
+              for s in (1., 3.)]
+    alpha_bar = schedule.alpha_bar[500]
+    assert_close(output[0][0], torch.full((1, 2, 2), (1 - alpha_bar) / alpha_bar.sqrt()).float())
+    assert_close(output[1], 3 * output[0])
+    assert (output[1][1] == 0).all()                                    # x_T is noise alone
 
 
 # Losses

@@ -66,16 +66,23 @@ TRAIN = {
     "preset": "cifar10 --data digits --size 8 --network digits",
     "data": "pictures", "size": "16", "fit": "pad --data pictures --size 8", "channels": "3", "flip": "",
     "network": "other", "target": "x0", "loss": "l1", "space": "x0", "sampling": "importance", "schedule": "linear",
+    "zero_snr": "",
     "T": "5", "null": "0.9", "steps": "3", "batch": "8", "accumulate": "2", "lr": "0.1", "warmup": "1", "final": "0.5",
     "clip": "0.01", "ema": "0.01", "dtype": "bf16", "recompute": "", "compile": "", "deterministic": "",
     "device": "cuda", "seed": "1", "workers": "1", "log_every": "2", "sample_every": "1", "save_every": "1",
+    "tensorboard": "",
     "out": "other"}
 SAMPLE = {
     "checkpoint": "weights/fashion.safetensors", "from_": "published", "n": "3", "batch": "1", "seed": "1",
-    "labels": "7", "sampler": "2m --steps 3", "steps": "3", "spacing": "leading", "shift": "3 --spacing flow",
-    "eta": "1", "churn": "1 --sampler heun", "variance": "beta --eta 1", "clip": "no", "guidance": "2",
-    "weights": "raw", "snapshots": "1000,0", "gif": "", "png": "", "npz": "", "dtype": "bf16", "compile": "",
-    "device": "cuda", "out": "other"}
+    "labels": "7", "sampler": "2m --steps 3", "table": "out/rows.csv", "steps": "3", "spacing": "leading",
+    "shift": "3 --spacing flow", "eta": "1", "churn": "1 --sampler heun",
+    "s_tmin": "100 --sampler heun --churn 1 --steps 3", "s_tmax": "0.1 --sampler heun --churn 1 --steps 3",
+    "s_noise": "2 --sampler heun --churn 1 --steps 3", "variance": "beta --eta 1",
+    "clip": "no", "guidance": "2", "guidance_interval": "0.1,5 --guidance 2 --steps 3",
+    "guidance_rescale": "0.5 --guidance 2", "start": "pictures/0.png",
+    "strength": "0.3 --start pictures/0.png --steps 10",
+    "weights": "raw", "snapshots": "1000,0", "gif": "", "png": "", "npz": "",
+    "dtype": "bf16", "compile": "", "device": "cuda", "out": "other"}
 
 
 def traces(main, flags: list[str], monkeypatch) -> list:

@@ -12,6 +12,8 @@ import data
 import ddpm
 import noise
 import sample
+import samplers
+from data.image_files import read_image
 from run import arrays, checkpoint, folder, pictures
 from sample import Config, generate
 from unet import UNet
@@ -102,6 +104,81 @@ def test_labels_and_guidance_matter():
     assert (digits(labels="7", guidance=2.).x - digits(labels="7").x).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("phi", [0., 0.7])
+def test_guidance_in_an_interval(phi, capsys, tmp_path):
+    """Where sigma lies in it the chain is the guided one, elsewhere that without, with one evaluation of each picture.
+
+    The steps' sigmas are 22918, 1.38 and 0.34.
+    """
+    steps = {"steps": "1000,600,200", "labels": "7", "n": 3, "guidance": 2., "guidance_rescale": phi}
+    network, rows, (schedule, *_) = digits_network(), digits_rows(1000, 600, 200), (ddpm.cosine_schedule(), None)
+    labels, seeds = torch.full((3,), 7), noise.image_seeds(0, torch.arange(3))
+    for interval, ws in (("0.2,1", (0, 0, 2.)), ("1.3,1.4", (0, 2., 0)), ("1,inf", (2., 2., 0)), ("0,inf", (2.,) * 3)):
+        assert ddpm.weights_in_interval(schedule, samplers.network_times(rows), 2., *map(float, interval.split(","))) \
+            == [*ws]
+        batches, xt, past = [], noise.normal(seeds, 1000, (1, 8, 8)), None
+
+        def model(xt, t, y, batches=batches):
+            batches.append(len(xt))
+            return network(xt, t, y)
+
+        for k, w in enumerate(ws):
+            output = ddpm.guided(model, labels, 10, w, phi)(xt, samplers.network_times(rows)[k].expand(3))
+            xt, past = ddpm.step(rows, torch.tensor([k]), xt, output)
+        assert batches == [6 if w else 3 for w in ws]
+        assert_close(digits(guidance_interval=interval, **steps).x, xt, **SAME)
+    assert torch.equal(digits(guidance_interval="0,inf", **steps).x, digits(**steps).x)
+    sample.main(["--n", "2", "--steps", "4", "--guidance", "1", "--guidance_interval", "0,1.1", "--out", str(tmp_path)])
+    assert "4 network evaluations, 2 of twice the batch;" in capsys.readouterr().out
+
+
+def digits_network():
+    saved = checkpoint.load(DIGITS)
+    unet = UNet(saved.network).eval().requires_grad_(False)
+    unet.load_state_dict(saved.ema)
+    return unet
+
+
+def digits_rows(*times):
+    return ddpm.sampler_rows(ddpm.cosine_schedule(), times, target="v")
+
+
+@pytest.fixture
+def seven(tmp_path):
+    """A file with a seven, larger than the model's pictures and in colour."""
+    images = data.digits(held_out=True)
+    Image.fromarray(images.images[images.labels == 7][0, 0].numpy()).convert("RGB").resize((80, 80)).save(
+        tmp_path / "seven.png")
+    return tmp_path / "seven.png"
+
+
+@pytest.mark.parametrize("settings, times", [
+    ({"steps": "10", "strength": 0.6}, [600, 500, 400, 300, 200, 100]), ({"steps": "1000,500,250"}, [500, 250]),
+    ({"steps": "4", "spacing": "karras", "strength": 1.}, None), ({"steps": "4", "sampler": "2m"}, [500, 250])])
+def test_a_chain_that_starts_from_a_picture(seven, settings, times):
+    """Its first state is q(x_t | x0) with the image's noise, and the rows are the shortened chain's."""
+    config = Config(checkpoint=DIGITS, n=3, labels="7", start=str(seven), **settings)
+    last = checkpoint.load(DIGITS)
+    plan = sample.make_plan(config, last)
+    t, schedule = samplers.column(plan.rows, "t"), ddpm.from_betas(last.beta)
+    assert times is None or t.tolist() == times
+    x0 = data.to_unit(read_image(seven, (1, 8, 8), "crop")).expand(3, 1, 8, 8)
+    z = noise.normal(plan.seeds[0], t[0], (1, 8, 8))
+    x_T = ddpm.q_sample(schedule, x0, t[:1].expand(3), z)
+    assert_close(plan.first(plan.seeds[0]), x_T, rtol=0, atol=1e-6)
+    rows = ddpm.sampler_rows(schedule, t, sampler=config.sampler, target="v")
+    network, labels = digits_network(), torch.full((3,), 7)
+    *_, (_, xs, _) = ddpm.sample(lambda xt, t: network(xt, t, labels), rows, (1, 8, 8), plan.seeds[0], x_T=x_T)
+    assert_close(generate(config).x, xs, **SAME)
+
+
+def test_the_weaker_the_nearer_to_the_picture(seven):
+    x0 = data.to_unit(read_image(seven, (1, 8, 8), "crop"))
+    far = [(digits(labels="7", start=str(seven), strength=strength, steps="100").x - x0).square().mean()
+           for strength in (0, 0.1, 0.3, 0.6, 1)]
+    assert far == sorted(far) and far[0] < 1e-3 < 0.1 < far[-1]
+
+
 @pytest.fixture
 def hybrid(tmp_path):
     """The digits' weights with a second half of outputs, v = 1: a model that learned beta for its variance."""
@@ -135,9 +212,9 @@ def test_heun_says_when_its_steps_are_too_long(tmp_path, capsys, flags, said):
     assert ("multiplies errors by 247; use --spacing logsnr" in output) == ("a step of heun" in output) == said
 
 
-def test_raw_weights_bf16_and_no_clip_are_other_pictures_of_the_same_kind():
+def test_raw_weights_half_precision_and_no_clip_are_other_pictures_of_the_same_kind():
     x = digits(steps="10").x
-    for settings in ({"weights": "raw"}, {"dtype": "bf16"}, {"clip": False}):
+    for settings in ({"weights": "raw"}, {"dtype": "bf16"}, {"dtype": "fp16"}, {"clip": False}):
         other = digits(steps="10", **settings).x
         assert other.dtype == torch.float32 and 0 < (other - x).abs().mean() < 0.5
 
@@ -156,6 +233,13 @@ def test_snapshots_are_the_nearest_times_visited():
 
 
 @pytest.mark.parametrize("flags, says", [
+    ("--guidance_interval 0.2,5", "guidance is 0, so guidance_interval and guidance_rescale would do nothing"),
+    ("--guidance 1 --guidance_interval 0.2", "guidance_interval is 0.2; it must be two sigmas, as 0.2,5"),
+    ("--guidance 1 --guidance_interval low,5", "it must be numbers, as 0.2,5"),
+    ("--guidance 1 --guidance_interval 5,5.01 --steps 3", "guidance 1 would do nothing between sigma 5 and 5.01; the"),
+    ("--guidance 1 --guidance_rescale 1.1", "guidance_rescale is 1.1; it must be between 0 and 1"),
+    ("--start none.png", "none.png"), ("--start x --strength 2", "strength is 2.0; it must be between 0 and 1"),
+    ("--strength 0.3", "strength is 0.3, but there is no picture to start from"),
     ("--n 0", "n is 0"), ("--batch 0", "batch is 0"), ("--steps 1001", "steps is 1001"),
     ("--steps 0 --spacing karras", "steps is 0"), ("--steps few", "steps is 'few'"), ("--steps=", "times are []"),
     ("--steps 9,5 --spacing karras", "spacing karras and shift 1"), ("--spacing odd", "spacing is 'odd'"),

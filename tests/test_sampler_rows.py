@@ -131,41 +131,50 @@ def test_golden_dpm_solver():
 
 
 @each_clip
-@pytest.mark.parametrize("churn", [0., 2., 100.])
-def test_heun_is_edm_s_algorithm(churn, clip):
-    """Karras et al. 2022, algorithm 2, in its own coordinates: Heun's steps from churned states, at last Euler's."""
-    schedule, steps = linear_schedule(), 8
-    times = samplers.spaced_times(schedule, steps, "karras")
-    rows = sampler_rows(schedule, times, sampler="heun", churn=churn, target="x0", clip=clip)
+@pytest.mark.parametrize("first", [20., None], ids=["sigma 20", "T"])
+@pytest.mark.parametrize("s_churn, s_tmin, s_tmax, s_noise", [
+    (0., 0., math.inf, 1.), (2., 0., math.inf, 1.), (100., 0., math.inf, 1.), (4., 0.05, 15., 1.003),
+    (100., 0.5, 2., 1.2), (2., 200., 300., 1.)])
+def test_heun_is_edm_s_algorithm(s_churn, s_tmin, s_tmax, s_noise, first, clip):
+    """Karras et al. 2022, algorithm 2, in its own coordinates, from below the schedule's last sigma and from there.
+
+    No step begins beyond that, where the schedule ends; the first step's own noise is a part of x_T here.
+    """
+    schedule, N = linear_schedule(), 8
+    times = samplers.spaced_times(schedule, N, "karras")
+    if first:
+        times = samplers.time_at(schedule, torch.linspace(math.log(first), math.log(0.02), N).double())
+    rows = sampler_rows(schedule, times, sampler="heun", churn=s_churn, s_tmin=s_tmin, s_tmax=s_tmax, s_noise=s_noise,
+                        target="x0", clip=clip)
     sigma = torch.cat([(1 / alpha_bar_at(schedule, times) - 1).sqrt(), torch.zeros(1).double()])
-    z = pictures(len(rows), 2, 3, 4).double()
+    largest = (1 / schedule.alpha_bar[-1] - 1).sqrt()
+    z = pictures(len(rows) + 1, 2, 3, 4).double()
 
     def denoise(x, sigma):
         x0 = (2 * x / (1 + sigma**2).sqrt()).sin() * 1.3
         return x0.clamp(-1, 1) if clip else x0
 
-    gamma = min(churn / steps, math.sqrt(2) - 1)
-    x = y = z[-1] * (1 + sigma[0]**2).sqrt()                            # z[-1] is not used else: the last row has none
-    past, k = None, 0
-    for i in range(steps):
-        raised = i > 0 and sigma[i] * (1 + gamma) < sigma[0]            # not beyond the first sigma
-        hat = sigma[i] * (1 + gamma) if raised else sigma[i]
-        x = x + (hat**2 - sigma[i]**2).sqrt() * z[k - 1] if raised else x
+    x, y, past, k = z[-1] * sigma[0], None, None, 0
+    for i in range(N):
+        gamma = min(s_churn / N, math.sqrt(2) - 1) if s_tmin <= sigma[i] <= s_tmax else 0.
+        gamma = gamma if (1 + gamma) * sigma[i] <= largest else 0.
+        hat = sigma[i] + gamma * sigma[i]
+        x = x + (hat**2 - sigma[i]**2).sqrt() * s_noise * z[k - 1]      # at i = 0, z[-1]: any noise would do
+        y = x if y is None else y
         d = (x - denoise(x, hat)) / hat
         following = x + (sigma[i + 1] - hat) * d
-        if i < steps - 1:
+        if i < N - 1:
             d2 = (following - denoise(following, sigma[i + 1])) / sigma[i + 1]
             following = x + (sigma[i + 1] - hat) * (d + d2) / 2
         x = following
-        for _ in range(2 if i < steps - 1 else 1):
-            level = (1 / alpha_bar_at(schedule, rows[k, 0]) - 1).sqrt()
-            output = denoise(y, level) if k else denoise(y, sigma[0])
-            s = (1 / alpha_bar_at(schedule, rows[k, 1]) - 1).sqrt()
-            state, past = step(rows, torch.tensor([k]), y / (1 + level**2).sqrt(), output, past, z=z[k])
+        for _ in range(2 if i < N - 1 else 1):
+            level, s = ((1 / alpha_bar_at(schedule, rows[k, column]) - 1).sqrt() for column in (0, 1))
+            state, past = step(rows, torch.tensor([k]), y / (1 + level**2).sqrt(), denoise(y, level), past, z=z[k])
             y, k = state * (1 + s**2).sqrt(), k + 1
         without = y - column(rows, "cz")[k - 1] * z[k - 1] * (1 + s**2).sqrt()     # its churn belongs to the next step
         assert_close(without, x, rtol=1e-9, atol=1e-9 * x.abs().max().item())
-    assert k == len(rows) == 2 * steps - 1 and (column(rows, "cz") > 0).any() == (churn > 0)
+    assert k == len(rows) == 2 * N - 1 and (column(rows, "cz") > 0).any() == (s_churn > 0 and s_tmin < 200)
+    assert (rows[0, 0] > times[0]) == bool(first and s_churn and s_tmin <= first <= s_tmax)
 
 
 @pytest.mark.parametrize("spacing, level", [
@@ -259,11 +268,12 @@ def test_many_wrong_times_are_not_all_listed():
 @pytest.mark.parametrize("choice, message", [
     ({"eta": -0.1}, "eta is -0.1"), ({"eta": 1.1}, "eta is 1.1"), ({"eta": math.nan}, "eta is nan"),
     ({"sampler": "heun", "churn": -1.}, "churn is -1"), ({"sampler": "heun", "churn": math.inf}, "churn is inf"),
+    ({"sampler": "heun", "s_noise": -1.}, "s_noise is -1"), ({"s_tmax": 2.}, "s_tmax is 2.0, but the sampler ddim"),
     ({"times": []}, r"times are \[\]"), ({"times": [5, 5, 1]}, r"\[5, 5, 1\]"), ({"times": [1, 5]}, "decrease"),
     ({"times": [11, 5]}, r"1\.\.10"), ({"times": [5, 0]}, r"1\.\.10"), ({"times": [5., 0.5]}, r"1\.\.10"),
     ({"times": [5 + 1e-9, 5.], "eta": 1.}, "equal in float32"), ({"times": [5 + 1e-15, 5.]}, "alpha_bar must differ"),
     ({"sampler": "euler"}, "'euler'"), ({"variance": "fixed_small"}, "'fixed_small'"), ({"target": "score"}, "'score'"),
-    ({"sampler": "heun", "eta": 0.5}, "eta is 0.5, but the sampler heun takes churn; leave eta out"),
+    ({"sampler": "heun", "eta": 0.5}, "eta is 0.5, but the sampler heun takes churn and s_tmin and"),
     ({"sampler": "unipc", "eta": 1.}, "eta is 1"), ({"sampler": "consistency", "eta": 1.}, "takes no options"),
     ({"sampler": "heun", "variance": "beta"}, "variance is beta"),
     ({"sampler": "2m", "eta": 1., "variance": "beta"}, "variance is beta, but the sampler 2m takes eta; leave"),

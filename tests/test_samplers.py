@@ -287,7 +287,8 @@ def test_flow_matching_trains_and_samples(tmp_path):
     ("--schedule linear --T 20000 --target eps", "alpha_bar is 1.3e-88 at the first step"),
     ("--space odd", "space is 'odd'"),
     ("--space v --loss l1", "space is v and loss l1; a space weights squared errors, use loss l2"),
-    ("--space v --loss hybrid", "space is v and loss hybrid")])
+    ("--space v --loss hybrid", "space is v and loss hybrid"),
+    ("--sampling lognormal --loss bound", "use sampling stratified or importance")])
 def test_trainings_that_cannot_work(flags, says, refused):
     assert says in refused(train.main, flags.split())
 

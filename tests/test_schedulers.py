@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from ddpm import cosine_schedule, flow_schedule, linear_schedule
+from ddpm import SCHEDULES, cosine_schedule, flow_schedule, linear_schedule, rescale_zero_snr
 from samplers import COLUMNS, alpha_bar_at, network_times, sampler_rows, spaced_times, step
 
 diffusers = pytest.importorskip("diffusers")
@@ -207,3 +207,14 @@ def test_consistency_is_lcm(wide, monkeypatch):
     rows[:, 2] += torch.stack(skip)
     bar = schedule.alpha_bar[torch.cat([other.timesteps + 1, torch.zeros(1).long()])]
     same(ours(schedule, rows, x, z), theirs(other, x, (1 / bar - 1).sqrt(), unscaled))
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("T", [1000, 20])
+def test_zero_snr_is_the_published_rescaling(name, T):
+    rescale = importlib.import_module("diffusers.schedulers.scheduling_ddim").rescale_zero_terminal_snr
+    schedule = SCHEDULES[name](T)
+    rescaled = rescale_zero_snr(schedule)
+    assert_close(rescaled.beta[1:], rescale(schedule.beta[1:]), rtol=1e-9, atol=1e-12)
+    assert rescaled.alpha_bar[-1] == 0
+    assert_close(rescaled.alpha_bar[1], schedule.alpha_bar[1], rtol=1e-14, atol=0)

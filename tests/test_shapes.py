@@ -14,7 +14,8 @@ import samplers
 
 small = settings(max_examples=60, derandomize=True, database=None, deadline=None)
 schedules = st.builds(lambda name, T: ddpm.SCHEDULES[name](T), st.sampled_from([*ddpm.SCHEDULES]), st.integers(1, 60))
-OPTIONS = {"eta": st.floats(0, 1), "churn": st.floats(0, 50), "variance": st.sampled_from(ddpm.VARIANCES)}
+OPTIONS = {"eta": st.floats(0, 1), "churn": st.floats(0, 50), "variance": st.sampled_from(ddpm.VARIANCES),
+           "s_tmin": st.floats(0, 2), "s_tmax": st.floats(0, 100), "s_noise": st.floats(0.9, 1.1)}
 
 
 @small
@@ -27,12 +28,14 @@ def test_rows_are_valid_for_any_times(schedule, sampler, target, choose):
     t, s, _, _, _, c0, ct, cp, cp2, cz, log_min, log_max = rows.T
     assert rows.isfinite().all() and s.tolist() == [*t[1:].tolist(), 0]
     visited = t[[0, *range(1, len(t), 2)]] if sampler == "heun" else t
-    assert visited.tolist() == times
+    assert visited[1:].tolist() == times[1:] and times[0] <= visited[0] <= ddpm.schedule_length(schedule)
+    assert visited[0] == times[0] or options.get("churn")
     assert (cz >= 0).all() and cz[-1] == 0 and (log_min <= log_max + 1e-12).all()
     bar_t, bar_s = (samplers.alpha_bar_at(schedule, time) for time in (t, s))
     assert_close(c0 + cp + cp2 + ct * bar_t.sqrt(), bar_s.sqrt(), rtol=1e-9, atol=1e-9)     # a known x0 stays itself
     if options.get("variance", "beta_tilde") == "beta_tilde" or options.get("eta", 1) == 0:
-        assert_close(ct**2 * (1 - bar_t) + cz**2, 1 - bar_s, rtol=1e-9, atol=1e-9)          # and its noise is that of s
+        z = cz / options.get("s_noise", 1)
+        assert_close(ct**2 * (1 - bar_t) + z**2, 1 - bar_s, rtol=1e-9, atol=1e-9)          # and its noise is that of s
 
 
 @small

@@ -1,9 +1,12 @@
 import copy
+import io
 import json
 import math
 import os
 import shlex
+import shutil
 import signal
+import sys
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -52,6 +55,29 @@ def test_a_run_leaves_what_it_says(tmp_path, curves, capsys):
     said = capsys.readouterr().out
     assert "173,921 parameters" in said and "seed 0" in said
     assert "warning" in said and "0.036 bits/dim of the data are left in x_T" in said
+
+
+def test_tensorboard_shows_the_log_and_the_grids(tmp_path):
+    """Of a run that was resumed too, and lost the lines after its checkpoint."""
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run(tmp_path, "--steps", "4", "--save_every", "3", "--tensorboard")
+    shutil.copy(tmp_path / "previous.safetensors", tmp_path / "last.safetensors")           # of step 3
+    run(tmp_path, "--steps", "6", "--tensorboard")
+    shown = events.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    for name, k in (("loss", None), ("quarters", 0), ("samples_mean", 0), ("lr", None)):
+        lines = [line for line in folder.read_log(tmp_path) if name in line]
+        values = {line["step"]: line[name] if k is None else line[name][k] for line in lines}
+        scalars = shown.Scalars(name if k is None else f"{name}/{k + 1}")
+        assert {event.step: event.value for event in scalars} == pytest.approx(
+            {step: value for step, value in values.items() if value is not None}, rel=1e-6)
+    assert [event.step for event in shown.Images("samples")] == [6]
+    assert Image.open(io.BytesIO(shown.Images("samples")[0].encoded_image_string)).size == Image.open(
+        tmp_path / "samples" / "000006.png").size
+
+
+def test_tensorboard_that_is_not_installed_is_a_sentence(tmp_path, refused, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert "pip install tensorboard" in refused(train.main, [*QUICK, "--tensorboard", "--out", str(tmp_path)])
 
 
 @pytest.mark.parametrize("steps, warmup, told", [
@@ -107,7 +133,7 @@ def on_a_gpu(*flags):
 
 @pytest.mark.parametrize("flags, more", [
     (["--accumulate", "3", "--loss", "l1"], []), (["--workers", "2"], ["--recompute"]),
-    (["--loss", "bound", "--sampling", "importance", "--T", "3", "--batch", "32"], []),
+    (["--loss", "bound", "--sampling", "importance", "--T", "3", "--batch", "32"], []), (["--dtype", "fp16"], []),
     on_a_gpu(), on_a_gpu("--dtype", "bf16"), on_a_gpu("--dtype", "bf16", "--compile")])
 def test_a_run_cut_in_two_ends_bitwise_where_the_whole_one_does(tmp_path, flags, more, monkeypatch, restored, capsys):
     """It dies after step 3, when its checkpoint is there, and may recompute from there on."""
@@ -232,6 +258,26 @@ def test_one_bad_step_is_skipped(monkeypatch):
     assert all(moment.abs().max() == 0 for state in run.optimizer.state.values() for moment in state.values())
 
 
+def test_fp16_scales_the_loss(monkeypatch):
+    """Gradients that would be 0 in float16 are those of float32; where scaled ones overflow, the scale is halved."""
+    objective, norms = train.objective, {}
+    for dtype, enabled in (("float32", True), ("fp16", True), ("fp16", False)):
+        run, pixels, labels = started(dtype=dtype)
+        run.scaler._enabled &= enabled
+        with monkeypatch.context() as patch:
+            patch.setattr(train, "objective", lambda *args: {"loss": 1e-6 * objective(*args)["loss"]})
+            norms[dtype, enabled] = train.update(run, train.trained_model(run), 1, pixels, labels)
+    assert_close(norms["fp16", True], norms["float32", True], rtol=0.01, atol=0)
+    assert norms["fp16", False] < 0.9 * norms["float32", True]
+    run, pixels, labels = started(dtype="fp16")
+    run.scaler.load_state_dict(run.scaler.state_dict() | {"scale": 2.**30})
+    before = copy.deepcopy(run.unet.state_dict())
+    for k, scale in enumerate((2.**29, 2.**28), 1):
+        assert not train.update(run, train.trained_model(run), k, pixels, labels).isfinite()
+        assert run.progress.failures == k and run.scaler.get_scale() == scale
+    assert_close(run.unet.state_dict(), before, rtol=0, atol=0)
+
+
 def test_the_network_is_told_other_times_at_every_step(tmp_path, monkeypatch):
     told, objective = [], train.objective
     monkeypatch.setattr(train, "objective", lambda config, schedule, denoise, x0, t, eps: told.append(t) or objective(
@@ -297,6 +343,32 @@ def test_the_gradient_is_weighted(accumulate):
     assert_close(run.weights["last.weight"].grad, expected.float(), rtol=1e-4, atol=1e-6)
     assert_close(record[:, 0].sum(), (1 / (20 * p[t - 1])).sum(), rtol=1e-6, atol=0)
     assert run.history[t[0] - 1, -1] == pytest.approx(losses[0].item(), rel=1e-4)
+
+
+# Times that are chosen by their noise
+
+@pytest.mark.parametrize("sampling, mean, deviation", [("lognormal", -1.2, 1.2), ("logit-normal", 0., 1.)])
+@pytest.mark.parametrize("schedule", ddpm.SCHEDULES)
+def test_log_sigma_is_normal(schedule, sampling, mean, deviation):
+    """By its moments, also of the times that are drawn, which come without weights."""
+    run, pixels, labels = started(T=1000, batch=64, schedule=schedule, sampling=sampling)
+    level = ddpm.log_sigma(run.schedule.alpha_bar[1:]).clamp(max=20)                   # infinite at the end of flow
+    assert run.p.sum() == pytest.approx(1, abs=1e-12) and run.p.min() >= 0
+    assert (run.p * level).sum() == pytest.approx(mean, abs=0.005)
+    assert (run.p * (level - mean)**2).sum().sqrt() == pytest.approx(deviation, abs=0.01)
+    drawn = torch.cat([level[train.sample_timesteps(run.config, step, run.p) - 1] for step in range(200)])
+    assert drawn.mean() == pytest.approx(mean, abs=0.02) and drawn.std() == pytest.approx(deviation, abs=0.02)
+    train.update(run, train.trained_model(run), 1, pixels, labels)
+    assert run.progress.records[0][:, 0].sum() == 64
+
+
+def test_zero_snr_leaves_no_signal(tmp_path, refused):
+    """And where nothing is left, a network that predicts eps could not say what x0 is."""
+    run(tmp_path, "--steps", "2", "--zero_snr")
+    beta = checkpoint.load(tmp_path).beta
+    assert beta[-1] == 1 and (beta[:-1] < 0.99).all()
+    sample.main(["--checkpoint", str(tmp_path), "--n", "2", "--steps", "4", "--out", str(tmp_path / "out")])
+    assert "use target v" in refused(train.main, [*QUICK, "--zero_snr", "--target", "eps", "--out", "x"])
 
 
 # What the log says

@@ -285,3 +285,41 @@ def test_impossible_networks_are_refused(change, says):
 def test_wrong_pictures_and_labels_are_refused(change, shape, labels, says):
     with pytest.raises(ValueError, match=says):
         UNet(replace(SMALL, **change))(torch.zeros(1, *shape), torch.tensor([1]), labels)
+
+
+# Export: of any batch and size
+
+AUTO = torch.export.Dim.AUTO
+SHAPES = {"xt": {0: AUTO, 2: AUTO, 3: AUTO}, "t": {0: AUTO}, "labels": {0: AUTO}}
+EXPORTED = {"conv": UNetConfig(1, 1, D=8, widths=(8, 16), blocks=1, heads=(0, 2, 2), classes=3, groups=4,
+                               scale_shift=True, resample="conv"),
+            "conv_end": UNetConfig(1, 2, D=8, widths=(8, 16), blocks=1, heads=(0, 0, 0), classes=3, groups=4),
+            "res, patch": UNetConfig(1, 1, D=8, widths=(8, 16), blocks=1, heads=(2, 0, 1), classes=3, groups=4,
+                                     resample="res", patch=2)}
+
+
+def asked(B, H, W):
+    xt = torch.randn(B, 1, H, W, generator=torch.Generator().manual_seed(B))
+    return xt, torch.arange(B) * 7 + 1, torch.arange(B) % 3
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_torch_exports_the_network(name):
+    unet = awake(EXPORTED[name]).requires_grad_(False)
+    program = torch.export.export(unet, asked(3, 8, 8), dynamic_shapes=SHAPES)
+    for B, H, W in ((1, 8, 8), (5, 16, 8), (2, 8, 24)):
+        assert_close(program.module()(*asked(B, H, W)), unet(*asked(B, H, W)), rtol=0, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXPORTED)
+def test_onnx_has_the_network_s_outputs(name):
+    """Evaluated by onnx itself."""
+    pytest.importorskip("onnxscript")
+    evaluator = pytest.importorskip("onnx.reference").ReferenceEvaluator
+    unet = awake(EXPORTED[name]).requires_grad_(False)
+    program = torch.onnx.export(unet, asked(3, 8, 8), dynamo=True, dynamic_shapes=SHAPES, verbose=False)
+    for B, H, W in ((1, 8, 8), (5, 16, 8)):
+        given = dict(zip(("xt", "t", "labels"), (x.numpy() for x in asked(B, H, W)), strict=True))
+        [output] = evaluator(program.model_proto).run(None, given)
+        assert_close(torch.from_numpy(output), unet(*asked(B, H, W)), rtol=1e-4, atol=1e-4)

@@ -15,7 +15,7 @@ WALK = {                            # groups of the contents; all pages in the o
     "A picture": ("index", "sample_here"),
     "What is x_t?": ("x_t", "schedules", "ddpm"),
     "The way back": ("reverse", "swiss_roll"),
-    "Samplers": ("table", "samplers"),
+    "Samplers": ("table", "samplers", "guidance"),
     "Noise": ("philox", "noise"),
     "The network": ("network", "unet"),
     "Training, sampling": ("train", "sample"),

@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "acceptance.md").read_text()
 COUNTS = {"S0": 34, "S1": 24, "S2": 25, "S3": 17, "S4": 28, "U": 16, "T0": 10, "T1": 7, "T2": 16, "T3": 11, "T4": 23,
-          "P": 15, "N": 5}                      # rows of each source
+          "P": 15, "N": 5, "F": 11}                      # rows of each source
 UNUSED = {"T4-06"}
 SENTENCES = TEXT[TEXT.index("## Sentences"):]
 

@@ -247,7 +247,8 @@ def test_times_between_are_those_of_spaced_times(kind, spacing, shift, table):
         assert_close(torch.tensor(mine, dtype=torch.float64), expected.double(), rtol=0, atol=1.5e-11)
 
 
-VALUES = {"eta": (0., 0.3, 1.), "variance": schedules.VARIANCES, "churn": (0., 5., 200.)}
+VALUES = {"eta": (0., 0.3, 1.), "variance": schedules.VARIANCES, "churn": (0., 5., 200.),
+          "s_tmin": (0., 0.1), "s_tmax": (5., math.inf), "s_noise": (1., 1.007)}
 CHOICES = [{"sampler": sampler, **dict(zip(options, values, strict=True))} for sampler in samplers.SAMPLERS
            for options in [samplers.options_of(sampler)]
            for values in itertools.product(*(VALUES[name] for name in options))]

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 import data
 import ddpm
 import noise
-from examples import denoise_1d, inpaint, interpolate, invert, low_dimension, memorise
+from examples import classifier_guidance, denoise_1d, inpaint, interpolate, invert, low_dimension, memorise
 from examples.common import Model, rms, run, trained
 from run import checkpoint
 from tests.helpers import gaussian_denoiser
@@ -262,3 +262,13 @@ def test_a_model_of_labelled_pictures_may_take_no_labels(tmp_path):
     checkpoint.save(tmp_path / "last.safetensors", plain)
     model = trained(str(tmp_path / "last.safetensors"))
     assert model.denoise(torch.zeros(2, 1, 8, 8), torch.tensor([5, 9])).shape == (2, 1, 8, 8)
+
+
+# Guidance by a classifier
+
+def test_a_classifier_of_noisy_digits_guides_a_model_without_labels(out, capsys):
+    scores = classifier_guidance.main(["--n", "200", "--updates", "600", "--steps", "20", "--out", str(out)])
+    agree = [each["agree"] for each in scores.values()]
+    assert agree[0] < 0.2 and agree == sorted(agree) and agree[-1] > 0.9
+    assert scores[3]["FD"] < scores[0]["FD"] and "at t = 250" in capsys.readouterr().out
+    assert Image.open(out).size == (4 * 68 + 4, 24 + 10 * 68)

@@ -3,7 +3,6 @@
 import shutil
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -92,13 +91,19 @@ def test_a_table_too_large_is_computed_instead(uncompiled):
     assert_close(embed(t, labels), unet.embed(t, labels))
 
 
+def guided_at_last(model, labels, rows):
+    """A denoiser for each row: with the label, and in the last row alone guided."""
+    by_weight = [ddpm.guided(model, labels % 2, 2, w) for w in (0, 1.5)]
+    return [by_weight[k == len(rows) - 1] for k in range(len(rows))]
+
+
 def compiled_is_plain(name, batch):
-    """The compiled chain yields the pictures of the plain one, and other pictures for other seeds."""
+    """The compiled chain yields the pictures of the plain one, guided in some rows, and others for other seeds."""
     plain, compiled, rows = awake(), awake(), chain_rows(name)
     seeds, labels = image_seeds(3, torch.arange(batch)), torch.arange(batch) * 2 % 3
     model = compile_denoiser(compiled, samplers.network_times(rows))
-    run = compile_loop(lambda xt, t: model(xt, t, labels), rows, (2, 8, 8), seeds)
-    ours = ddpm.sample(lambda xt, t: plain(xt, t, labels), rows, (2, 8, 8), seeds)
+    run = compile_loop(guided_at_last(model, labels, rows), rows, (2, 8, 8), seeds)
+    ours = ddpm.sample(guided_at_last(plain, labels, rows), rows, (2, 8, 8), seeds)
     for (s, xs, x0), (s_plain, xs_plain, x0_plain) in zip(run(seeds), ours, strict=True):
         assert s == s_plain
         assert_close((xs, x0), (xs_plain, x0_plain), rtol=1e-4, atol=1e-4)
@@ -165,17 +170,20 @@ class Graph:
 
 @pytest.mark.parametrize("name", ["ddpm", "unipc", "heun churn", "karras"])
 def test_the_step_that_is_captured(name, monkeypatch):
-    """Its buffers and its index, twice: everything of `capture` but the graph itself."""
+    """Its buffers and its index, three times: everything of `capture` but the graphs themselves, which may be two."""
     still = SimpleNamespace(wait_stream=lambda other: None)
     for part, stand_in in {"Stream": lambda: still, "current_stream": lambda: still, "CUDAGraph": Graph,
                            "stream": lambda s: nullcontext(), "graph": lambda g: nullcontext()}.items():
         monkeypatch.setattr(torch.cuda, part, stand_in)
     unet, rows, seeds = awake(replace(CONFIG, classes=0)), chain_rows(name), image_seeds(3, torch.arange(2))
-    run, plain = capture(unet, rows, (2, 8, 8), seeds + 1), [*samplers.sample(unet, rows, (2, 8, 8), seeds)]
-    for _ in range(2):
-        for (s, xs, x0), (s_plain, xs_plain, x0_plain) in zip(run(seeds), plain, strict=True):
-            assert s == s_plain
-            assert_close((xs, x0), (xs_plain, x0_plain), rtol=1e-4, atol=1e-4)
+    unlike = [unet, lambda xt, t: unet(torch.cat([xt, -xt]), torch.cat([t, t]))[2:]]      # the other of twice the batch
+    for denoise in unet, [unlike[k % 3 == 1] for k in range(len(rows))]:
+        run = capture(denoise, rows, (2, 8, 8), seeds + 1)
+        for x_T in None, torch.ones(2, 2, 8, 8), None:
+            plain = samplers.sample(denoise, rows, (2, 8, 8), seeds, x_T=x_T)
+            for (s, xs, x0), (s_plain, xs_plain, x0_plain) in zip(run(seeds, x_T=x_T), plain, strict=True):
+                assert s == s_plain
+                assert_close((xs, x0), (xs_plain, x0_plain), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
@@ -185,9 +193,9 @@ def test_captured_loop_samples_the_plain_pictures_twice(name, batch):
     plain, fast, rows = awake().cuda(), awake(norm=group_norm_silu).cuda(), chain_rows(name).cuda()
     seeds, labels = image_seeds(3, torch.arange(batch)).cuda(), (torch.arange(batch) % 3).cuda()
     model = compile_denoiser(fast, samplers.network_times(rows))
-    run = compile_loop(lambda xt, t: model(xt, t, labels), rows, (2, 8, 8), seeds + 1)
+    run = compile_loop(guided_at_last(model, labels, rows), rows, (2, 8, 8), seeds + 1)
     first, second = ([xs for _, xs, _ in run(seeds)] for _ in range(2))
-    ours = ddpm.sample(partial(plain, labels=labels), rows, (2, 8, 8), seeds)
+    ours = ddpm.sample(guided_at_last(plain, labels, rows), rows, (2, 8, 8), seeds)
     for xs, again, (_, xs_plain, _) in zip(first, second, ours, strict=True):
         assert_close(xs, again, rtol=0, atol=0)
         assert_close(xs, xs_plain, rtol=1e-3, atol=1e-3)

@@ -26,7 +26,8 @@ def example(step=3):
     return Checkpoint(config, weights, {k: w + 1 for k, w in weights.items()}, step, torch.rand(10).double(),
                       {"seed": 1, "target": "v", "clip": math.inf, "lr": 1e-4, "flip": True},
                       {"name": "x\udcff", "shape": (3, 8, 8), "classes": ("ü", "b")}, checkpoint.versions(),
-                      **moments, updates=2, losses=[torch.ones(4, 2).double()] * 3, history=torch.rand(10, 10))
+                      **moments, updates=2, losses=[torch.ones(4, 2).double()] * 3, history=torch.rand(10, 10),
+                      scaler={"scale": 512., "_growth_tracker": 7})
 
 
 def test_round_trip(tmp_path):
@@ -35,7 +36,7 @@ def test_round_trip(tmp_path):
     checkpoint.save(tmp_path / "new" / "last.safetensors", before)
     after = checkpoint.load(tmp_path / "new" / "last.safetensors")
     assert all(getattr(after, name) == getattr(before, name) for name in (
-        "network", "step", "settings", "data", "versions", "updates"))
+        "network", "step", "settings", "data", "versions", "updates", "scaler"))
     for name in (*checkpoint.PARTS, "beta", "losses", "history"):
         assert_close(getattr(after, name), getattr(before, name), rtol=0, atol=0)
     assert [*after.weights] == [*after.exp_avg] == [*before.weights]

@@ -275,7 +275,9 @@ def test_a_model_that_was_given_away_or_published_begins_a_run(tmp_path, average
 
 def test_a_learned_variance_and_any_schedule_are_taken_over(tmp_path, monkeypatch):
     for name, make in ddpm.SCHEDULES.items():
-        assert {resume.schedule_name(make(T).beta[1:].float()) for T in (20, 1000)} == {name}
+        assert {resume.schedule_name(make(T).beta[1:].float()) for T in (20, 1000)} == {(name, False)}
+        rescaled = {resume.schedule_name(ddpm.rescale_zero_snr(make(T)).beta[1:].float()) for T in (20, 1000)}
+        assert rescaled == {(name, name != "flow")}                             # whose signal is 0 at T anyway
     with pytest.raises(ValueError, match="schedule of 3 steps, beta 0.1 to 0.3, is none of linear"):
         resume.schedule_name(torch.tensor([.1, .2, .3]))
     resumed(tmp_path / "first", "--loss", "hybrid", "--schedule", "sigmoid", "--T", "12", steps=1)

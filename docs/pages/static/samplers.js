@@ -84,22 +84,24 @@ function strides(barT, barS) {
 }
 
 // EDM's Heun, its times visited twice: DDIM's step in the even rows; in the odd ones its correction, and the next churn.
-function heun(barT, barS) {
+function heun(barT, barS, {s_noise: sNoise = 1}) {
   const first = ddim(barT, barS), noise = k => Math.sqrt(1 / barT[k] - 1);
   return k => {
     if (k % 2 === 0) return first(k);
     const n = noise(k), sigma = noise(k - 1);
     const w = (sigma === Infinity ? 1 / n + 1 : sigma / n - 1) / 2 * Math.sqrt(barS[k]);
-    return {c0: w, ct: Math.sqrt(barS[k] / barT[k]), cp: -w, cz: Math.sqrt(Math.max(1 - barS[k] / barT[k], 0))};
+    return {c0: w, ct: Math.sqrt(barS[k] / barT[k]), cp: -w,
+            cz: sNoise * Math.sqrt(Math.max(1 - barS[k] / barT[k], 0))};
   };
 }
 
 // Every time but the first twice, landed on and then left, from above if churned.
-function twice(alphaBar, times, churn = 0) {
-  const first = logSigma(alphaBarAt(alphaBar, times[0]));
+function twice(alphaBar, times, {churn = 0, s_tmin: least = 0, s_tmax: most = Infinity}) {
+  const last = logSigma(alphaBar.at(-1));
   const left = times.map(t => {
-    const churned = logSigma(alphaBarAt(alphaBar, t)) + Math.log1p(Math.min(churn / times.length, Math.SQRT2 - 1));
-    return churn && churned < first ? timeAt(alphaBar, churned) : t;
+    const level = logSigma(alphaBarAt(alphaBar, t)), sigma = Math.exp(level);
+    const churned = level + Math.log1p(Math.min(churn / times.length, Math.SQRT2 - 1));
+    return churn && churned <= last && least <= sigma && sigma <= most ? timeAt(alphaBar, churned) : t;
   });
   return times.flatMap((t, k) => [t, left[k]]).slice(1);
 }
@@ -113,7 +115,7 @@ const SAMPLERS = {ddim, ddpm: ancestral, "2m": dpm2m, heun, unipc, consistency,
 
 // The table: one row per network evaluation, an object with all columns. options: those of the sampler.
 function samplerRows(alphaBar, times, {sampler = "ddim", target = "eps", clip = true, ...options} = {}) {
-  const t = sampler === "heun" ? twice(alphaBar, times, options.churn) : times, s = [...t.slice(1), 0];
+  const t = sampler === "heun" ? twice(alphaBar, times, options) : times, s = [...t.slice(1), 0];
   const barT = t.map(each => alphaBarAt(alphaBar, each)), barS = s.map(each => alphaBarAt(alphaBar, each));
   if (target === "eps" && barT[0] === 0) {
     throw new RangeError("alpha_bar is 0 at the first step, and eps cannot say what x0 is; use target v, x0 or flow");

@@ -10,7 +10,7 @@ const mixture = data.mixture;
 function chosen() {
   const value = id => $(id).type === "range" ? Number($(id).value) : $(id).value;
   const read = ids => Object.fromEntries(ids.map(id => [id, value(id)]));
-  const used = [...data.options[$("sampler").value], ...$("spacing").value === "flow" ? ["shift"] : []];
+  const used = [...data.options[$("sampler").value].filter(id => $(id)), ...$("spacing").value === "flow" ? ["shift"] : []];
   for (const id of ["eta", "variance", "churn", "shift"]) $(id).disabled = !used.includes(id);
   return {...read(["kind", "steps", "spacing", "sampler", "target", ...used]), clip: $("clip").checked};
 }
