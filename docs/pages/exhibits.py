@@ -1,8 +1,8 @@
 """What the interactive pages are given: numbers made by the very functions that the pages are about."""
 
 import base64
-import csv
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -103,7 +103,7 @@ def sampling() -> dict:
     """The options of every sampler, the spacings, and what sample.py does without a flag."""
     return {"options": {name: samplers.options_of(name) for name in samplers.SAMPLERS},
             "spacings": samplers.SPACINGS + samplers.NOISE_SPACINGS,
-            "defaults": asdict(sample.Config()) | {"steps": int(sample.Config.steps)}}
+            "defaults": asked(sample.Config(), "checkpoint labels churn")}
 
 
 def table() -> dict:
@@ -124,25 +124,29 @@ def philox() -> dict:
                                       for key, counter in KNOWN]}
 
 
+def asked(config: sample.Config, more: str = "") -> dict:
+    """What sample.py is asked for, by flag; steps as a number."""
+    flags = ("sampler", "steps", "spacing", "eta", "guidance", "seed", *more.split())
+    return {name: getattr(config, name) for name in flags} | {"steps": int(config.steps)}
+
+
 def model(name: str, weights: Path = ROOT / "weights") -> str:
     """A script with all that sampling from NAME.safetensors takes, and ten pictures that sample.py makes of it."""
     path = weights / f"{name}.safetensors"
     config = sample.Config(str(path), n=10, **KEPT[name])
     samples, trained = sample.generate(config), checkpoint.load(path, ["ema"])
-    shape, schedule = trained.data["shape"], ddpm.from_betas(trained.beta)
-    choice = {name: getattr(config, name) for name in ("sampler", "steps", "spacing", "eta", "guidance", "seed")}
+    shape, schedule, target = trained.data["shape"], ddpm.from_betas(trained.beta), trained.settings["target"]
     facts = {"name": name, "config": asdict(trained.network), "shape": shape, "classes": samples.classes,
-             "target": trained.settings["target"], "clip": trained.clip, "alphaBar": pack(schedule.alpha_bar, "f8"),
-             "flops": unet_picture.measure(trained.network, *shape[1:])[""].flops, "tables": tables(name, weights),
-             "choice": choice | {"steps": int(config.steps)}, "pixels": pack(data.to_pixels(samples.x), "u1"),
+             "target": target, "clip": trained.clip, "alphaBar": pack(schedule.alpha_bar, "f8"),
+             "flops": unet_picture.measure(trained.network, *shape[1:])[""].flops,
+             "tables": tables(weights.glob(f"{name}-*.csv"), schedule, target),
+             "choice": asked(config), "pixels": pack(data.to_pixels(samples.x), "u1"),
              "weights": base64.b64encode(safetensors.torch.save(trained.ema)).decode()}
     return f"files.{name} = {json.dumps(facts)};\n"
 
 
-def tables(name: str, folder: Path) -> dict[str, list[dict[str, float]]]:
-    """The learned tables NAME-S.csv of a folder, the shortest first: each its rows, by the names of their columns."""
-    found = {}
-    for path in folder.glob(f"{name}-*.csv"):
-        with path.open(newline="") as file:
-            found[path.stem] = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
-    return dict(sorted(found.items(), key=lambda each: len(each[1])))
+def tables(paths: Iterable[Path], schedule: ddpm.Schedule, target: str) -> dict[str, list[dict[str, float]]]:
+    """The learned tables of these files, the shortest first: each its rows, by the names of their columns."""
+    read = {path.stem: samplers.read_table(path, schedule, target).tolist() for path in paths}
+    return {name: [dict(zip(samplers.COLUMNS, row, strict=True)) for row in rows]
+            for name, rows in sorted(read.items(), key=lambda each: len(each[1]))}

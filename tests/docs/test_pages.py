@@ -196,20 +196,23 @@ def test_a_model_is_its_weights_and_pictures_of_sample_py(pages):
     weights = safetensors.torch.load(base64.b64decode(facts["weights"]))
     assert weights.keys() == trained.ema.keys()
     assert all(torch.equal(weight, trained.ema[name]) for name, weight in weights.items())
-    assert UNetConfig(**with_tuples(facts["config"])) == trained.network and facts["tables"] == {}
+    assert UNetConfig(**with_tuples(facts["config"])) == trained.network
+    assert {*facts["tables"]} == {path.stem for path in sources.ROOT.glob("weights/digits-*.csv")}
     expected = sample.generate(sample.Config(n=10, **facts["choice"] | {"steps": str(facts["choice"]["steps"])}))
     assert torch.equal(unpack(facts["pixels"], "u1", 10, 1, 8, 8), data.to_pixels(expected.x).double())
 
 
 def test_tables_are_read_by_the_names_of_their_columns(tmp_path):
-    rows = ddpm.sampler_rows(ddpm.cosine_schedule(), range(1000, 0, -250), sampler="2m", target="v", clip=False)
-    for name, count in (("digits-10", 10), ("digits-4", 4), ("fashion-3", 3)):
-        lines = [",".join(samplers.COLUMNS), *[",".join(map(str, row)) for row in rows.tolist()] * 3]
-        (tmp_path / f"{name}.csv").write_text("\n".join(lines[:count + 1]) + "\n")
-    tables = exhibits.tables("digits", tmp_path)
-    assert [(name, len(table)) for name, table in tables.items()] == [("digits-4", 4), ("digits-10", 10)]
-    assert [list(row.values()) for row in tables["digits-4"]] == rows.tolist()
-    assert {tuple(row) for row in tables["digits-10"]} == {samplers.COLUMNS}
+    schedule, expected = ddpm.cosine_schedule(), {}
+    for steps in (10, 4):
+        expected[f"digits-{steps}"] = ddpm.sampler_rows(schedule, ddpm.timesteps(1000, steps), sampler="2m", target="v",
+                                                        clip=False)
+        samplers.write_table(tmp_path / f"digits-{steps}.csv", expected[f"digits-{steps}"])
+    tables = exhibits.tables(tmp_path.iterdir(), schedule, "v")
+    assert [*tables] == ["digits-4", "digits-10"]
+    for name, rows in tables.items():
+        assert all(tuple(row) == samplers.COLUMNS for row in rows)
+        assert [[*row.values()] for row in rows] == expected[name].tolist()
 
 
 # Pictures of networks
