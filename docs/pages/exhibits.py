@@ -1,17 +1,24 @@
 """What the interactive pages are given: numbers made by the very functions that the pages are about."""
 
 import base64
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
+import safetensors.torch
 import torch
 from torch import Tensor
 
 import data
 import ddpm
 import noise
+import sample
 import samplers
 import schedules
 import swiss_roll
+from docs.pages import unet_picture
 from docs.pages.sources import ROOT
 from run import checkpoint
 
@@ -20,6 +27,8 @@ MIXTURE = {"means": [[0.9, 0.1], [0.2, 0.9], [-0.8, 0.5], [-0.7, -0.6], [0.4, -0
 KNOWN = [((0, 0), (0, 0, 0, 0)), ((2**32 - 1,) * 2, (2**32 - 1,) * 4),
          ((0xa4093822, 0x299f31d0), (0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344))]      # of Random123's own test
 CASES = [(0, 0, 1000, noise.SAMPLE), (3, 41, 17, noise.TRAIN), (2**31 - 1, 2**32 - 1, 0, noise.SAMPLE)]
+
+KEPT = {"digits": {}, "fashion": {"sampler": "2m", "steps": "15"}}         # what sample.py is asked for, of each model
 
 
 def pack(x: Tensor, dtype: str) -> str:
@@ -90,11 +99,16 @@ def digits_chain(every: int = 20) -> dict:
             "x0": integers([x0_hat for *_, x0_hat in kept], 127, "i1")}
 
 
-def table() -> dict:
-    """alpha_bar of every named schedule, the names that choose a table, and the mixture that is sampled."""
-    return {"alphaBar": {name: pack(make().alpha_bar, "f8") for name, make in ddpm.SCHEDULES.items()},
-            "options": {name: samplers.options_of(name) for name in samplers.SAMPLERS},
+def sampling() -> dict:
+    """The options of every sampler, the spacings, and what sample.py does without a flag."""
+    return {"options": {name: samplers.options_of(name) for name in samplers.SAMPLERS},
             "spacings": samplers.SPACINGS + samplers.NOISE_SPACINGS,
+            "defaults": asked(sample.Config(), "checkpoint labels churn")}
+
+
+def table() -> dict:
+    """The same, alpha_bar of every named schedule, targets and variances, and the mixture that is sampled."""
+    return {**sampling(), "alphaBar": {name: pack(make().alpha_bar, "f8") for name, make in ddpm.SCHEDULES.items()},
             "targets": schedules.TARGETS, "variances": schedules.VARIANCES, "mixture": MIXTURE}
 
 
@@ -108,3 +122,31 @@ def philox() -> dict:
                       "normals": noise.normal(key, s, (64,), stream).tolist()})
     return {"cases": cases, "known": [{"key": key, "counter": counter, "words": noise.philox(key, counter)}
                                       for key, counter in KNOWN]}
+
+
+def asked(config: sample.Config, more: str = "") -> dict:
+    """What sample.py is asked for, by flag; steps as a number."""
+    flags = ("sampler", "steps", "spacing", "eta", "guidance", "seed", *more.split())
+    return {name: getattr(config, name) for name in flags} | {"steps": int(config.steps)}
+
+
+def model(name: str, weights: Path = ROOT / "weights") -> str:
+    """A script with all that sampling from NAME.safetensors takes, and ten pictures that sample.py makes of it."""
+    path = weights / f"{name}.safetensors"
+    config = sample.Config(str(path), n=10, **KEPT[name])
+    samples, trained = sample.generate(config), checkpoint.load(path, ["ema"])
+    shape, schedule, target = trained.data["shape"], ddpm.from_betas(trained.beta), trained.settings["target"]
+    facts = {"name": name, "config": asdict(trained.network), "shape": shape, "classes": samples.classes,
+             "target": target, "clip": trained.clip, "alphaBar": pack(schedule.alpha_bar, "f8"),
+             "flops": unet_picture.measure(trained.network, *shape[1:])[""].flops,
+             "tables": tables(weights.glob(f"{name}-*.csv"), schedule, target),
+             "choice": asked(config), "pixels": pack(data.to_pixels(samples.x), "u1"),
+             "weights": base64.b64encode(safetensors.torch.save(trained.ema)).decode()}
+    return f"files.{name} = {json.dumps(facts)};\n"
+
+
+def tables(paths: Iterable[Path], schedule: ddpm.Schedule, target: str) -> dict[str, list[dict[str, float]]]:
+    """The learned tables of these files, the shortest first: each its rows, by the names of their columns."""
+    read = {path.stem: samplers.read_table(path, schedule, target).tolist() for path in paths}
+    return {name: [dict(zip(samplers.COLUMNS, row, strict=True)) for row in rows]
+            for name, rows in sorted(read.items(), key=lambda each: len(each[1]))}

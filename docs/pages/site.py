@@ -12,7 +12,8 @@ from unet import CONFIGS
 
 HERE, DOCS = Path(__file__).parent, Path(__file__).parents[1]
 WALK = {                            # groups of the contents; all pages in the order of a first walk
-    "What is x_t?": ("index", "x_t", "schedules", "ddpm"),
+    "A picture": ("index", "sample_here"),
+    "What is x_t?": ("x_t", "schedules", "ddpm"),
     "The way back": ("reverse", "swiss_roll"),
     "Samplers": ("table", "samplers", "guidance"),
     "Noise": ("philox", "noise"),
@@ -25,7 +26,9 @@ WALK = {                            # groups of the contents; all pages in the o
 PAGES = [page for group in WALK.values() for page in group]
 FILES = {page: page.replace(".", "/") + ".py" for page in PAGES}
 SOURCES = {page: file for page, file in FILES.items() if (ROOT / file).is_file()}      # the others are prose
-SCRIPTS = {"x_t": ("noise", "schedules", "ui", "x_t"), "reverse": ("ui", "reverse"),
+CHAIN = ("noise", "schedules", "samplers", "ui", "unet", "chain")
+SCRIPTS = {"index": (*CHAIN, "index"), "sample_here": (*CHAIN, "sample_here"),
+           "x_t": ("noise", "schedules", "ui", "x_t"), "reverse": ("ui", "reverse"),
            "table": ("noise", "schedules", "samplers", "ui", "table"), "philox": ("noise", "ui", "philox"),
            "network": ("ui", "network")}
 
@@ -46,8 +49,9 @@ def build(steps: int) -> dict[str, bytes]:
         bodies[page] = source(page, text, render, anchors) if page in SOURCES else prose(page, text, render)
         equations += render.equations
     bodies["tests"] = tests(equations)
-    data = {"x_t": exhibits.forward(), "reverse": exhibits.reverse(steps), "table": exhibits.table(),
-            "philox": exhibits.philox(), "network": {}}             # made last: what is slow waits for what may fail
+    data = {"index": exhibits.sampling(), "sample_here": exhibits.sampling(), "x_t": exhibits.forward(),
+            "reverse": exhibits.reverse(steps), "table": exhibits.table(), "philox": exhibits.philox(),
+            "network": {}}                                  # made last: what is slow waits for what may fail
     files = {}
     for page, (template, body) in bodies.items():
         title = texts[page].title if page in texts else titles[page]
@@ -55,6 +59,7 @@ def build(steps: int) -> dict[str, bytes]:
             body, page=page, title=title, titles=titles, walk=WALK, neighbours=neighbours(page),
             scripts=SCRIPTS.get(page, ()), data=data.get(page))
         files[f"{page}.html"] = html.encode()
+    files |= {f"model.{name}.js": exhibits.model(name).encode() for name in exhibits.KEPT}
     static = [*sorted((HERE / "static").iterdir()), *sorted(DOCS.glob("*.png"))]
     return files | {path.name: path.read_bytes() for path in static}
 

@@ -11,16 +11,21 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch.testing import assert_close
 
 import data
 import ddpm
 import noise
+import sample
+import samplers
 from docs.pages import __main__ as command
 from docs.pages import exhibits, markup, notes, sources, unet_picture
 from docs.pages.site import PAGES, SOURCES
 from kernels.equivalence import SIDES
+from run import checkpoint
+from run.tensors import with_tuples
 from unet import CONFIGS, UNet, UNetConfig
 
 
@@ -128,7 +133,7 @@ def test_every_page_is_there_once_and_every_link_leads_somewhere(texts, pages):
 
 
 def test_the_site_is_small_and_loads_nothing_from_elsewhere(pages):
-    assert sum(path.stat().st_size for path in pages.iterdir()) < 5e6
+    assert sum(path.stat().st_size for path in pages.iterdir()) < 1e7
     for path in pages.iterdir():
         if path.suffix in (".html", ".css", ".js"):
             text = path.read_text().replace("http://www.w3.org/", "")       # names of XML, not addresses
@@ -182,6 +187,32 @@ def test_the_chain_of_the_digits_ends_on_digits_of_their_classes(pages):
     real = data.digits()
     nearest = torch.cdist(x0[-1].float(), data.to_unit(real.images).flatten(1)).argmin(1)
     assert real.labels[nearest].tolist() == list(range(10))
+
+
+def test_a_model_is_its_weights_and_pictures_of_sample_py(pages):
+    script = (pages / "model.digits.js").read_text()
+    facts = json.loads(script.removeprefix("files.digits = ").removesuffix(";\n"))
+    trained = checkpoint.load("weights/digits.safetensors")
+    weights = safetensors.torch.load(base64.b64decode(facts["weights"]))
+    assert weights.keys() == trained.ema.keys()
+    assert all(torch.equal(weight, trained.ema[name]) for name, weight in weights.items())
+    assert UNetConfig(**with_tuples(facts["config"])) == trained.network
+    assert {*facts["tables"]} == {path.stem for path in sources.ROOT.glob("weights/digits-*.csv")}
+    expected = sample.generate(sample.Config(n=10, **facts["choice"] | {"steps": str(facts["choice"]["steps"])}))
+    assert torch.equal(unpack(facts["pixels"], "u1", 10, 1, 8, 8), data.to_pixels(expected.x).double())
+
+
+def test_tables_are_read_by_the_names_of_their_columns(tmp_path):
+    schedule, expected = ddpm.cosine_schedule(), {}
+    for steps in (10, 4):
+        expected[f"digits-{steps}"] = ddpm.sampler_rows(schedule, ddpm.timesteps(1000, steps), sampler="2m", target="v",
+                                                        clip=False)
+        samplers.write_table(tmp_path / f"digits-{steps}.csv", expected[f"digits-{steps}"])
+    tables = exhibits.tables(tmp_path.iterdir(), schedule, "v")
+    assert [*tables] == ["digits-4", "digits-10"]
+    for name, rows in tables.items():
+        assert all(tuple(row) == samplers.COLUMNS for row in rows)
+        assert [[*row.values()] for row in rows] == expected[name].tolist()
 
 
 # Pictures of networks

@@ -3,18 +3,28 @@
 import base64
 import itertools
 import math
+import shlex
 import shutil
+import time
+from dataclasses import asdict
 
 import pytest
 import torch
+from safetensors.torch import save
 from torch.testing import assert_close
 
+import data
 import ddpm
 import noise
+import sample
 import samplers
 import schedules
 from docs.pages import exhibits
 from docs.pages.site import PAGES
+from docs.pages.sources import ROOT
+from run import checkpoint
+from run.cli import parse
+from unet import UNet, UNetConfig
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 if CHROMIUM is None:
@@ -117,7 +127,7 @@ def test_a_page_is_readable_and_accessible(name, visit):
         assert not [(each["id"], [node["html"][:120] for node in each["nodes"][:3]]) for each in violations]
 
 
-@pytest.mark.parametrize("name", ["x_t", "table", "reverse", "philox", "network", "noise"])
+@pytest.mark.parametrize("name", ["index", "sample_here", "x_t", "table", "reverse", "philox", "network", "noise"])
 def test_the_keyboard_reaches_everything_in_sight(name, visit):
     page = visit(name, 390)
     wanted = page.evaluate("""() => {
@@ -345,3 +355,212 @@ def test_the_page_checks_its_noise_and_would_see_a_wrong_word(visit):
     before = picture_of(page, "noise"), page.locator("#words").inner_text()
     page.locator("#index").fill("8")
     assert picture_of(page, "noise") != before[0] and page.locator("#words").inner_text() != before[1]
+
+
+# The network
+
+SMALL = {"res": UNetConfig(2, 4, D=8, widths=(8, 16), blocks=1, heads=(2, 0, 4), classes=3, scale_shift=True,
+                           resample="res", groups=4, norm_eps=1e-5, freq_shift=0, time_scale=0.25, patch=2),
+         "conv_end": UNetConfig(D=8, widths=(8, 8, 16), heads=(0, 1, 0, 0), resample="conv_end", groups=4),
+         "no blocks": UNetConfig(D=8, widths=(8, 8), blocks=0, heads=(0, 1, 0), resample="conv", groups=8)}
+RUN = """async ([config, weights, shape, xt, t, label]) => {
+    const [C, H, W] = shape, network = {config, weights: readWeights(unpack(weights, Uint8Array).buffer)};
+    const run = unet(network, {C, H, W, x: Float32Array.from(xt)}, t, label);
+    for (let next = run.next(); ; next = run.next()) if (next.done) return Array.from(next.value.x);
+}"""
+TABLES = sorted((ROOT / "weights").glob("*-*.csv"))
+FLAGS_OF = {"model": "checkpoint", "label": "labels"}       # what samplePicture and sample.py call differently
+
+
+@pytest.fixture(scope="module")
+def sampling(browser, pages):
+    """The page on which pictures are sampled, for its functions."""
+    page = browser.new_page()
+    page.goto(f"file://{pages}/sample_here.html")
+    yield page
+    page.close()
+
+
+def pixels_of(**flags):
+    """What sample.py writes, (n, H W), int64."""
+    flags |= {"checkpoint": f"weights/{flags['checkpoint']}.safetensors", "steps": str(flags.get("steps", 50))}
+    return data.to_pixels(sample.generate(sample.Config(**flags)).x).flatten(1).long()
+
+
+@pytest.mark.parametrize("name", ["digits", "fashion", *SMALL])
+def test_the_network_here_is_unet_py(name, sampling):
+    if name in SMALL:
+        unet, shape = UNet(SMALL[name]), (SMALL[name].in_channels, 8, 12)
+        for weight in unet.parameters():
+            torch.nn.init.normal_(weight, std=0.2)
+        weights = unet.state_dict()
+    else:
+        trained = checkpoint.load(f"weights/{name}.safetensors")
+        unet, shape, weights = checkpoint.load_unet(trained), trained.data["shape"], trained.ema
+    for t, label in ((1, 0), (1000, 2), (613.7, 1)):
+        xt, labels = torch.randn(1, *shape), torch.tensor([label]) if unet.config.classes else None
+        with torch.no_grad():
+            expected = unet(xt, torch.tensor([t]), labels).flatten()
+        mine = sampling.evaluate(RUN, [asdict(unet.config), base64.b64encode(save(weights)).decode(), shape,
+                                       xt.flatten().tolist(), t, label])
+        assert_close(torch.tensor(mine), expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("model", exhibits.KEPT)
+def test_ten_pictures_are_those_of_sample_py(model, sampling, capsys):
+    expected = pixels_of(checkpoint=model, n=10, **exhibits.KEPT[model])
+    began = time.perf_counter()
+    mine = torch.tensor([sampling.evaluate("async given => Array.from(await samplePicture(given))",
+                                           {"model": model, "label": k, "index": k}) for k in range(10)])
+    apart = (mine - expected).abs()
+    with capsys.disabled():
+        print(f"\n{model}: {(apart > 0).sum()} of {apart.numel()} pixels differ from sample.py's, "
+              f"{(time.perf_counter() - began) / 10:.2f} s per picture")
+    assert apart.max() <= 1 and (apart > 0).float().mean() < 0.01 and expected.float().std() > 50
+
+
+@pytest.mark.parametrize("choice", [
+    *({"sampler": name} for name in samplers.SAMPLERS),
+    *({"model": path.stem.partition("-")[0], "sampler": path.stem} for path in TABLES),
+    {"sampler": "ddim", "eta": 1, "spacing": "linspace"},
+    {"sampler": "2m", "eta": 0.5, "guidance": 2}, {"sampler": "heun", "churn": 5, "spacing": "logsnr"},
+    {"sampler": "unipc", "spacing": "flow", "seed": 2**31 - 1}, {"label": 10, "spacing": "karras", "index": 2**32 - 1},
+    {"model": "fashion", "sampler": "2m", "guidance": 1.5, "steps": 4, "label": 9, "seed": 5, "index": 3},
+    {"model": "fashion", "sampler": "ddpm", "guidance": -1, "steps": 3, "spacing": "leading"},
+])
+def test_every_sampler_draws_what_sample_py_draws(choice, sampling, monkeypatch):
+    choice = {"model": "digits", "label": 3, "index": 0, "steps": 6, **choice}
+    mine = sampling.evaluate("async given => Array.from(await samplePicture(given))", choice)
+    index = choice.pop("index")
+    monkeypatch.setattr(sample, "image_seeds", lambda seed, _: noise.image_seeds(seed, torch.tensor([index])))
+    flags = {FLAGS_OF.get(name, name): value for name, value in choice.items()}
+    if choice.get("sampler") in [path.stem for path in TABLES]:
+        flags |= {"sampler": f"weights/{choice['sampler']}.csv", "steps": sample.Config.steps}
+    label = "none" if choice["label"] == 10 else f":{choice['label']}"
+    expected = pixels_of(n=1, **flags | {"labels": label})
+    assert (torch.tensor(mine) - expected).abs().max() <= 1 and expected.float().std() > 30
+
+
+@pytest.mark.parametrize("choice, words", [
+    ({"label": 11}, "label is 11; it must be 0 to 10"), ({"label": 1.5}, "label is 1.5"),
+    ({"sampler": "euler"}, "sampler is euler; it must be one of ddim, ddpm"), ({"model": "cats"}, "model is cats"),
+    ({"steps": 1001}, "steps is 1001; it must be 1 to 1000"), ({"spacing": "even"}, "spacing is even")])
+def test_what_cannot_be_sampled_is_refused(choice, words, sampling):
+    with pytest.raises(playwright.Error, match=words):
+        sampling.evaluate("given => samplePicture(given)", choice)
+
+
+@pytest.fixture(scope="module")
+def with_table(browser, pages, tmp_path_factory):
+    """The page of a site whose only table for the digits is UniPC's of five rows, and these rows."""
+    folder, made = tmp_path_factory.mktemp("weights"), ddpm.cosine_schedule()
+    rows = samplers.sampler_rows(made, samplers.spaced_times(made, 5, "logsnr"), sampler="unipc", target="v")
+    samplers.write_table(folder / "digits-5.csv", rows)
+    shutil.copy("weights/digits.safetensors", folder)
+    site = shutil.copytree(pages, folder / "site")
+    (site / "model.digits.js").write_text(exhibits.model("digits", folder))
+    page = browser.new_page()
+    page.goto(f"file://{site}/sample_here.html")
+    yield page, rows
+    page.close()
+
+
+def test_a_learned_table_is_one_more_sampler(with_table):
+    page, rows = with_table
+    trained = checkpoint.load("weights/digits.safetensors")
+    unet, seeds = checkpoint.load_unet(trained), noise.image_seeds(7, torch.tensor([4]))
+    *_, (_, x, _) = ddpm.sample(lambda xt, t: unet(xt, t, torch.tensor([8])), rows, (1, 8, 8), seeds)
+    mine = page.evaluate("async given => Array.from(await samplePicture(given))",
+                         {"sampler": "digits-5", "label": 8, "index": 4, "seed": 7})
+    assert (torch.tensor(mine) - data.to_pixels(x).flatten().long()).abs().max() <= 1
+    page.locator("#sampler").select_option(label="learned, 5 evaluations")
+    page.wait_for_function("drawn.every(each => each) && states.length === 6")
+    assert page.locator("#learned").is_visible()
+    assert all(page.locator(f"#{each}").is_disabled() for each in ("steps", "spacing", "eta", "churn"))
+    assert "--sampler weights/digits-5.csv" in page.locator("#command").inner_text()
+
+
+# The pages that sample
+
+DONE = "drawn.length === 10 && drawn.every(each => each)"
+
+
+@pytest.mark.parametrize("model", exhibits.KEPT)
+def test_the_page_draws_ten_pictures_beside_those_of_sample_py(model, visit):
+    page = visit("sample_here")
+    page.locator("#model").select_option(model)
+    page.wait_for_function(f"model?.name === '{model}' && {DONE}", timeout=120000)
+    said = page.locator("#same.good").inner_text()
+    assert f"of {10 * (64 if model == 'digits' else 784)} pixels differ" in said
+    assert "pictures per second" in page.locator("#speed").inner_text()
+    assert page.locator("#cells canvas:visible").count() == 20
+    last = picture_of(page, "xt")
+    page.locator("#step").focus()
+    page.keyboard.press("ArrowLeft")
+    assert picture_of(page, "xt") != last and "t = " in page.locator("#step-value").inner_text()
+    page.evaluate("drawn[3][5] ^= 64, compare()")               # it would see a wrong pixel
+    assert "Largest difference: 64 of 255" in page.locator("#same.bad").inner_text()
+
+
+def test_a_new_choice_ends_the_chain_that_runs(visit):
+    page = visit("sample_here")
+    page.wait_for_function("states.length > 3")
+    page.locator("#steps").fill("1000")
+    page.wait_for_function("$('step').max === '1000' && states.length > 3")
+    page.locator("#label").select_option("4")
+    page.locator("#steps").fill("5")
+    page.wait_for_function(DONE)
+    assert page.evaluate("states.length") == 6 and page.locator("#cells canvas:visible").count() == 10
+    before = page.evaluate("turn")
+    page.locator("#cells button").nth(6).click()
+    page.wait_for_function("states.length === 6 && watched === 6")
+    assert page.evaluate("turn") == before + 1 and page.locator("#cells [aria-pressed=true]").count() == 1
+    page.locator("#sampler").select_option("consistency")
+    assert page.locator("#eta").is_disabled() and page.locator("#churn").is_disabled()
+
+
+@pytest.mark.parametrize("given", [
+    {}, {"model": "fashion", "label": "9", "sampler": "heun", "spacing": "logsnr", "steps": "3", "seed": "8"},
+    {"label": "10", "sampler": "ddim", "steps": "7"}, {"sampler": "2m", "guidance": "1.5", "steps": "6", "seed": "1"}])
+def test_the_command_on_the_page_makes_its_pictures(given, visit):
+    page = visit("sample_here")
+    for id, value in given.items():
+        control = page.locator(f"#{id}")
+        control.select_option(value) if control.evaluate("each => each.tagName") == "SELECT" else control.fill(value)
+        page.wait_for_function("model && model.name === $('model').value")
+    page.wait_for_function(f"choice.label === $('label').value && {DONE}", timeout=120000)
+    script, name, *flags = shlex.split(page.locator("#command").inner_text())
+    assert (script, name) == ("python", "sample.py")
+    expected = data.to_pixels(sample.generate(parse(sample.Config, flags)).x).flatten(1).long()
+    mine = torch.tensor(page.evaluate("drawn.map(each => Array.from(each))"))
+    assert (mine - expected).abs().max() <= 1 and len(mine) == 10
+
+
+def test_the_page_stays_alive_while_it_computes(sampling):
+    """Timers go on between the slices of one picture of clothes, which takes longer than all of them."""
+    ticks = sampling.evaluate("""async () => {
+        let ticks = 0, done = false;
+        const tick = () => { ticks++; if (!done) setTimeout(tick); };
+        setTimeout(tick);
+        await samplePicture({model: 'fashion', steps: 15});
+        done = true;
+        return ticks;
+    }""")
+    assert ticks >= 10
+
+
+def test_the_site_opens_with_digits_that_come_out_of_noise(visit, capsys):
+    began = time.perf_counter()
+    page = visit("index")
+    page.wait_for_function("$('t').textContent.includes('evaluations')")
+    with capsys.disabled():
+        print(f"\nindex: ten digits {time.perf_counter() - began:.1f} s after the page was asked for")
+    shown = torch.tensor(page.evaluate("""[...$('xt').getContext('2d').getImageData(0, 0, 89, 8).data]
+                                          .filter((_, k) => k % 4 === 0)""")).view(8, 89)
+    digits = torch.stack([shown[:, 9 * k:9 * k + 8] for k in range(10)]).flatten(1)
+    assert (digits - pixels_of(checkpoint="digits", n=10, sampler="2m", steps=20)).abs().max() <= 1
+    before = picture_of(page, "xt")
+    page.locator("#another").click()
+    page.wait_for_function("$('t').textContent.includes('t = ')")
+    page.wait_for_function("$('t').textContent.includes('evaluations')")
+    assert picture_of(page, "xt") != before and page.locator("#seed").input_value() == "1"

@@ -6,7 +6,9 @@ const data = JSON.parse($("data").textContent);
 
 // Numbers of a base64 string, little-endian as Python packed them.
 function unpack(text, Type) {
-  return new Type(Uint8Array.from(atob(text), c => c.charCodeAt(0)).buffer);
+  const characters = atob(text), bytes = new Uint8Array(characters.length);
+  for (let k = 0; k < bytes.length; k++) bytes[k] = characters.charCodeAt(k);
+  return new Type(bytes.buffer);
 }
 
 // A colour of the style sheet, which differs between light and dark.
@@ -32,6 +34,12 @@ function number(id) {
   const input = $(id), value = input.valueAsNumber;
   if (Number.isNaN(value)) return Number(input.defaultValue);
   return Math.min(Math.max(value, input.min === "" ? -Infinity : input.min), input.max === "" ? Infinity : input.max);
+}
+
+// Adds one to the seed, as if by hand.
+function nextSeed() {
+  $("seed").value = number("seed") + 1;
+  $("controls").dispatchEvent(new Event("input"));
 }
 
 // A play button that moves a slider from its least value to its greatest.
