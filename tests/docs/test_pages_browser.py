@@ -473,7 +473,7 @@ def test_a_learned_table_is_one_more_sampler(with_table):
     mine = page.evaluate("async given => Array.from(await samplePicture(given))",
                          {"sampler": "digits-5", "label": 8, "index": 4, "seed": 7})
     assert (torch.tensor(mine) - data.to_pixels(x).flatten().long()).abs().max() <= 1
-    page.locator("#sampler").select_option(label="learned, 5 evaluations")
+    page.locator("#sampler").select_option(label="learned, 5 steps")
     page.wait_for_function("drawn.every(each => each) && states.length === 6")
     assert page.locator("#learned").is_visible()
     assert all(page.locator(f"#{each}").is_disabled() for each in ("steps", "spacing", "eta", "churn"))

@@ -27,7 +27,8 @@ async function draw(seed, columns) {
     $("t").textContent = `t = ${states[0].s}`;
     return nextFrame();
   }, () => mine === turn);
-  if (result) $("t").textContent = `${10 * rows.length} evaluations of the network in ${short(result.seconds)} s, here`;
+  if (!result) return;
+  $("t").textContent = `${10 * rows.length} evaluations of the network in ${result.seconds.toPrecision(2)} s, here`;
 }
 
 live($("controls"), () => {

@@ -15,7 +15,7 @@ function offer(next) {
   const {classes, tables, choice} = model, number = classes.length;
   options("label", [["each", "each once"], ...classes.map((name, k) => [k, name]), [number, "no label"]], "each");
   options("sampler", [...Object.keys(data.options).map(name => [name, name]), ...Object.entries(tables)
-    .map(([name, rows]) => [name, `learned, ${rows.length} evaluations`])], choice.sampler);
+    .map(([name, rows]) => [name, `learned, ${rows.length} steps`])], choice.sampler);
   options("spacing", data.spacings.map(name => [name, name]), choice.spacing);
   for (const [id, value] of Object.entries(choice)) $(id).value = value;
   $("steps").max = model.alphaBar.length - 1;
@@ -61,7 +61,7 @@ function compare() {
   $("same").className = `plain ${!count ? "" : most < 2 ? "good" : "bad"}`;
   $("same").textContent = kept ? "Above: drawn here. Below: by sample.py. " +
     `Largest difference: ${most} of 255 levels; ${differ} of ${count} pixels differ.`
-    : "Those of sample.py are shown for the choices with which a model opens. For these choices it makes them by:";
+    : "Pictures by sample.py are shown for the choices with which a model opens. It makes these here by:";
   $("command").innerHTML = command();
 }
 
