@@ -49,7 +49,7 @@ def digits(path: Path) -> None:
 
 def clothes(n: int = 100) -> pictures.Samples:
     """Samples of the committed Fashion-MNIST weights, of all classes in turn."""
-    return sample.generate(sample.Config(checkpoint=FASHION, n=n, sampler="2m", steps="15"))
+    return sample.generate(sample.Config(checkpoint=FASHION, n=n, sampler=FASHION.replace(".safetensors", "-5.csv")))
 
 
 def fashion(path: Path) -> None:
