@@ -111,7 +111,7 @@ def test_what_is_not_needed_is_not_read(device):
     c = case((1, 2, 3, 3), device, 2)
     nan = torch.full_like(c["xt"], math.nan)
     c["output"][:, 2:] = math.nan
-    for kind in KINDS:
+    for kind in {*KINDS} - {"table"}:                                             # whose last row reads them
         rows = rows_of(kind)
         xs, _ = sampling_step(*arguments(rows, len(rows) - 1, c)[:4], nan, z=nan, x0_prev2=nan)
         assert xs.isfinite().all()
