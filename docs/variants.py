@@ -1,8 +1,8 @@
 """Fills the tables of docs/variants.md: short runs of the digits model, one choice changed in each; whole runs, each
-from three seeds; then other pictures. And prints short runs on Fashion-MNIST, as those of docs/fashion.md.
+from three seeds; guidance; then other pictures. And prints short runs on Fashion-MNIST, as those of docs/fashion.md.
 
-    python -m docs.variants                         # the page: about 35 minutes on one CPU core
-    python -m docs.variants --only shapes           # one of its tables alone: scores, seeds or shapes
+    python -m docs.variants                         # the page: an hour on one CPU core
+    python -m docs.variants --only shapes           # one of its tables alone: scores, seeds, guidance or shapes
     python -m docs.variants --only fashion          # about an hour
 """
 
@@ -34,7 +34,9 @@ from unet import CONFIGS
 PAGE = Path(__file__).with_name("variants.md")
 VARIANTS = ("", "--target eps", "--target x0", "--loss l1", "--loss hybrid", "--loss bound",
             "--loss bound --sampling importance", "--schedule linear", "--null 1")
-SPACES = ("", "--target x0", "--target x0 --space v")
+CHOICES = ("", "--target x0", "--target x0 --space v", "--sampling lognormal", "--sampling logit-normal", "--zero_snr")
+GUIDANCE = ("", "--guidance 1", "--guidance 4", "--guidance 4 --guidance_rescale 0.7",
+            "--guidance 4 --guidance_interval 0.3,3")
 SHORT, WHOLE = (600, 500), (3000, 1000)             # updates of a run, and samples of it
 DIGITS = (2, 2, 3, 3, 3)                            # behind the point of each score
 SCORES = ("flags", "FD", "pFD", "agree", "mem", "bits/dim")
@@ -60,7 +62,7 @@ MINUTES, SAMPLED = 4., (1000, 10)                   # of training; samples, and 
 @dataclass(frozen=True)
 class Config:
     """Trains the digits model in several ways, and fills the tables of docs/variants.md."""
-    only: str = ""                              # scores, seeds, shapes or fashion: only that table; empty is the page
+    only: str = ""                              # scores, seeds, guidance, shapes or fashion: one table; empty: the page
     data: str = train.PRESETS["fashion"].data   # the pictures of the table fashion, as for train.py
 
 
@@ -108,13 +110,26 @@ def scores() -> Iterator[Sequence[str]]:
 
 def seeds() -> Iterator[Sequence[str]]:
     """Rows of the second table: whole runs, each from three seeds."""
-    for flags in SPACES:
+    for flags in CHOICES:
         runs = [scored(f"{flags} --seed {seed}", *WHOLE) for seed in range(3)]
         yield command(flags), *map(mean_and_range, zip(*runs, strict=True), DIGITS)
 
 
+def guidance() -> Iterator[Sequence[str]]:
+    """Rows of the third table: samples of the committed model, each from three seeds."""
+    reference = classes.of_digits()
+    for flags in GUIDANCE:
+        runs = []
+        for seed in range(3):
+            config = parse(sample.Config, ["--n", str(WHOLE[1]), "--batch", "250", "--seed", str(seed), *flags.split()])
+            made = sample.generate(config)
+            scores = classes.score(reference, made.x, made.labels)
+            runs.append([scores[name] for name in ("FD", "pFD", "agree", "mem")])
+        yield f"`{flags}`" if flags else "none", *map(mean_and_range, zip(*runs, strict=True), DIGITS)
+
+
 def shapes() -> Iterator[Sequence[str]]:
-    """Rows of the third table: other pictures."""
+    """Rows of the fourth table: other pictures."""
     for name, flags, make in SHAPES:
         with tempfile.TemporaryDirectory() as folder:
             training, held_out = (make(data.digits(held), Path(tempfile.mkdtemp(dir=folder))) for held in (False, True))
@@ -164,7 +179,7 @@ def fashion(config: Config) -> Iterator[Sequence[str]]:
 
 SHAPES = (("grey, 28 x 28 padded", "--size 32 --fit pad", as_mnist), ("coloured", "", coloured),
           ("a rectangle", "--size 8x12 --fit pad", coloured))
-TABLES = {"scores": (SCORES, scores), "seeds": (SCORES, seeds),
+TABLES = {"scores": (SCORES, scores), "seeds": (SCORES, seeds), "guidance": (SCORES[:-1], guidance),
           "shapes": (("pictures", "flags", "C x H x W", "bits/dim"), shapes)}     # of the page
 
 
