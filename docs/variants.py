@@ -1,7 +1,7 @@
 """Fills the tables of docs/variants.md: short runs of the digits model, one choice changed in each; whole runs, each
 from three seeds; guidance; then other pictures. And prints short runs on Fashion-MNIST, as those of docs/fashion.md.
 
-    python -m docs.variants                         # the page: an hour on one CPU core
+    python -m docs.variants                         # the page: more than an hour on one CPU core
     python -m docs.variants --only shapes           # one of its tables alone: scores, seeds, guidance or shapes
     python -m docs.variants --only fashion          # about an hour
 """
