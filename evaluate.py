@@ -33,6 +33,7 @@ import torch
 import data
 import ddpm
 import sample
+import samplers
 from data.files import check_writable
 from run import pictures
 from run.checkpoint import load
@@ -118,10 +119,9 @@ def score_classes(argv: Sequence[str]) -> None:
     if samples.x[0].numel() <= classes.LARGEST:
         rows["a Gaussian per class"] = classes.gaussians(train, samples.labels, config.seed), samples.labels
     rows[config.checkpoint] = samples.x, samples.labels
-    steps = ",".join(map(str, sample.chosen_steps(settings, len(checkpoint.beta)))) + " steps"
-    if config.sampler.endswith(".csv"):
-        steps = config.sampler
-    print(f"n = {config.n}, {steps}, eta {config.eta:g}, guidance {config.guidance:g}, seed {config.seed}")
+    steps = ",".join(map(str, sample.chosen_steps(settings, len(checkpoint.beta))))
+    chain = config.sampler if samplers.is_file(config.sampler) else f"{steps} steps"
+    print(f"n = {config.n}, {chain}, eta {config.eta:g}, guidance {config.guidance:g}, seed {config.seed}")
     print_scores({name: classes.score(reference, *row) for name, row in rows.items()})
 
 

@@ -105,7 +105,7 @@ def check_defaults(config: Config, names: str) -> None:
 def sampler_table(checkpoint: Checkpoint, config: Config) -> Tensor:
     """The sampler's rows (S, 12), on the CPU."""
     schedule, target = ddpm.from_betas(checkpoint.beta), checkpoint.settings["target"]
-    if config.sampler.endswith(".csv"):
+    if samplers.is_file(config.sampler):
         check_defaults(config, "steps spacing shift eta churn s_tmin s_tmax s_noise variance clip strength")
         rows = samplers.read_table(config.sampler, schedule, target)
         if samplers.needs(rows).learned and not checkpoint.network.learns_variance:

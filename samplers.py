@@ -295,6 +295,11 @@ def write_table(path, rows: Tensor) -> None:
         csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows.tolist()])
 
 
+def is_file(sampler: str) -> bool:
+    """Whether this names a table's file, and no sampler of SAMPLERS."""
+    return sampler.endswith(".csv")
+
+
 def read_table(path, schedule, target: str = "eps") -> Tensor:
     """The rows (S, 12) of a file as `write_table` writes it, however they were found.
 
@@ -371,6 +376,11 @@ def step(rows: Tensor, i: Tensor, xt: Tensor, output: Tensor, x0_prev: Tensor | 
     return xs, x0_hat
 
 
+def per_row(denoise: Callable | Sequence[Callable], rows: Tensor) -> Sequence[Callable]:
+    """The denoiser of every row, if one is for all of them."""
+    return [denoise] * len(rows) if callable(denoise) else denoise
+
+
 @torch.no_grad()
 def sample(denoise: Callable | Sequence[Callable], rows: Tensor, shape, seeds: Tensor | None, *,
            x_T: Tensor | None = None, step: Callable = step, ahead: int = 1
@@ -392,7 +402,7 @@ def sample(denoise: Callable | Sequence[Callable], rows: Tensor, shape, seeds: T
                          f"one image per seed")
     times = network_times(rows)[:, None].expand(-1, len(xt)).unbind()
     x0_hat, x0_prev, z = None, None, None
-    denoisers = [denoise] * len(rows) if callable(denoise) else denoise
+    denoisers = per_row(denoise, rows)
     for k, landed_on in enumerate(as_python(s)):
         if reads.noise and ahead > 1:
             if k % ahead == 0:

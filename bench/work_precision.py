@@ -16,7 +16,7 @@ infinite there, and every method is of first order. tests/test_order.py asserts 
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -123,15 +123,6 @@ def variance_error(steps: int, var: float = 0.25, **choice) -> tuple[int, float]
 
 # A trained model
 
-def scorer(path: str) -> Callable[[Tensor], float]:
-    """FD of pictures to those that were held out of the model's training set."""
-    checkpoint = load(path)
-    facts = classifier.trained_on(checkpoint)
-    weights = classifier.load_fitting(facts).weights
-    real = classes.features(weights, classes.held_out_pictures(load_pictures(checkpoint, HELD_OUT)))
-    return lambda x: classes.frechet(classes.features(weights, x), real)
-
-
 def chains(config: Config) -> Iterator[tuple[str, int, list[sample.Config]]]:
     """Every sampler's name, network evaluations, and chains to choose from: the spacings of one without noise."""
     base = sample.Config(checkpoint=config.checkpoint, n=config.n, batch=250, seed=config.seed)
@@ -151,19 +142,24 @@ def chains(config: Config) -> Iterator[tuple[str, int, list[sample.Config]]]:
 
 def model(config: Config) -> dict[str, dict[str, list]]:
     """By sampler, (network evaluations, distance) to a fine chain, (..., FD) and (..., spacing), the nearest one."""
-    fd, curves = scorer(config.checkpoint), {kind: defaultdict(list) for kind in ("distance", "FD", "spacing")}
+    checkpoint, curves = load(config.checkpoint), {kind: defaultdict(list) for kind in ("distance", "FD", "spacing")}
+    weights = classifier.load_fitting(classifier.trained_on(checkpoint)).weights
+    score = classes.score_against(weights, load_pictures(checkpoint, HELD_OUT))
 
-    def near(choice: sample.Config) -> Tensor:
+    def first(choice: sample.Config) -> Tensor:
         return sample.generate(replace(choice, n=min(NEAR, config.n))).x
 
-    fine = near(sample.Config(checkpoint=config.checkpoint, batch=250, seed=config.seed, sampler="unipc",
-                              steps=str(FINE), spacing="flow"))
+    def distance(x: Tensor) -> float:
+        return (x[:len(fine)] - fine).square().mean().sqrt().item()
+
+    fine = first(sample.Config(checkpoint=config.checkpoint, n=config.n, batch=250, seed=config.seed, sampler="unipc",
+                               steps=str(FINE), spacing="flow"))
     for name, evaluations, choices in chains(config):
-        distances = [(near(choice) - fine).square().mean().sqrt().item() for choice in choices]
-        distance, choice = min(zip(distances, choices, strict=True), key=lambda pair: pair[0])
+        choice = min(choices, key=lambda each: distance(first(each))) if len(choices) > 1 else choices[0]
+        x = sample.generate(choice).x
         if name not in SDE:
-            curves["distance"][name].append((evaluations, distance))
-        curves["FD"][name].append((evaluations, fd(sample.generate(choice).x)))
+            curves["distance"][name].append((evaluations, distance(x)))
+        curves["FD"][name].append((evaluations, score(x, None)["FD"]))
         curves["spacing"][name].append((evaluations, choice.spacing))
     return curves
 

@@ -58,12 +58,22 @@ def classical(rows_of: Callable, schedule: ddpm.Schedule, steps: int) -> dict[st
             for spacing in spacings for sampler in ("ddim", "2m", "unipc")}
 
 
+def units(schedule: ddpm.Schedule) -> Tensor:
+    """Of what the numbers of a row are parts, (5,): times of T, the others of 1, so that one rate suits all."""
+    return torch.tensor([ddpm.schedule_length(schedule) if name == "t" else 1 for name in LEARNED])
+
+
+def numbers_of(rows: Tensor, schedule: ddpm.Schedule) -> Tensor:
+    """What is learned of rows, (S, 5), in these units."""
+    return torch.stack([samplers.column(rows, name) for name in LEARNED], dim=1) / units(schedule)
+
+
 def table_of(numbers: Tensor, rows: Tensor, schedule: ddpm.Schedule, target: str) -> Tensor:
-    """The table (S, 12) with these numbers (S, 5), times as parts of T, in the place of rows'; with gradients."""
-    T = ddpm.schedule_length(schedule)
-    columns = {name: torch.cat([samplers.column(rows, name)[:fixed], numbers[fixed:, k] * (T if name == "t" else 1)])
-               for k, (name, fixed) in enumerate(LEARNED.items())}
-    t = columns["t"].clamp(1, T)
+    """The table (S, 12) with these numbers (S, 5) in the place of rows'; with gradients."""
+    learned = (numbers * units(schedule)).unbind(1)
+    columns = {name: torch.cat([samplers.column(rows, name)[:fixed], values[fixed:]])
+               for (name, fixed), values in zip(LEARNED.items(), learned, strict=True)}
+    t = columns["t"].clamp(1, ddpm.schedule_length(schedule))
     a, b = ddpm.x0_coefficients(ddpm.alpha_bar_at(schedule, t), target)
     columns |= {"t": t, "s": torch.cat([t[1:], t.new_zeros(1)]), "a": a, "b": b}
     return torch.stack([columns.get(name, rows[:, k]) for k, name in enumerate(samplers.COLUMNS)], dim=1)
@@ -73,8 +83,7 @@ def learn(error: Callable[[Tensor, int], Tensor], rows: Tensor, schedule: ddpm.S
           updates: int = 300, lr: float = 0.01) -> Tensor:
     """The table that Adam finds from these rows on, by the gradients of error(table, k), k = 1..updates."""
     table = partial(table_of, rows=rows, schedule=schedule, target=target)
-    scale = torch.tensor([ddpm.schedule_length(schedule) if name == "t" else 1 for name in LEARNED])
-    numbers = torch.stack([samplers.column(rows, name) for name in LEARNED], dim=1).div(scale).requires_grad_()
+    numbers = numbers_of(rows, schedule).requires_grad_()
     minimise(lambda k: error(table(numbers), k), [torch.optim.Adam([numbers], lr, betas=(0.9, 0.99))], updates)
     return table(numbers.detach())
 
@@ -114,8 +123,8 @@ def main(argv: Sequence[str] | None = None) -> tuple[float, float]:
 
     def error(rows: Tensor, k: int) -> Tensor:
         if k % (config.updates // 8 + 1) == 0:
-            seen[held_out_error(rows)] = rows.detach()
-            print(f"{[*seen][-1]:.5f}  after {k} updates")
+            seen[value := held_out_error(rows)] = rows.detach()
+            print(f"{value:.5f}  after {k} updates")
         index = torch.randint(config.n // 4, config.n, (config.batch,), generator=generator)
         return (ends(rows, index) - teacher[index]).square().mean()
 

@@ -154,7 +154,7 @@ def compile_loop(denoise: Callable | Sequence[Callable], rows: Tensor, shape, se
             return capture(denoise, rows, shape, seeds)
     run = partial(samplers.sample, denoise, rows, shape, step=torch.compile(samplers.step, fullgraph=True))
     *_, (_, xt, _) = islice(run(seeds), 3)                                        # the third step of unipc has x0_prev2
-    for each in {denoise} if callable(denoise) else {*denoise}:                   # the first rows may not have all
+    for each in {*samplers.per_row(denoise, rows)}:                               # the first rows may not have all
         each(xt, samplers.network_times(rows)[:1].expand(len(xt)))
     return run
 
@@ -218,7 +218,7 @@ def capture(denoise: Callable | Sequence[Callable], rows: Tensor, shape, seeds: 
             step(denoise)
             i.zero_()
 
-    denoisers = [denoise] * len(rows) if callable(denoise) else denoise
+    denoisers = samplers.per_row(denoise, rows)
     graphs = {each: record(partial(warm_up, each), partial(step, each)) for each in dict.fromkeys(denoisers)}
 
     def run(seeds: Tensor, x_T: Tensor | None = None) -> Iterator[tuple[int, Tensor, Tensor]]:

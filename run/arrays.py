@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import samplers
 from data import to_pixels, to_unit
 from data.files import writing
 from data.image_files import blacken_hidden, to_image
@@ -48,8 +49,10 @@ def digest(settings: Any, checkpoint: Checkpoint) -> str:
     settings = replace(settings, batch=1, snapshots="", gif=False, png=False, npz=False, device="", out="", table="")
     hashed = hashlib.sha256(f"{settings} {checkpoint.network} {checkpoint.settings} {checkpoint.data}".encode(
         errors="surrogateescape"))
-    for path in (settings.sampler * settings.sampler.endswith(".csv"), settings.start):
-        hashed.update(Path(path).read_bytes() if path else b"")
+    if samplers.is_file(settings.sampler):
+        hashed.update(Path(settings.sampler).read_bytes())
+    if settings.start:
+        hashed.update(Path(settings.start).read_bytes())
     for w in (checkpoint.beta, *getattr(checkpoint, WEIGHTS[settings.weights]).values()):
         hashed.update(w.float().contiguous().numpy())
     return hashed.hexdigest()[:12]

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 import ddpm
@@ -38,6 +37,4 @@ def choose_start(settings: Any, checkpoint: Checkpoint, rows: Tensor) -> Callabl
         return lambda seeds: normal(seeds, t[0], shape)
     schedule = ddpm.from_betas(checkpoint.beta)
     x0 = to_unit(read_image(settings.start, shape, checkpoint.settings.get("fit", "crop")))[None]
-    mean = ddpm.q_sample(schedule, x0, t, torch.zeros_like(x0))
-    [deviation] = ddpm.broadcast_to(x0, (1 - ddpm.alpha_bar_at(schedule, t)).sqrt())
-    return lambda seeds: mean.to(seeds.device) + deviation.to(seeds.device) * normal(seeds, t[0], shape)
+    return lambda seeds: ddpm.q_sample(schedule, x0, t, normal(seeds, t[0], shape).cpu()).to(seeds.device)

@@ -159,9 +159,7 @@ def gaussians(train: data.Data, labels: Tensor, seed: int) -> Tensor:
 # During training
 
 def scorer(dataset: data.Data, name: str, size: str, fit: str) -> Callable | None:
-    """(x, labels) -> FD and agree, the second only with labels; None where weights/ has no classifier of the set.
-
-    There are no scores of samples that are not finite: a run may recover from them.
+    """`score_against` the set's held-out pictures; None where weights/ has no classifier of the set.
 
     name, size, fit: of the data set, as `data.load` takes them; its held-out pictures are read the same way.
     """
@@ -169,11 +167,19 @@ def scorer(dataset: data.Data, name: str, size: str, fit: str) -> Callable | Non
     if facts.name not in classifier.FILES or not classifier.FILES[facts.name].is_file():
         return None
     try:
-        weights = classifier.load_fitting(facts).weights
-        real = features(weights, held_out_pictures(data.load(data.TEST + name, size, fit)))
+        return score_against(classifier.load_fitting(facts).weights, data.load(data.TEST + name, size, fit))
     except ValueError as error:
         print(f"samples will not be scored: {error}")
         return None
+
+
+def score_against(weights: Weights, held_out: data.Data) -> Callable:
+    """(x, labels) -> FD to these pictures and agree, the second only with labels.
+
+    There are no scores of samples that are not finite: a run may recover from them. Raises ValueError for too few
+    held-out pictures.
+    """
+    real = features(weights, held_out_pictures(held_out))
 
     def score(x: Tensor, labels: Tensor | None) -> dict[str, float]:
         made = features(weights, x)

@@ -96,13 +96,19 @@ def show(page, width, scheme):
     page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")     # plots follow
 
 
-@pytest.fixture(scope="module")
-def table(browser, pages):
-    """The sampler table's page, for its functions."""
-    page = browser.new_page()
-    page.goto(f"file://{pages}/table.html")
-    yield page
-    page.close()
+def functions_of(name):
+    """A fixture: this page, for its functions."""
+    @pytest.fixture(scope="module", name=name)
+    def page(browser, pages):
+        page = browser.new_page()
+        page.goto(f"file://{pages}/{name}.html")
+        yield page
+        page.close()
+
+    return page
+
+
+table, sample_here = functions_of("table"), functions_of("sample_here")
 
 
 def picture_of(page, canvas):
@@ -372,13 +378,6 @@ TABLES = sorted((ROOT / "weights").glob("*-*.csv"))
 FLAGS_OF = {"model": "checkpoint", "label": "labels"}       # what samplePicture and sample.py call differently
 
 
-@pytest.fixture(scope="module")
-def sampling(browser, pages):
-    """The page on which pictures are sampled, for its functions."""
-    page = browser.new_page()
-    page.goto(f"file://{pages}/sample_here.html")
-    yield page
-    page.close()
 
 
 def pixels_of(**flags):
@@ -388,7 +387,7 @@ def pixels_of(**flags):
 
 
 @pytest.mark.parametrize("name", ["digits", "fashion", *SMALL])
-def test_the_network_here_is_unet_py(name, sampling):
+def test_the_network_here_is_unet_py(name, sample_here):
     if name in SMALL:
         unet, shape = UNet(SMALL[name]), (SMALL[name].in_channels, 8, 12)
         for weight in unet.parameters():
@@ -401,16 +400,16 @@ def test_the_network_here_is_unet_py(name, sampling):
         xt, labels = torch.randn(1, *shape), torch.tensor([label]) if unet.config.classes else None
         with torch.no_grad():
             expected = unet(xt, torch.tensor([t]), labels).flatten()
-        mine = sampling.evaluate(RUN, [asdict(unet.config), base64.b64encode(save(weights)).decode(), shape,
+        mine = sample_here.evaluate(RUN, [asdict(unet.config), base64.b64encode(save(weights)).decode(), shape,
                                        xt.flatten().tolist(), t, label])
         assert_close(torch.tensor(mine), expected, rtol=0, atol=1e-5 * expected.abs().max().item())
 
 
 @pytest.mark.parametrize("model", exhibits.KEPT)
-def test_ten_pictures_are_those_of_sample_py(model, sampling, capsys):
+def test_ten_pictures_are_those_of_sample_py(model, sample_here, capsys):
     expected = pixels_of(checkpoint=model, n=10, **exhibits.KEPT[model])
     began = time.perf_counter()
-    mine = torch.tensor([sampling.evaluate("async given => Array.from(await samplePicture(given))",
+    mine = torch.tensor([sample_here.evaluate("async given => Array.from(await samplePicture(given))",
                                            {"model": model, "label": k, "index": k}) for k in range(10)])
     apart = (mine - expected).abs()
     with capsys.disabled():
@@ -428,9 +427,9 @@ def test_ten_pictures_are_those_of_sample_py(model, sampling, capsys):
     {"model": "fashion", "sampler": "2m", "guidance": 1.5, "steps": 4, "label": 9, "seed": 5, "index": 3},
     {"model": "fashion", "sampler": "ddpm", "guidance": -1, "steps": 3, "spacing": "leading"},
 ])
-def test_every_sampler_draws_what_sample_py_draws(choice, sampling, monkeypatch):
+def test_every_sampler_draws_what_sample_py_draws(choice, sample_here, monkeypatch):
     choice = {"model": "digits", "label": 3, "index": 0, "steps": 6, **choice}
-    mine = sampling.evaluate("async given => Array.from(await samplePicture(given))", choice)
+    mine = sample_here.evaluate("async given => Array.from(await samplePicture(given))", choice)
     index = choice.pop("index")
     monkeypatch.setattr(sample, "image_seeds", lambda seed, _: noise.image_seeds(seed, torch.tensor([index])))
     flags = {FLAGS_OF.get(name, name): value for name, value in choice.items()}
@@ -445,9 +444,9 @@ def test_every_sampler_draws_what_sample_py_draws(choice, sampling, monkeypatch)
     ({"label": 11}, "label is 11; it must be 0 to 10"), ({"label": 1.5}, "label is 1.5"),
     ({"sampler": "euler"}, "sampler is euler; it must be one of ddim, ddpm"), ({"model": "cats"}, "model is cats"),
     ({"steps": 1001}, "steps is 1001; it must be 1 to 1000"), ({"spacing": "even"}, "spacing is even")])
-def test_what_cannot_be_sampled_is_refused(choice, words, sampling):
+def test_what_cannot_be_sampled_is_refused(choice, words, sample_here):
     with pytest.raises(playwright.Error, match=words):
-        sampling.evaluate("given => samplePicture(given)", choice)
+        sample_here.evaluate("given => samplePicture(given)", choice)
 
 
 @pytest.fixture(scope="module")
@@ -536,9 +535,9 @@ def test_the_command_on_the_page_makes_its_pictures(given, visit):
     assert (mine - expected).abs().max() <= 1 and len(mine) == 10
 
 
-def test_the_page_stays_alive_while_it_computes(sampling):
+def test_the_page_stays_alive_while_it_computes(sample_here):
     """Timers go on between the slices of one picture of clothes, which takes longer than all of them."""
-    ticks = sampling.evaluate("""async () => {
+    ticks = sample_here.evaluate("""async () => {
         let ticks = 0, done = false;
         const tick = () => { ticks++; if (!done) setTimeout(tick); };
         setTimeout(tick);

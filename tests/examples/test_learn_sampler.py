@@ -9,7 +9,6 @@ import sample
 import samplers
 from examples import learn_sampler
 from examples.learn_sampler import end, learn, table_of
-from samplers import column
 
 SCHEDULE, DEVIATIONS = ddpm.cosine_schedule(), torch.tensor([0.2, 0.5, 0.9]).double().view(3, 1, 1)
 GENERATOR = torch.Generator().manual_seed(0)
@@ -42,9 +41,8 @@ def test_two_evaluations_solve_a_gaussian():
 
 
 def test_gradients_reach_every_number():
-    rows, T = classical(3), 1000
-    numbers = torch.stack([column(rows, name) / (T if name == "t" else 1) for name in learn_sampler.LEARNED], dim=1)
-    numbers = (numbers - 0.01).requires_grad_()                         # off the whole times, where there is a kink
+    rows = classical(3)
+    numbers = (learn_sampler.numbers_of(rows, SCHEDULE) - 0.01).requires_grad_()   # off whole times, a kink
 
     def of(numbers):
         return error(table_of(numbers, rows, SCHEDULE, "x0"))

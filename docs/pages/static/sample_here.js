@@ -33,6 +33,11 @@ function chosen() {
           label: $("label").value};
 }
 
+// The label of a picture, as a number.
+function labelOf(index) {
+  return choice.label === "each" ? index : Number(choice.label);
+}
+
 // The command that makes these pictures: sample.py's flags, where they are not its defaults.
 function command() {
   const {label, sampler, ...others} = choice, {classes, tables, name} = model;
@@ -89,8 +94,8 @@ async function draw() {
   [states, follows] = [[], true];
   cells.forEach(({button}, index) => button.setAttribute("aria-pressed", index === watched));
   for (const index of [watched, ...cells.keys()].filter((index, k) => k === 0 || index !== watched && !drawn[index])) {
-    const label = choice.label === "each" ? index : Number(choice.label), watch = index === watched;
-    const result = await drive(chain(model, rows, {...choice, label, index}), state => {
+    const watch = index === watched;
+    const result = await drive(chain(model, rows, {...choice, label: labelOf(index), index}), state => {
       pictures(cells[index].ours, [state.xt], H, W, 1, state.limit);
       if (!watch) return null;
       states.push(state);
@@ -121,7 +126,7 @@ function begin() {
   const [, H, W] = model.shape, rows = rowsOf(model, choice);
   [drawn, seconds, computed] = [cells.map(() => null), 0, 0];
   cells.forEach(({button, name, ours}, index) => {
-    const label = choice.label === "each" ? index : Number(choice.label), text = model.classes[label] ?? "no label";
+    const text = model.classes[labelOf(index)] ?? "no label";
     name.textContent = text;
     button.setAttribute("aria-label", `picture ${index}, ${text}: watch it again`);
     pictures(ours, [normal(imageKey(choice.seed, index), rows[0].t, H * W)], H, W, 1, 3);
