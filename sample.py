@@ -71,7 +71,7 @@ class Config:
     png: bool = False                           # every picture as a file, labels in metadata.csv, as --data reads them
     npz: bool = False                           # pictures.npz with arr_0 uint8 (n, H, W, C), arr_1 labels; resumable
     dtype: str = "float32"                      # or bf16 or fp16: all weights but the norms'
-    compile: bool = False                       # torch.compile; the pictures agree to about 1e-4
+    compile: bool = False                       # torch.compile, same to about 1e-4; pays for thousands of pictures
     device: str = "auto"                        # cuda, cpu, or auto: cuda if there is one
     out: str = "out"                            # folder for grid.png and the rest
 
@@ -176,14 +176,18 @@ def make_chain(plan: Plan, y: Tensor | None) -> Callable:
                      for w in {*plan.guidance}}
         return [by_weight[w] for w in plan.guidance]
 
-    if plan.config.compile:
-        began = time.perf_counter()
-        chain = compile_loop(denoisers(compile_denoiser(plan.unet, samplers.network_times(rows))), rows, shape, seeds)
-        print(f"compiled in {time.perf_counter() - began:.0f} s")
-        return chain
     elements = len(seeds) * math.prod(shape)
     ahead = max(1, min(64, 2**17 // elements)) if rows.device.type == "cpu" else 1      # noise that fits in the caches
-    return partial(ddpm.sample, denoisers(plan.unet), rows, shape, ahead=ahead)
+    if not plan.config.compile:
+        return partial(ddpm.sample, denoisers(plan.unet), rows, shape, ahead=ahead)
+    if not processes.rank():
+        print(f"compiling the network for batches of {len(seeds)}: half a minute or more the first time, then seconds, "
+              f"as torch caches it", flush=True)
+    began = time.perf_counter()
+    denoise = denoisers(compile_denoiser(plan.unet, samplers.network_times(rows)))
+    chain = compile_loop(denoise, rows, shape, seeds, ahead)
+    print(f"compiled in {time.perf_counter() - began:.0f} s")
+    return chain
 
 
 # Batches

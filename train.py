@@ -77,7 +77,7 @@ class Config:
     ema: float = 0.995                          # decay of the weights' average, at most (1 + k)/(10 + k) at step k
     dtype: str = "float32"                      # or bf16 or fp16: all but the norms and the stored weights
     recompute: bool = False                     # recompute activations: up to half the memory, a third more time
-    compile: bool = False                       # torch.compile the network
+    compile: bool = False                       # torch.compile the network, which pays in runs of an hour or more
     deterministic: bool = False                 # the same bits in every run on a GPU too, at some cost in time
     device: str = "auto"                        # cuda, cpu, or auto: cuda if there is one
     seed: int = 0                               # of every random number; -1 chooses one, and prints and keeps it
@@ -338,6 +338,9 @@ def train(run: Run, clock: Callable[[], float] = time.perf_counter) -> None:
     timed, began, told = first, clock(), False
     with (processes.interruptible(gradients=run.schedule.beta.is_cpu and not config.compile), saved_on_error(run),
           tqdm(total=config.steps, initial=first, unit=" steps", disable=not writes) as bar):
+        if writes and config.compile:
+            bar.write("compiling the network in the first step: a minute or more the first time, then less, as torch "
+                      "caches it")
         if writes and first:
             write(run)                                                            # what it was stopped before
         for step, (pixels, labels) in enumerate(loader, first + 1):

@@ -14,7 +14,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -68,7 +67,7 @@ def compile_denoiser(unet: UNet, times: Tensor) -> Callable:
     if device.type == "cuda":
         unet.to(memory_format=torch.channels_last)                                # as `fast_unet`; loading undoes it
     trunk = torch.compile(unet.trunk, fullgraph=True, dynamic=False,              # a guided row has twice the batch
-                          options=None if device.type == "cuda" else {"freezing": True})
+                          options=None if device.type == "cuda" else {"freezing": True, **BUILT_AT_ONCE})
     return lambda xt, t, labels=None: trunk(xt, embed(t, labels))
 
 
@@ -83,10 +82,14 @@ def rewrite(unet: UNet, pad: bool) -> None:
 
 def compile_trained(model: nn.Module, device: torch.device) -> Callable:
     """The model compiled to be trained; on a GPU, where small kernels cost their launch, independent ones are one."""
-    return torch.compile(model, fullgraph=True, options=COMBINED if device.type == "cuda" else None)
+    return torch.compile(model, fullgraph=True, options=COMBINED if device.type == "cuda" else BUILT_AT_ONCE)
 
 
 COMBINED = {"combo_kernels": True}
+
+# On a CPU all loops are one C++ file, not a file each, most of whose time goes to headers; what calls them is another,
+# on which -O3 would spend more than on the loops; and two files do not make up for headers that are compiled ahead.
+BUILT_AT_ONCE = {"cpp_wrapper": True, "cpp_wrapper_build_separate": True, "cpp_cache_precompile_headers": False}
 
 
 def time_table(unet: UNet, times: Tensor) -> Callable:
@@ -142,21 +145,22 @@ class PaddedConv(nn.Conv2d):
         return super().forward(x)[:, :self.keep]                                  # B width H W
 
 
-def compile_loop(denoise: Callable | Sequence[Callable], rows: Tensor, shape, seeds: Tensor) -> Callable:
+@torch.no_grad()
+def compile_loop(denoise: Callable | Sequence[Callable], rows: Tensor, shape, seeds: Tensor,
+                 ahead: int = 1) -> Callable:
     """(seeds, x_T=) -> `samplers.sample`'s iterator, for any seeds as many as these: compiled, on a GPU captured.
 
     Compiles (and captures) here, not at the first call. Whatever else `denoise`, or that of each row, reads, labels
     say, it must find in the same memory at every call. On a GPU one iterator at a time: the next one begins in the same
-    memory.
+    memory. ahead: as for `samplers.sample`, on a CPU.
     """
     if rows.device.type == "cuda":
         with quickest_convolutions():
             return capture(denoise, rows, shape, seeds)
-    run = partial(samplers.sample, denoise, rows, shape, step=torch.compile(samplers.step, fullgraph=True))
-    *_, (_, xt, _) = islice(run(seeds), 3)                                        # the third step of unipc has x0_prev2
-    for each in {*samplers.per_row(denoise, rows)}:                               # the first rows may not have all
-        each(xt, samplers.network_times(rows)[:1].expand(len(xt)))
-    return run
+    xt, t = torch.zeros(len(seeds), *shape), samplers.network_times(rows)[:1].expand(len(seeds))
+    for each in {*samplers.per_row(denoise, rows)}:
+        each(xt, t)
+    return partial(samplers.sample, denoise, rows, shape, ahead=ahead)            # the plain step is as quick
 
 
 def first_row(rows: Tensor) -> Tensor:

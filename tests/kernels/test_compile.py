@@ -118,7 +118,8 @@ def test_what_is_asked_of_the_compiler_and_of_the_network_on_either_device(monke
     for device in ("cpu", "cuda"):
         compile.compile_trained(awake(), torch.device(device))
     compile_denoiser(awake(), torch.tensor([3, 2]))
-    assert asked == [None, {"combo_kernels": True}, {"freezing": True}]
+    once = {"cpp_wrapper": True, "cpp_wrapper_build_separate": True, "cpp_cache_precompile_headers": False}
+    assert asked == [once, {"combo_kernels": True}, {"freezing": True, **once}]
     monkeypatch.setattr(shutil, "which", lambda name: name)
     assert all(p.is_contiguous() for p in compile.fast_unet(CONFIG, torch.device("cpu")).parameters())
 
@@ -131,8 +132,10 @@ def test_rewritten_loop_samples_the_plain_pictures(name, batch, uncompiled):
 @pytest.mark.slow
 @pytest.mark.parametrize("name, batch", [("unipc", 3), ("karras", 3), ("ddpm", 8)])
 def test_compiled_loop_samples_the_plain_pictures(name, batch):
-    torch._dynamo.reset()                               # every compilation of step counts as one more of the last
+    torch._dynamo.reset()                               # every compilation of trunk counts as one more of the last
+    torch._dynamo.utils.counters.clear()
     compiled_is_plain(name, batch)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2                # the guided row's batch is another
 
 
 @pytest.mark.parametrize("batch", [1, 3, 8] if torch.cuda.is_available() else [2])
