@@ -28,7 +28,7 @@ from tqdm import tqdm
 import ddpm
 import published
 import samplers
-from kernels.compile import compile_denoiser, compile_loop, fast_norm
+from kernels.compile import COMPILING, compile_denoiser, compile_loop, fast_norm
 from noise import image_seeds
 from run import arrays, pictures, processes
 from run.chain import choose_guidance, choose_start
@@ -176,18 +176,12 @@ def make_chain(plan: Plan, y: Tensor | None) -> Callable:
                      for w in {*plan.guidance}}
         return [by_weight[w] for w in plan.guidance]
 
-    elements = len(seeds) * math.prod(shape)
-    ahead = max(1, min(64, 2**17 // elements)) if rows.device.type == "cpu" else 1      # noise that fits in the caches
+    ahead = max(1, min(64, 2**17 // (len(seeds) * math.prod(shape)))) if rows.is_cpu else 1     # noise fits in caches
     if not plan.config.compile:
         return partial(ddpm.sample, denoisers(plan.unet), rows, shape, ahead=ahead)
     if not processes.rank():
-        print(f"compiling the network for batches of {len(seeds)}: half a minute or more the first time, then seconds, "
-              f"as torch caches it", flush=True)
-    began = time.perf_counter()
-    denoise = denoisers(compile_denoiser(plan.unet, samplers.network_times(rows)))
-    chain = compile_loop(denoise, rows, shape, seeds, ahead)
-    print(f"compiled in {time.perf_counter() - began:.0f} s")
-    return chain
+        print(COMPILING, flush=True)
+    return compile_loop(denoisers(compile_denoiser(plan.unet, samplers.network_times(rows))), rows, shape, seeds, ahead)
 
 
 # Batches

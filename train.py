@@ -2,6 +2,7 @@
 
     python train.py                                     # digits, class-conditional: about two minutes of a CPU core
     python train.py --data photos/ --size 64 --network cifar10 --lr 2e-4 --compile --dtype bf16 --out runs/photos
+    python train.py --minutes 15                        # as many steps as that allows, at a rate that falls by then
     python train.py --preset cars64                     # a published recipe; other flags change it
     torchrun --nproc-per-node=4 train.py                # the same batch, shared by 4 processes (run/processes.py)
 
@@ -32,14 +33,14 @@ import data
 import ddpm
 import noise
 import published
-from kernels.compile import compile_trained, fast_unet
+from kernels.compile import COMPILING, compile_trained, fast_unet
 from run import folder, presets, processes
 from run.checkpoint import LAST, Checkpoint
 from run.cli import DTYPES, as_flag, check_range, choose_device, command, limit_threads, parse, script
 from run.importance import LEVELS, empty_history, importance, level_probabilities, update_history
 from run.memory import Cast, recompute
 from run.resume import LEARNED, RATE, latest, resume, run_folder, saved_settings, settings_of, start_from
-from run.state import Progress, Run, describe, due, log, saved_on_error, scores_are_cheap, time_left, write
+from run.state import Progress, Run, describe, due, log, saved_on_error, scores_are_cheap, steps_of, time_left, write
 from scores.classes import scorer
 from unet import CONFIGS, UNet, UNetConfig, check_size
 
@@ -68,6 +69,7 @@ class Config:
     T: int = 1000                               # steps of the forward process
     null: float = 0.1                           # probability of hiding the label, for guidance; 1 trains without labels
     steps: int = 3000                           # optimizer updates
+    minutes: float = 0.                         # that the run may take, instead of --steps; no two runs are the same
     batch: int = 64                             # pictures per update
     accumulate: int = 1                         # parts that the batch is split into, to save memory
     lr: float = 5e-3                            # learning rate of Adam, betas 0.9 and 0.99
@@ -137,7 +139,7 @@ def check(config: Config) -> None:
     check_range(config, "batch accumulate", 1, 2**20)
     check_range(config, "steps log_every sample_every save_every", 1)
     check_range(config, "null final ema", 0, 1)
-    check_range(config, "warmup", 0)
+    check_range(config, "warmup minutes", 0)
     check_range(config, "workers", 0, 1000)
     check_range(config, "seed", -1)
     n = processes.world_size()
@@ -149,8 +151,7 @@ def check(config: Config) -> None:
 
 
 def network_for(config: Config, dataset: data.Data, model: Checkpoint | None = None) -> UNetConfig:
-    """The named network, or the model's, with the channels and classes of the data, and at last a null class, if it
-    will be trained."""
+    """The named network, or the model's, with the data's channels and classes, and a null class if it is trained."""
     C = dataset.shape[0]
     classes = len(dataset.classes) + (config.null > 0) if dataset.classes and config.null < 1 else 0
     network = replace(CONFIGS[config.network] if config.network else model.network, in_channels=C, classes=classes,
@@ -178,7 +179,8 @@ def start(config: Config, dataset: data.Data, model: Checkpoint | None = None) -
         raise ValueError(f"alpha_bar of schedule {config.schedule} and T = {config.T} is 0 before T; use a smaller T")
     history = empty_history(config.T) if config.sampling == "importance" else None
     p = level_probabilities(tables, *LEVELS[config.sampling]) if config.sampling in LEVELS else None
-    return Run(config, dataset, schedule, unet, weights, ema, optimizer, scaler, p, history, Progress())
+    progress = Progress(steps=steps_of(config, 0, 0.))
+    return Run(config, dataset, schedule, unet, weights, ema, optimizer, scaler, p, history, progress)
 
 
 # Algorithm 1
@@ -207,9 +209,9 @@ def dropout_seed(seed: int, step: int) -> int:
     return noise.words(key, step, 1, noise.DROPOUT)[0].item()
 
 
-def learning_rate(config: Config, step: int) -> float:
-    """Rises linearly for `warmup` steps, and falls along a cosine to `final` times its maximum."""
-    cosine = (1 + math.cos(math.pi * min(step / config.steps, 1))) / 2
+def learning_rate(config: Config, step: int, steps: int) -> float:
+    """Rises linearly for `warmup` steps, and falls along a cosine to `final` times its maximum at the last step."""
+    cosine = (1 + math.cos(math.pi * min(step / steps, 1))) / 2
     return config.lr * min(1, step / max(config.warmup, 1)) * (config.final + (1 - config.final) * cosine)
 
 
@@ -316,7 +318,7 @@ def update(run: Run, model: Callable, step: int, pixels: Tensor, labels: Tensor)
     finite = norm.isfinite()
     run.progress.step = None                                                      # what ends in here cannot be saved
     for group in run.optimizer.param_groups:
-        group["lr"] = learning_rate(config, step)
+        group["lr"] = learning_rate(config, step, run.progress.steps)
     run.optimizer.found_inf = (~finite).float()                                   # then it changes nothing
     run.optimizer.step()
     run.scaler.update()
@@ -331,31 +333,36 @@ def update(run: Run, model: Callable, step: int, pixels: Tensor, labels: Tensor)
 # The loop
 
 def train(run: Run, clock: Callable[[], float] = time.perf_counter) -> None:
-    """All updates that are left, with a log, grids of samples and checkpoints at intervals."""
-    config, model, first, writes = run.config, trained_model(run), run.progress.step, processes.rank() == 0
-    loader = data.batches(run.dataset, config.batch, config.seed, range(first + 1, config.steps + 1), config.flip,
+    """All updates that are left, with a log, grids and checkpoints at intervals. clock: in seconds; ends --minutes."""
+    config, progress, model, writes = run.config, run.progress, trained_model(run), processes.rank() == 0
+    first = progress.step
+    last = data.ENDLESS if config.minutes and first < progress.steps else progress.steps
+    loader = data.batches(run.dataset, config.batch, config.seed, range(first + 1, last + 1), config.flip,
                           config.workers, processes.local_slice(config.batch))
     timed, began, told = first, clock(), False
+    zero = began - progress.seconds
     with (processes.interruptible(gradients=run.schedule.beta.is_cpu and not config.compile), saved_on_error(run),
-          tqdm(total=config.steps, initial=first, unit=" steps", disable=not writes) as bar):
+          tqdm(total=None if last == data.ENDLESS else last, initial=first, unit=" steps", disable=not writes) as bar):
         if writes and config.compile:
-            bar.write("compiling the network in the first step: a minute or more the first time, then less, as torch "
-                      "caches it")
+            bar.write(COMPILING)
         if writes and first:
             write(run)                                                            # what it was stopped before
         for step, (pixels, labels) in enumerate(loader, first + 1):
             norm = update(run, model, step, pixels, labels)
             stop = processes.any_process(processes.INTERRUPTED.is_set())
-            seconds, count = clock() - began, step - timed
+            now = clock()
+            progress.seconds = processes.broadcast_first(now - zero) if config.minutes else now - zero
+            progress.steps = bar.total = steps_of(config, step, progress.seconds)
+            seconds, count = now - began, step - timed
             rate = count * config.batch / seconds
             if norm.is_cpu or stop or any(due(run, every) for every in (
                     CHECK_EVERY, config.log_every, config.sample_every, config.save_every)):
-                run.progress.check_failures()
-                if writes and not told and (seconds > 10 or count >= 20) and step < config.steps:
+                progress.check_failures()
+                if writes and not told and (seconds > 10 or count >= 20) and step < progress.steps:
                     bar.write(time_left(run, seconds / count))
                     told = True
             bar.update()
-            if line := log(run, norm=norm, lr=learning_rate(config, step), images_per_second=rate):
+            if line := log(run, norm=norm, lr=run.optimizer.param_groups[0]["lr"], images_per_second=rate):
                 bar.set_postfix(loss=f"{line['loss']:.4f}", images=f"{rate:.0f}/s")
             if writes:
                 write(run)
@@ -363,7 +370,9 @@ def train(run: Run, clock: Callable[[], float] = time.perf_counter) -> None:
                 raise processes.Interrupted
             if config.compile and step == first + 1:
                 timed, began = step, clock()                                      # compiled it
-    if writes and run.progress.step >= config.steps:
+            if step == progress.steps:
+                break
+    if writes and progress.step >= progress.steps:
         print(f"{config.out}: log.jsonl, loss.png, samples/, progress.gif, {LAST}; sample from it with: "
               f"{command('sample.py', '--checkpoint', Path(config.out, LAST))}")
 

@@ -44,6 +44,9 @@ def fast_unet(config: UNetConfig, device: torch.device) -> UNet:
     return unet.to(memory_format=torch.channels_last) if device.type == "cuda" else unet
 
 
+COMPILING = "compiling the network: half a minute or more the first time, then seconds, as torch keeps what it made"
+
+
 @contextlib.contextmanager
 def quickest_convolutions() -> Iterator[None]:
     """Lets cuDNN time its ways to compute each convolution that it meets here, and keep to the quickest."""

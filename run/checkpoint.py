@@ -29,7 +29,7 @@ FORMAT = "minimal-diffusion 2"
 LAST, PREVIOUS = f"last{SUFFIX}", f"previous{SUFFIX}"                           # of a run
 MOMENTS = ("exp_avg", "exp_avg_sq")             # Adam's, by the name of the weight
 PARTS = ("weights", "ema", *MOMENTS)            # what a checkpoint has of every weight
-FACTS = ("step", "updates", "settings", "data", "versions", "scaler")
+FACTS = ("step", "updates", "settings", "data", "versions", "scaler", "seconds")
 WEIGHTS = {"ema": "ema", "raw": "weights"}      # of --weights, their place in a checkpoint
 
 
@@ -49,6 +49,7 @@ class Checkpoint(NamedTuple):
     losses: Sequence[Tensor] = ()   # records of the steps since the last line of the log
     history: Tensor | None = None   # the latest losses of each t, for importance sampling
     scaler: dict[str, float] = {}   # the state of the GradScaler, in fp16
+    seconds: float = 0.             # that the run has taken
 
     @property
     def variance(self) -> str:
@@ -95,7 +96,8 @@ def load(path: str | Path, parts: Sequence[str] = PARTS) -> Checkpoint:
     with reading(path, remedy):
         if facts.get("format") != FORMAT:
             raise ValueError("it is no checkpoint of train.py")
-        network, copies, facts = UNetConfig(**facts["network"]), {}, {"scaler": {}, **facts}     # older files lack it
+        network, copies = UNetConfig(**facts["network"]), {}
+        facts = {"scaler": {}, "seconds": 0., **facts}                            # older files lack them
         check_facts(facts, network)
         unet = empty_unet(network)
         for part in PARTS:

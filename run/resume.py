@@ -16,9 +16,9 @@ import ddpm
 from run import processes
 from run.checkpoint import LAST, MOMENTS, PARTS, PREVIOUS, Checkpoint, load, versions
 from run.cli import as_flag
-from run.state import Run
+from run.state import Run, steps_of
 
-RATE = ("steps", "lr", "warmup", "final")       # settings of the learning rate alone
+RATE = ("steps", "minutes", "lr", "warmup", "final")      # settings of the learning rate alone
 LEARNED = ("hybrid", "bound")                   # losses that learn a variance
 TABLE = "classes.weight"                        # a row per class
 
@@ -53,8 +53,9 @@ def run_folder(path: str) -> Path:
     return Path(path).parent if Path(path).name == LAST else Path(path)
 
 
-def resume(run: Run, path: Path, checkpoint: Checkpoint, free: set[str], rate: Callable[[Any, int], float]) -> None:
-    """Puts the run where the checkpoint is, and says if its learning rate, of (config, step), will be another.
+def resume(run: Run, path: Path, checkpoint: Checkpoint, free: set[str],
+           rate: Callable[[Any, int, int], float]) -> None:
+    """Puts the run where the checkpoint is, and says if its learning rate, of (config, step, steps), will be another.
 
     free: the settings that may differ. Raises ValueError for a checkpoint of another run.
     """
@@ -70,16 +71,20 @@ def resume(run: Run, path: Path, checkpoint: Checkpoint, free: set[str], rate: C
     if run.scaler.is_enabled():
         run.scaler.load_state_dict(checkpoint.scaler)
     run.progress.step = run.progress.saved = checkpoint.step
+    run.progress.seconds = checkpoint.seconds
+    run.progress.steps = steps_of(run.config, checkpoint.step, checkpoint.seconds)
     run.progress.records = [losses.to(run.schedule.beta.device) for losses in checkpoint.losses]
     run.progress.sound = path.name == LAST
     if processes.rank() == 0:
-        step, config, saved = checkpoint.step, run.config, checkpoint.settings
-        print(f"resuming {path} at step {step} of {config.steps}"
-              f"{'; nothing is left to do, ask for more --steps' if step >= config.steps else ''}")
+        step, steps, config, saved = checkpoint.step, run.progress.steps, run.config, checkpoint.settings
+        more = "minutes" if config.minutes else "steps"
+        print(f"resuming {path} at step {step} of {f'about {steps}' if config.minutes else steps}"
+              f"{f'; nothing is left to do, ask for more --{more}' if step >= steps else ''}")
         changed = [name for name in RATE if saved.get(name, getattr(config, name)) != getattr(config, name)]
         before = replace(config, **{name: saved[name] for name in changed})
-        old, new = f"{rate(before, step):.2g}", f"{rate(config, step + 1):.2g}"
-        if new != f"{rate(before, step + 1):.2g}" and step < config.steps:
+        earlier = steps_of(before, step, checkpoint.seconds)
+        old, new = f"{rate(before, step, earlier):.2g}", f"{rate(config, step + 1, steps):.2g}"
+        if new != f"{rate(before, step + 1, earlier):.2g}" and step < steps:
             print(f"warning: the learning rate goes from {old} to {new}, as the run had "
                   f"{' '.join(as_flag(name, saved[name]) for name in changed)}")
 

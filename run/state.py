@@ -32,6 +32,8 @@ SHOWN, SHOWN_STEPS = 20, 50         # classes in a grid of samples, at most, and
 class Progress:
     """How far a run is."""
     step: int | None = 0            # of the last complete update; None while one changes the run, which cannot be saved
+    steps: int = 0                  # of the whole run, as far as is known (`steps_of`)
+    seconds: float = 0.             # that it has taken
     records: list[Tensor] = field(default_factory=list)             # of the steps that the log does not have yet
     failures: Tensor | int = 0      # consecutive updates that failed, on the device; PATIENCE of them are not forgotten
     saved: int = 0                  # the step of the newest checkpoint, or of the latest attempt to write one
@@ -74,30 +76,41 @@ class Run(NamedTuple):
     board: Any = None               # TensorBoard's writer, if it is wanted
 
 
-def describe(run: Run, rate: Callable[[Any, int], float]) -> None:
+def describe(run: Run, rate: Callable[[Any, int, int], float]) -> None:
     """Prints what is trained on what, and how much of the data the schedule leaves in x_T.
 
-    rate: (config, step) -> the learning rate; one that never gets near --lr is told.
+    rate: (config, step, steps) -> the learning rate; one that never gets near --lr is told.
     """
     config, bits, world = run.config, ddpm.schedule_check(run.schedule), processes.world_size()
     N, used = len(run.dataset.images), config.steps * config.batch
     epochs = "" if N == data.ENDLESS else f", each used {used / N:,.{0 if used > 10 * N else 1}f} times"
     print(f"data     {config.data}: {data.describe(run.dataset)}")
-    print(f"steps    {config.steps:,} with {config.batch} pictures{epochs}")
+    if config.minutes:
+        print(f"steps    as many as {config.minutes:g} minutes allow, with {config.batch} pictures")
+    else:
+        print(f"steps    {config.steps:,} with {config.batch} pictures{epochs}")
     print(f"network  {config.network or config.init}: {sum(w.numel() for w in run.weights.values()):,} parameters, "
           f"{config.dtype}, on {f'{world} x ' if world > 1 else ''}{run.schedule.beta.device}; seed {config.seed}")
     print(f"schedule {config.schedule}, T = {config.T}: {bits:.2g} bits/dim of the data are left in x_T")
     if bits > 1e-3:
         print("warning: sampling starts without them; a larger T or another --schedule leaves less")
-    peak = max((rate(config, step) for step in range(1, min(config.warmup, config.steps) + 1)), default=config.lr)
-    if peak < config.lr / 2:
+    peak = max((rate(config, step, config.steps) for step in range(1, min(config.warmup, config.steps) + 1)),
+               default=config.lr)
+    if peak < config.lr / 2 and not config.minutes:
         print(f"warning: the learning rate reaches {peak:.2g}, not --lr {config.lr:g}, as it rises for --warmup "
               f"{config.warmup} of {config.steps} steps; lower --warmup")
 
 
+def steps_of(config: Any, step: int, seconds: float) -> int:
+    """The steps of a run: config's, or, after `step` of them, as many as its minutes allow at this pace."""
+    if not config.minutes:
+        return config.steps
+    return max(step, round(step * 60 * config.minutes / seconds)) if seconds else data.ENDLESS
+
+
 def time_left(run: Run, seconds: float) -> str:
     """How long the steps that are left take, at so many seconds each; a warning if it is more than a day."""
-    steps = run.config.steps - run.progress.step
+    steps = run.progress.steps - run.progress.step
     unit, length = next((each for each in UNITS if steps * seconds >= 2 * each[1]), UNITS[-1])
     text = f"about {steps * seconds / length:.0f} {unit} for the {steps:,} steps that are left"
     if steps * seconds < DAY:
@@ -107,7 +120,7 @@ def time_left(run: Run, seconds: float) -> str:
 
 def due(run: Run, every: int) -> bool:
     """Whether what is done every so many steps, and at the last, is to be done now."""
-    return run.progress.step % every == 0 or run.progress.step == run.config.steps
+    return run.progress.step % every == 0 or run.progress.step == run.progress.steps
 
 
 def log(run: Run, **facts: float | Tensor) -> dict | None:
@@ -158,7 +171,7 @@ def save(run: Run) -> None:
     checkpoint.save(path, Checkpoint(
         run.unet.config, run.weights, run.ema, progress.step, run.schedule.beta[1:], asdict(run.config), facts,
         checkpoint.versions(), **moments, updates=updates, losses=progress.records, history=run.history,
-        scaler=run.scaler.state_dict()),
+        scaler=run.scaler.state_dict(), seconds=progress.seconds),
         path.with_name(PREVIOUS) if progress.sound else None)
     progress.sound = True
     folder.plot_log(Path(run.config.out))

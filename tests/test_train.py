@@ -512,10 +512,33 @@ def test_a_run_is_a_function_of_its_seed(tmp_path, monkeypatch):
 
 
 def test_learning_rate_rises_and_falls():
-    config = Config(steps=1000, warmup=100, lr=1., final=0.1)
-    assert_close(train.learning_rate(config, 50), 0.5 * (0.1 + 0.9 * (1 + math.cos(0.05 * math.pi)) / 2))
-    assert_close(train.learning_rate(config, 1000), 0.1)
-    assert_close(train.learning_rate(replace(config, final=1.), 700), 1.)
+    config = Config(warmup=100, lr=1., final=0.1)
+    assert_close(train.learning_rate(config, 50, 1000), 0.5 * (0.1 + 0.9 * (1 + math.cos(0.05 * math.pi)) / 2))
+    assert_close(train.learning_rate(config, 1000, 1000), 0.1)
+    assert_close(train.learning_rate(replace(config, final=1.), 700, 1000), 1.)
+
+
+def timed(out, seconds, pace):
+    """Trains for so many seconds of a clock by which each step takes `pace`; the rate of every step there is."""
+    config = Config(minutes=seconds / 60, warmup=0, batch=2, T=20, log_every=1, out=str(out))
+    train.train(train.prepare(config, lambda: None), clock=(pace * tick for tick in range(100)).__next__)
+    return [line["lr"] for line in folder.read_log(out) if "lr" in line]
+
+
+def test_minutes_end_a_run_when_its_rate_has_fallen(tmp_path, capsys):
+    """It may be resumed, also with more minutes, and be slower then."""
+    config = Config(warmup=0)
+    assert timed(tmp_path, 3, pace=1)[1:] == pytest.approx([train.learning_rate(config, step, 3) for step in (2, 3)])
+    assert "warning: the learning rate goes" not in capsys.readouterr().out
+    last = checkpoint.load(tmp_path)
+    assert (last.step, last.seconds) == (3, 3)
+    rates = timed(tmp_path, 10, pace=2)                             # ends of steps: 5, 7, 9, 11 seconds
+    assert "at step 3 of about 10\nwarning: the learning rate goes from 5e-05 to 0.0033, as" in capsys.readouterr().out
+    steps = [10, round(4 * 10 / 5), round(5 * 10 / 7), round(6 * 10 / 9)]
+    assert rates[3:] == pytest.approx([train.learning_rate(config, k, n) for k, n in enumerate(steps, 4)])
+    assert checkpoint.load(tmp_path).step == 7 and rates[-1] < config.lr / 50
+    assert timed(tmp_path, 10, pace=1) == rates
+    assert "at step 7 of about 7; nothing is left to do, ask for more --minutes" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("flags, says", [
@@ -523,7 +546,8 @@ def test_learning_rate_rises_and_falls():
     ("--loss huber", "loss is 'huber'"), ("--sampling even", "sampling is 'even'"),
     ("--schedule flat", "schedule is 'flat'"), ("--T 0", "T is 0"), ("--batch 0", "batch is 0"),
     ("--accumulate 9", "accumulate is 9"), ("--lr -1", "lr is -1"), ("--lr nan", "lr is nan"),
-    ("--null 2", "null is 2"), ("--seed -2", "seed is -2"), ("--seed 2147483648", "seed is 2147483648"),
+    ("--minutes -1", "minutes is -1"), ("--null 2", "null is 2"),
+    ("--seed -2", "seed is -2"), ("--seed 2147483648", "seed is 2147483648"),
     ("--dtype fp8", "dtype is 'fp8'"), ("--device tpu", "device is 'tpu'"), ("--steps -5", "steps is -5"),
     ("--size 9x8", "9 x 8 pixels do not halve"), ("--workers -1", "workers is -1"),
     ("--T 1 --loss hybrid", "T is 1; it must be between 2 and"),

@@ -135,7 +135,7 @@ def test_compiled_loop_samples_the_plain_pictures(name, batch):
     torch._dynamo.reset()                               # every compilation of trunk counts as one more of the last
     torch._dynamo.utils.counters.clear()
     compiled_is_plain(name, batch)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2                # the guided row's batch is another
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # the guided row's batch is another
 
 
 @pytest.mark.parametrize("batch", [1, 3, 8] if torch.cuda.is_available() else [2])
