@@ -8,8 +8,7 @@
 
 A run is a folder: last.safetensors and the checkpoint before it, previous.safetensors, log.jsonl, loss.png,
 samples/*.png and their film, progress.gif. Repeat the command to resume it. Every random number is a function of (seed,
-step), so on the same kind of CPU, thread count and versions a resumed run is bitwise the unbroken one; another thread
-count changes the weights by about 2e-7.
+step), so on the same kind of CPU, thread count and versions a resumed run is bitwise the unbroken one.
 """
 
 import run.first  # noqa: F401  (--help without torch)
@@ -39,6 +38,7 @@ from run.checkpoint import LAST, Checkpoint
 from run.cli import DTYPES, as_flag, check_range, choose_device, command, limit_threads, parse, script
 from run.importance import LEVELS, empty_history, importance, level_probabilities, update_history
 from run.memory import Cast, recompute
+from run.muon import optimizer_of
 from run.resume import LEARNED, RATE, latest, resume, run_folder, saved_settings, settings_of, start_from
 from run.state import Progress, Run, describe, due, log, saved_on_error, scores_are_cheap, steps_of, time_left, write
 from scores.classes import scorer
@@ -72,7 +72,8 @@ class Config:
     minutes: float = 0.                         # that the run may take, instead of --steps; no two runs are the same
     batch: int = 64                             # pictures per update
     accumulate: int = 1                         # parts that the batch is split into, to save memory
-    lr: float = 5e-3                            # learning rate of Adam, betas 0.9 and 0.99
+    optimizer: str = "adam"                     # adam, betas 0.9 and 0.99, or muon for matrices and convolutions
+    lr: float = 5e-3                            # learning rate of Adam; Muon's is four times as large
     warmup: int = 100                           # updates over which it rises from 0
     final: float = 0.01                         # fraction left at the end of a cosine decay; 1 is constant
     clip: float = 1.0                           # largest norm of the gradient; inf does not clip
@@ -171,7 +172,7 @@ def start(config: Config, dataset: data.Data, model: Checkpoint | None = None) -
         recompute(unet)
     weights = dict(unet.named_parameters())
     ema = {name: w.detach().clone() for name, w in weights.items()}
-    optimizer = torch.optim.Adam(weights.values(), betas=(0.9, 0.99), fused=True)
+    optimizer = optimizer_of(config.optimizer, weights)
     tables = ddpm.named_schedule(config.schedule, config.T, config.zero_snr)
     schedule = ddpm.Schedule(*(table.to(device) for table in tables))
     scaler = torch.amp.GradScaler(device.type, FIRST_SCALE, enabled=config.dtype == "fp16")

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from data.files import reading
 from ddpm import TARGETS, VARIANCES, check_choice, from_betas
-from run import tensors
+from run import muon, tensors
 from run.cli import DTYPES, choose_device, limit_threads, parse, script
 from run.memory import cast
 from run.tensors import SUFFIX
@@ -102,12 +102,14 @@ def load(path: str | Path, parts: Sequence[str] = PARTS) -> Checkpoint:
         unet = empty_unet(network)
         for part in PARTS:
             copy = {name.removeprefix(f"{part}."): w for name, w in content.items() if name.startswith(f"{part}.")}
-            if copy:
-                unet.load_state_dict(copy, assign=True)             # raises for other names and shapes
+            averaged = part == "exp_avg_sq" and facts["settings"].get("optimizer") == "muon"
+            absent = [*muon.matrices(unet.state_dict())] if averaged else []
+            if copy and unet.load_state_dict(copy, strict=False, assign=True) != (absent, []):
+                raise ValueError(f"{part} is not of the network's weights")
             if wrong := [name for name, w in copy.items() if not w.is_floating_point()
                          or part in MOMENTS and not (w.dtype == torch.float32 and w.isfinite().all())]:
                 raise ValueError(f"{part}.{wrong[0]} is {copy[wrong[0]].dtype}, or not finite")
-            copies[part] = {name: copy[name] for name in unet.state_dict()} if copy else {}
+            copies[part] = {name: copy[name] for name in unet.state_dict() if name in copy}
         from_betas(content["beta"])
         return Checkpoint(network, beta=content["beta"], losses=[*content.get("losses", ())],
                           history=content.get("history"), **copies, **{name: facts[name] for name in FACTS})

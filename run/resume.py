@@ -65,7 +65,8 @@ def resume(run: Run, path: Path, checkpoint: Checkpoint, free: set[str],
         run.history.copy_(checkpoint.history)
     # Adam's moments must be laid out in memory as the weights are: fused Adam relies on it
     state = {k: {"step": torch.tensor(float(checkpoint.updates)),
-                 **{part: torch.empty_like(w).copy_(getattr(checkpoint, part)[name]) for part in MOMENTS}}
+                 **{part: torch.empty_like(w).copy_(moments[name]) for part in MOMENTS
+                    if name in (moments := getattr(checkpoint, part))}}
              for k, (name, w) in enumerate(run.weights.items())}
     run.optimizer.load_state_dict({**run.optimizer.state_dict(), "state": state})
     if run.scaler.is_enabled():

@@ -166,7 +166,7 @@ def save(run: Run) -> None:
     facts = {"name": run.dataset.name, "shape": run.dataset.shape, "classes": run.dataset.classes, "digest": run.digest,
              "counts": data.count_pictures(run.dataset)}
     adam = {name: run.optimizer.state[w] for name, w in run.weights.items()}
-    moments = {part: {name: state[part] for name, state in adam.items()} for part in MOMENTS}
+    moments = {part: {name: state[part] for name, state in adam.items() if part in state} for part in MOMENTS}
     updates = int(next(iter(adam.values()))["step"])
     checkpoint.save(path, Checkpoint(
         run.unet.config, run.weights, run.ema, progress.step, run.schedule.beta[1:], asdict(run.config), facts,

@@ -546,7 +546,7 @@ def test_minutes_end_a_run_when_its_rate_has_fallen(tmp_path, capsys):
     ("--loss huber", "loss is 'huber'"), ("--sampling even", "sampling is 'even'"),
     ("--schedule flat", "schedule is 'flat'"), ("--T 0", "T is 0"), ("--batch 0", "batch is 0"),
     ("--accumulate 9", "accumulate is 9"), ("--lr -1", "lr is -1"), ("--lr nan", "lr is nan"),
-    ("--minutes -1", "minutes is -1"), ("--null 2", "null is 2"),
+    ("--minutes -1", "minutes is -1"), ("--optimizer sgd", "optimizer is 'sgd'"), ("--null 2", "null is 2"),
     ("--seed -2", "seed is -2"), ("--seed 2147483648", "seed is 2147483648"),
     ("--dtype fp8", "dtype is 'fp8'"), ("--device tpu", "device is 'tpu'"), ("--steps -5", "steps is -5"),
     ("--size 9x8", "9 x 8 pixels do not halve"), ("--workers -1", "workers is -1"),

@@ -1,0 +1,66 @@
+"""Muon for matrices and convolutions, Adam for the rest (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
+
+Adam divides each number of a gradient by its usual size. Muon does so with the gradient of a whole matrix, whose sizes
+are its singular values: they all become about 1.
+"""
+
+import torch
+from torch import Tensor
+
+from ddpm import check_choice
+
+BETAS = (0.9, 0.99)                             # of Adam
+MOMENTUM, STEPS, COEFFICIENTS = 0.95, 5, (3.4445, -4.7750, 2.0315)
+RATE = 4                                        # times Adam's
+ENDS = ("first", "last", "classes", "time_in")  # the layers at the network's ends, which Adam keeps
+
+
+def matrices(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights that Muon takes: with outputs and inputs, and inside the network."""
+    return {name: w for name, w in weights.items() if w.ndim > 1 and name.split(".")[0] not in ENDS}
+
+
+def orthogonal(g: Tensor) -> Tensor:
+    """About U V^T, where g (m, n) = U S V^T: singular values between 0.7 and 1.2, by five Newton-Schulz steps."""
+    a, b, c = COEFFICIENTS
+    x = g / (g.norm() + 1e-7)
+    x = x.T if len(g) > g.shape[1] else x
+    for _ in range(STEPS):
+        A = x @ x.T
+        x = torch.addmm(x, torch.addmm(A, A, A, beta=b, alpha=c), x, beta=a)
+    return x.T if len(g) > g.shape[1] else x
+
+
+OPTIMIZERS = ("adam", "muon")
+
+
+def optimizer_of(name: str, weights: dict[str, Tensor]) -> torch.optim.Optimizer:
+    """The optimizer of these weights; its rate is set before every step. Raises ValueError for another name."""
+    check_choice("optimizer", name, OPTIMIZERS)
+    return Muon(weights) if name == "muon" else torch.optim.Adam(weights.values(), betas=BETAS, fused=True)
+
+
+class Muon(torch.optim.Adam):
+    """The optimizer of named weights. As fused Adam, it changes nothing if `found_inf` is 1, and waits for no GPU."""
+
+    def __init__(self, weights: dict[str, Tensor]):
+        super().__init__(weights.values(), betas=BETAS, fused=True)
+        self.matrices = [*matrices(weights).values()]
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One update; the gradients of matrices are used up."""
+        sound = 1 - self.found_inf
+        rate = RATE * self.param_groups[0]["lr"] * sound
+        for w in self.matrices:
+            state = self.state[w]
+            if not state:
+                state.update(step=w.new_zeros(()), exp_avg=torch.zeros_like(w))
+            average = state["exp_avg"]
+            gradient, w.grad = torch.where(sound > 0, w.grad, average), None      # Adam passes over what has none
+            state["step"] += sound
+            average.lerp_(gradient, 1 - MOMENTUM)
+            ahead = gradient.lerp(average, MOMENTUM).flatten(1)                   # Nesterov's
+            m, n = ahead.shape
+            w.sub_(rate * max(1, m / n)**0.5 * orthogonal(ahead).view_as(w))
+        super().step()
