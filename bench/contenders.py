@@ -18,6 +18,7 @@ from torch import Tensor
 import data
 import ddpm
 import train
+from run.state import steps_of
 
 
 @dataclass
@@ -31,15 +32,16 @@ class Contender:
     schedule: ddpm.Schedule
     target: str
     form: str
+    pace: Callable[[int, float], None] = lambda step, spent: None       # is told the CPU-seconds before each step
 
     @property
     def parameters(self) -> int:
         return sum(p.numel() for p in self.network.parameters())
 
 
-def ours(dataset: data.Data, seed: int, rate: float) -> Contender:
-    """`python train.py --preset fashion`."""
-    config = replace(train.PRESETS["fashion"], seed=seed, lr=rate)
+def ours(dataset: data.Data, seed: int, rate: float, optimizer: str = "adam", minutes: float = 0.) -> Contender:
+    """`python train.py --preset fashion`. minutes: of CPU, by which the rate has fallen; 0 for the preset's steps."""
+    config = replace(train.PRESETS["fashion"], seed=seed, lr=rate, optimizer=optimizer, minutes=minutes)
     run = train.start(config, dataset)
     torch.set_num_threads(1)
     model, average = train.trained_model(run), copy.deepcopy(run.unet).eval()
@@ -49,8 +51,11 @@ def ours(dataset: data.Data, seed: int, rate: float) -> Contender:
         train.update(run, model, step, pixels, labels)
         run.progress.records.clear()
 
+    def pace(step: int, spent: float) -> None:
+        run.progress.steps = steps_of(config, step, spent)
+
     return Contender(run.unet, {"network": run.unet, "average": average, "optimizer": run.optimizer},
-                     config.batch, update, average, run.schedule, config.target, config.dtype)
+                     config.batch, update, average, run.schedule, config.target, config.dtype, pace)
 
 
 def lucidrains(dataset: data.Data, seed: int, rate: float, dim: int = 64, cond_drop_prob: float = 0.5,
@@ -146,12 +151,15 @@ def training_of(line: dict) -> Training:
 
 class Entry(NamedTuple):
     """The function that makes a training from a data set, a seed and a learning rate, and the rates, the best first."""
-    make: Callable[[data.Data, int, float], Contender]
+    make: Callable[..., Contender]
     rates: tuple[float, ...]
+    annealed: bool = False              # a training for each stop, which `make` is told as `minutes`
 
 
 CONTENDERS = {
     "ours": Entry(ours, (train.PRESETS["fashion"].lr,)),
+    "ours annealed": Entry(ours, (train.PRESETS["fashion"].lr,), annealed=True),
+    "ours annealed with Muon": Entry(partial(ours, optimizer="muon"), (train.PRESETS["fashion"].lr,), annealed=True),
     "denoising-diffusion-pytorch": Entry(lucidrains, (1e-4,)),
     "denoising-diffusion-pytorch tuned": Entry(partial(lucidrains, dim=16, cond_drop_prob=0.1, update_every=1),
                                                (1e-3, 3e-4, 3e-3)),

@@ -1,7 +1,7 @@
 """Quality after equal CPU time: our recipe and published packages' on the same pictures, one thread each.
 
     pip install -r requirements-test.txt -r bench/requirements.txt # in an environment of its own: it may replace torch
-    python -m bench.quality                             # all of it: about nine hours of CPU; repeat it to resume
+    python -m bench.quality                             # all of it: about twenty hours of CPU; repeat it to resume
     python -m bench.quality --only ours --minutes 5     # five minutes of our curve, from three seeds
     python -m bench.quality --minutes ""                # the page alone, from what has been measured
 
@@ -38,7 +38,7 @@ from run import tensors
 from run.cli import check_range, parse, parse_numbers, script
 from scores import classes, classifier
 
-SEEDS, REPEATED, TRIED = (0, 1, 2), 15, 5               # seeds 1 and 2, and other rates, stop after so many minutes
+SEEDS, REPEATED, TRIED = (0, 1, 2), 15, 5   # seeds 1 and 2, if not annealed, and other rates, stop after these minutes
 FOLDER, SAVED = Path("runs/quality"), 300               # states are saved after so many seconds, and at a stop
 
 
@@ -60,8 +60,9 @@ def advance(training: Training, config: Config, minutes: float) -> dict:
     """Trains until so many CPU-minutes have been spent, saves, and scores."""
     torch.set_num_threads(1)
     dataset, held_out = data.load(config.data), data.load(data.TEST + config.data)
-    path = FOLDER / Path(config.out).stem / f"{training}.safetensors"
-    contender = CONTENDERS[training.name].make(dataset, training.seed, training.rate)
+    entry = CONTENDERS[training.name]
+    path = FOLDER / Path(config.out).stem / f"{training}{f', {minutes:g} minutes' * entry.annealed}.safetensors"
+    contender = entry.make(dataset, training.seed, training.rate, **{"minutes": minutes} if entry.annealed else {})
     step, spent = restore(path, contender) if path.is_file() else (0, 0.)
     if spent > 60 * minutes + 60:
         raise ValueError(f"{path} is beyond {minutes} minutes, but {config.out} has no line of that; move it away")
@@ -73,7 +74,7 @@ def advance(training: Training, config: Config, minutes: float) -> dict:
     return {**training._asdict(), "minutes": minutes, "steps": step, "images": step * contender.batch,
             "parameters": contender.parameters, "form": contender.form, "core": core,
             **score(contender, dataset, held_out, config), **how(config),
-            "package": None if training.name == "ours" else version(training.name.split()[0]),
+            "package": None if training.name.startswith("ours") else version(training.name.split()[0]),
             "cpu": get_cpu_info().get("brand_raw", ""),
             **measure.stamp()}
 
@@ -104,6 +105,7 @@ def train_until(seconds: float, contender: Contender, batches: data.Batches, see
     """Goes on from a step and the CPU-seconds spent until `seconds` have been; both as they are then."""
     began = time.process_time() - spent
     while (spent := time.process_time() - began) < seconds:
+        contender.pace(step, spent)
         step += 1
         torch.manual_seed(seed * 10**9 + step)                                    # so that a resumed run goes on alike
         contender.update(step, *batches[step])
@@ -170,7 +172,8 @@ def due(minutes: float, names: Sequence[str], done: list[dict]) -> list[Training
     reached, wanted = {training_of(line) for line in done if line["minutes"] == minutes}, []
     for name in names:
         rate, *others = CONTENDERS[name].rates
-        wanted += [Training(name, rate, seed) for seed in (SEEDS if minutes <= REPEATED else SEEDS[:1])]
+        seeds = SEEDS if minutes <= REPEATED or CONTENDERS[name].annealed else SEEDS[:1]
+        wanted += [Training(name, rate, seed) for seed in seeds]
         wanted += [Training(name, other) for other in others if minutes <= TRIED]
     return [training for training in wanted if training not in reached]
 
@@ -199,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(f"minutes is {config.minutes!r}; they must be at least 1")
     for name in names:
         ddpm.check_choice("only", name, CONTENDERS)
-        if stops and name != "ours" and not measure.installed(name):
+        if stops and not name.startswith("ours") and not measure.installed(name):
             raise ValueError(f"{name} is not there; pip install -r bench/requirements.txt, or leave it out of --only")
     done = read(Path(config.out))
     for line in done:

@@ -23,7 +23,8 @@ def table_of_curves(lines: pd.DataFrame) -> str:
     curves = lines.pivot_table(index=["name", "rate"], columns="minutes", values="FD", aggfunc=span)
     frame = frame.join(curves.rename(columns="{:g} min".format).fillna(""))
     frame["ours was there"] = [
-        "" if name == "ours" else f"{there.min():g} min" if len(there := ours.minutes[ours.FD <= FD]) else "not yet"
+        "" if name.startswith("ours") else
+        f"{there.min():g} min" if len(there := ours.minutes[ours.FD <= FD]) else "not yet"
         for (name, _), FD in last.FD.items()]
     frame["agree"] = last.agree.map("{:.3f}".format)
     frame["core's speed"] = lines.groupby(["name", "rate"]).core.agg(

@@ -105,7 +105,7 @@ def steps_of(config: Any, step: int, seconds: float) -> int:
     """The steps of a run: config's, or, after `step` of them, as many as its minutes allow at this pace."""
     if not config.minutes:
         return config.steps
-    return max(step, round(step * 60 * config.minutes / seconds)) if seconds else data.ENDLESS
+    return max(step, round(step * 60 * config.minutes / seconds)) if step * seconds else data.ENDLESS
 
 
 def time_left(run: Run, seconds: float) -> str:

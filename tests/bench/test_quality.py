@@ -8,6 +8,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 import data
+import train
 from bench import contenders, quality, quality_page
 from bench.contenders import Training
 from bench.measure import skip_missing
@@ -104,6 +105,17 @@ def test_networks_are_given_their_own_times_labels_and_pixels(name):
         assert name == "ours" or not torch.equal(fresh.output(x, t, labels), fresh.output(x, t, labels.flip(0)))
 
 
+def test_an_annealed_training_begins_anew_for_each_stop_and_its_rate_falls(digits, monkeypatch):
+    rates, rate = [], train.learning_rate
+    monkeypatch.setattr(train, "learning_rate", lambda *args: rates.append(rate(*args)) or rates[-1])
+    training = Training("ours annealed with Muon", 1e-3)
+    steps = [advance(training, digits, minutes)["steps"] for minutes in (0.35, 0.7)]
+    assert steps == [20, 41] and {path.name for path in path_of(training).parent.iterdir()} == {
+        f"{training}, 0.35 minutes.safetensors", f"{training}, 0.7 minutes.safetensors"}
+    share = [rates[k] / (1e-3 * (k % 20 + 1) / 100) for k in (0, 9, 19, 20)]         # of the rate, but for its warm-up
+    assert share == pytest.approx([1, 0.5, 0.01, 1], abs=0.1)
+
+
 def test_the_yardstick_is_pictures_in_a_second(monkeypatch):
     clock = itertools.count()
     monkeypatch.setattr(quality.time, "process_time", lambda: next(clock) / 2)
@@ -129,6 +141,7 @@ def test_other_rates_stop_first_then_other_seeds():
         stops[minutes] = due(minutes, names, [])
     seeds = [training._replace(seed=k) for training in (Training("ours", OURS), best) for k in range(3)]
     assert stops == {5: [*seeds, low, high], 15: seeds, 30: [seeds[0], best]}
+    assert [training.seed for training in due(60, ["ours annealed"], [])] == [0, 1, 2]
     done = [line("diffusers tuned", 3e-4, 5, 9.), line("ours", OURS, 15, 3., 2), line("ours", OURS, 5, 3., 1)]
     assert due(5, names[1:], done) == [*seeds[3:], high] and due(15, names[:1], done) == seeds[:2]
 
@@ -150,7 +163,7 @@ def test_the_page_says_what_was_measured(monkeypatch, tmp_path):
                 "denoising-diffusion-pytorch, rate 0.0001 | 1.00 M | bf16 | 7 |  | 1.50 | not yet | 0.900 | 400",
                 "7 |  | 5.00 (4.00 to 6.00) | 5 min | 0.900 | 300 to 400"):
         assert f"{row} |\n" in page
-    assert "- not measured yet: denoising-diffusion-pytorch tuned\n" in page
+    assert "- not measured yet: ours annealed, ours annealed with Muon, denoising-diffusion-pytorch tuned\n" in page
     assert (tmp_path / "docs/quality.png").stat().st_size > 10_000
 
 
