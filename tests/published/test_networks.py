@@ -327,9 +327,9 @@ def trajectory(unet, schedule, steps, **choice):
     """Every x_s of our sampler, on the noise that a diffusers pipeline samples from the same generator."""
     generator = torch.Generator().manual_seed(0)
     rows = ddpm.sampler_rows(schedule, ddpm.timesteps(len(schedule.beta) - 1, steps, "leading"), **choice)
-    xt = torch.randn(2, 3, 16, 16, generator=generator)
+    xt = torch.randn(2, 3, 16, 16, generator=generator, dtype=torch.float64)
     for k, (t, s) in enumerate(rows[:, :2].long().tolist()):
-        z = torch.randn(xt.shape, generator=generator) if choice["eta"] and s else None
+        z = torch.randn(xt.shape, generator=generator, dtype=xt.dtype) if choice["eta"] and s else None
         xt, _ = ddpm.step(rows, torch.tensor([k]), xt, unet(xt, torch.full((2,), t)), z=z)
         yield xt
 
@@ -347,9 +347,10 @@ def trajectory(unet, schedule, steps, **choice):
 def test_a_full_chain_equals_the_pipeline_s(kind, eta, settings, choice):
     diffusers = pytest.importorskip("diffusers")
     learned = settings.get("variance_type") == "learned_range"
-    model = perturbed(diffusers.UNet2DModel(**{**CONFIG, "out_channels": 6 if learned else 3}))
+    model = perturbed(diffusers.UNet2DModel(**{**CONFIG, "out_channels": 6 if learned else 3})).double()
     scheduler = diffusers.DDPMScheduler(**settings)
     unet, schedule, choices = from_diffusers(model.state_dict(), dict(model.config), dict(scheduler.config))
+    unet.double()
     assert choice.items() <= choices.items()
     pipeline = getattr(diffusers, kind)(model, scheduler)
     pipeline.set_progress_bar_config(disable=True)

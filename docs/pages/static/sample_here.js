@@ -64,8 +64,8 @@ function compare() {
     count += apart.length;
   });
   $("same").className = `plain ${!count ? "" : most < 2 ? "good" : "bad"}`;
-  $("same").textContent = kept ? "Above: drawn here. Below: by sample.py. " +
-    `Largest difference: ${most} of 255 levels; ${differ} of ${count} pixels differ.`
+  $("same").textContent = kept ? "Above: drawn here. Below: by sample.py." +
+    (count ? ` Largest difference: ${most} of 255 levels; ${differ} of ${count} pixels differ.` : "")
     : "Pictures by sample.py are shown for the choices with which a model opens. It makes these here by:";
   $("command").innerHTML = command();
 }
