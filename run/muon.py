@@ -1,4 +1,4 @@
-"""Muon for matrices and convolutions, Adam for the rest (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
+"""Muon for convolutions and matrices, Adam for the rest (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
 
 Adam divides each number of a gradient by its usual size. Muon does so with the gradient of a whole matrix, whose sizes
 are its singular values: they all become about 1.
@@ -9,15 +9,15 @@ from torch import Tensor
 
 from ddpm import check_choice
 
+OPTIMIZERS = ("adam", "muon")
 BETAS = (0.9, 0.99)                             # of Adam
-MOMENTUM, STEPS, COEFFICIENTS = 0.95, 5, (3.4445, -4.7750, 2.0315)
+MOMENTUM, STEPS, COEFFICIENTS = 0.9, 5, (3.4445, -4.7750, 2.0315)
 RATE = 4                                        # times Adam's
-ENDS = ("first", "last", "classes", "time_in")  # the layers at the network's ends, which Adam keeps
 
 
 def matrices(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights that Muon takes: with outputs and inputs, and inside the network."""
-    return {name: w for name, w in weights.items() if w.ndim > 1 and name.split(".")[0] not in ENDS}
+    """The weights that Muon takes: the blocks' that have outputs and inputs. The network's ends and time are Adam's."""
+    return {name: w for name, w in weights.items() if w.ndim > 1 and name.startswith(("downs", "middle", "ups"))}
 
 
 def orthogonal(g: Tensor) -> Tensor:
@@ -29,9 +29,6 @@ def orthogonal(g: Tensor) -> Tensor:
         A = x @ x.T
         x = torch.addmm(x, torch.addmm(A, A, A, beta=b, alpha=c), x, beta=a)
     return x.T if len(g) > g.shape[1] else x
-
-
-OPTIMIZERS = ("adam", "muon")
 
 
 def optimizer_of(name: str, weights: dict[str, Tensor]) -> torch.optim.Optimizer:
