@@ -103,9 +103,10 @@ def load(path: str | Path, parts: Sequence[str] = PARTS) -> Checkpoint:
         for part in PARTS:
             copy = {name.removeprefix(f"{part}."): w for name, w in content.items() if name.startswith(f"{part}.")}
             averaged = part == "exp_avg_sq" and facts["settings"].get("optimizer") == "muon"
-            absent = [*muon.matrices(unet.state_dict())] if averaged else []
-            if copy and unet.load_state_dict(copy, strict=False, assign=True) != (absent, []):
-                raise ValueError(f"{part} is not of the network's weights")
+            absent = {*muon.matrices(unet.state_dict())} if averaged else set()
+            if copy and (other := absent ^ {name for names in unet.load_state_dict(copy, strict=False, assign=True)
+                                            for name in names}):
+                raise ValueError(f"{part} has too much or too little: {', '.join(sorted(other)[:3])}")
             if wrong := [name for name, w in copy.items() if not w.is_floating_point()
                          or part in MOMENTS and not (w.dtype == torch.float32 and w.isfinite().all())]:
                 raise ValueError(f"{part}.{wrong[0]} is {copy[wrong[0]].dtype}, or not finite")
