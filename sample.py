@@ -80,7 +80,8 @@ def check(config: Config) -> None:
     """Raises ValueError for settings that cannot work, naming the first."""
     check_range(config, "n batch", 1)
     check_range(config, "guidance_rescale strength", 0, 1)
-    check_range(config, "guidance", -1e6, 1e6)
+    if not math.isfinite(config.guidance):
+        raise ValueError(f"guidance is {config.guidance}; it must be a number, 0 for none")
     ddpm.check_choice("weights", config.weights, WEIGHTS)
     ddpm.check_choice("dtype", config.dtype, DTYPES)
 

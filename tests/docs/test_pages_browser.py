@@ -378,8 +378,6 @@ TABLES = sorted((ROOT / "weights").glob("*-*.csv"))
 FLAGS_OF = {"model": "checkpoint", "label": "labels"}       # what samplePicture and sample.py call differently
 
 
-
-
 def pixels_of(**flags):
     """What sample.py writes, (n, H W), int64."""
     flags |= {"checkpoint": f"weights/{flags['checkpoint']}.safetensors", "steps": str(flags.get("steps", 50))}
@@ -401,7 +399,7 @@ def test_the_network_here_is_unet_py(name, sample_here):
         with torch.no_grad():
             expected = unet(xt, torch.tensor([t]), labels).flatten()
         mine = sample_here.evaluate(RUN, [asdict(unet.config), base64.b64encode(save(weights)).decode(), shape,
-                                       xt.flatten().tolist(), t, label])
+                                          xt.flatten().tolist(), t, label])
         assert_close(torch.tensor(mine), expected, rtol=0, atol=1e-5 * expected.abs().max().item())
 
 
@@ -410,7 +408,7 @@ def test_ten_pictures_are_those_of_sample_py(model, sample_here, capsys):
     expected = pixels_of(checkpoint=model, n=10, **exhibits.KEPT[model])
     began = time.perf_counter()
     mine = torch.tensor([sample_here.evaluate("async given => Array.from(await samplePicture(given))",
-                                           {"model": model, "label": k, "index": k}) for k in range(10)])
+                                              {"model": model, "label": k, "index": k}) for k in range(10)])
     apart = (mine - expected).abs()
     with capsys.disabled():
         print(f"\n{model}: {(apart > 0).sum()} of {apart.numel()} pixels differ from sample.py's, "
