@@ -2,6 +2,7 @@
 
     python train.py                                     # digits, class-conditional: about two minutes of a CPU core
     python train.py --data photos/ --size 64 --network cifar10 --lr 2e-4 --compile --dtype bf16 --out runs/photos
+    python train.py --minutes 15                        # as many steps as that allows, at a rate that falls by then
     python train.py --preset cars64                     # a published recipe; other flags change it
     torchrun --nproc-per-node=4 train.py                # the same batch, shared by 4 processes (run/processes.py)
 
@@ -179,8 +180,7 @@ def start(config: Config, dataset: data.Data, model: Checkpoint | None = None) -
         raise ValueError(f"alpha_bar of schedule {config.schedule} and T = {config.T} is 0 before T; use a smaller T")
     history = empty_history(config.T) if config.sampling == "importance" else None
     p = level_probabilities(tables, *LEVELS[config.sampling]) if config.sampling in LEVELS else None
-    progress = Progress(steps=steps_of(config, 0, 0.))
-    return Run(config, dataset, schedule, unet, weights, ema, optimizer, scaler, p, history, progress)
+    return Run(config, dataset, schedule, unet, weights, ema, optimizer, scaler, p, history, Progress())
 
 
 # Algorithm 1
@@ -318,7 +318,7 @@ def update(run: Run, model: Callable, step: int, pixels: Tensor, labels: Tensor)
     finite = norm.isfinite()
     run.progress.step = None                                                      # what ends in here cannot be saved
     for group in run.optimizer.param_groups:
-        group["lr"] = learning_rate(config, step, run.progress.steps)
+        group["lr"] = learning_rate(config, step, steps_of(config, step - 1, run.progress.seconds))
     run.optimizer.found_inf = (~finite).float()                                   # then it changes nothing
     run.optimizer.step()
     run.scaler.update()
@@ -335,14 +335,14 @@ def update(run: Run, model: Callable, step: int, pixels: Tensor, labels: Tensor)
 def train(run: Run, clock: Callable[[], float] = time.perf_counter) -> None:
     """All updates that are left, with a log, grids and checkpoints at intervals. clock: in seconds; ends --minutes."""
     config, progress, model, writes = run.config, run.progress, trained_model(run), processes.rank() == 0
-    first = progress.step
-    last = data.ENDLESS if config.minutes and first < progress.steps else progress.steps
-    loader = data.batches(run.dataset, config.batch, config.seed, range(first + 1, last + 1), config.flip,
+    first, last = progress.step, steps_of(config, progress.step, progress.seconds)
+    most = data.ENDLESS if config.minutes and first < last else last
+    loader = data.batches(run.dataset, config.batch, config.seed, range(first + 1, most + 1), config.flip,
                           config.workers, processes.local_slice(config.batch))
     timed, began, told = first, clock(), False
     zero = began - progress.seconds
     with (processes.interruptible(gradients=run.schedule.beta.is_cpu and not config.compile), saved_on_error(run),
-          tqdm(total=None if last == data.ENDLESS else last, initial=first, unit=" steps", disable=not writes) as bar):
+          tqdm(total=None if most == data.ENDLESS else last, initial=first, unit=" steps", disable=not writes) as bar):
         if writes and config.compile:
             bar.write(COMPILING)
         if writes and first:
@@ -352,13 +352,13 @@ def train(run: Run, clock: Callable[[], float] = time.perf_counter) -> None:
             stop = processes.any_process(processes.INTERRUPTED.is_set())
             now = clock()
             progress.seconds = processes.broadcast_first(now - zero) if config.minutes else now - zero
-            progress.steps = bar.total = steps_of(config, step, progress.seconds)
+            last = bar.total = steps_of(config, step, progress.seconds)
             seconds, count = now - began, step - timed
             rate = count * config.batch / seconds
             if norm.is_cpu or stop or any(due(run, every) for every in (
                     CHECK_EVERY, config.log_every, config.sample_every, config.save_every)):
                 progress.check_failures()
-                if writes and not told and (seconds > 10 or count >= 20) and step < progress.steps:
+                if writes and not told and (seconds > 10 or count >= 20) and step < last:
                     bar.write(time_left(run, seconds / count))
                     told = True
             bar.update()
@@ -370,9 +370,9 @@ def train(run: Run, clock: Callable[[], float] = time.perf_counter) -> None:
                 raise processes.Interrupted
             if config.compile and step == first + 1:
                 timed, began = step, clock()                                      # compiled it
-            if step == progress.steps:
+            if step == last:
                 break
-    if writes and progress.step >= progress.steps:
+    if writes and progress.step >= last:
         print(f"{config.out}: log.jsonl, loss.png, samples/, progress.gif, {LAST}; sample from it with: "
               f"{command('sample.py', '--checkpoint', Path(config.out, LAST))}")
 

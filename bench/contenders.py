@@ -18,7 +18,6 @@ from torch import Tensor
 import data
 import ddpm
 import train
-from run.state import steps_of
 
 
 @dataclass
@@ -32,7 +31,7 @@ class Contender:
     schedule: ddpm.Schedule
     target: str
     form: str
-    pace: Callable[[int, float], None] = lambda step, spent: None       # is told the CPU-seconds before each step
+    pace: Callable[[float], None] = lambda spent: None  # is told the CPU-seconds before each step
 
     @property
     def parameters(self) -> int:
@@ -51,8 +50,8 @@ def ours(dataset: data.Data, seed: int, rate: float, optimizer: str = "adam", mi
         train.update(run, model, step, pixels, labels)
         run.progress.records.clear()
 
-    def pace(step: int, spent: float) -> None:
-        run.progress.steps = steps_of(config, step, spent)
+    def pace(spent: float) -> None:
+        run.progress.seconds = spent
 
     return Contender(run.unet, {"network": run.unet, "average": average, "optimizer": run.optimizer},
                      config.batch, update, average, run.schedule, config.target, config.dtype, pace)

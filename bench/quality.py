@@ -105,7 +105,7 @@ def train_until(seconds: float, contender: Contender, batches: data.Batches, see
     """Goes on from a step and the CPU-seconds spent until `seconds` have been; both as they are then."""
     began = time.process_time() - spent
     while (spent := time.process_time() - began) < seconds:
-        contender.pace(step, spent)
+        contender.pace(spent)
         step += 1
         torch.manual_seed(seed * 10**9 + step)                                    # so that a resumed run goes on alike
         contender.update(step, *batches[step])

@@ -73,11 +73,11 @@ def resume(run: Run, path: Path, checkpoint: Checkpoint, free: set[str],
         run.scaler.load_state_dict(checkpoint.scaler)
     run.progress.step = run.progress.saved = checkpoint.step
     run.progress.seconds = checkpoint.seconds
-    run.progress.steps = steps_of(run.config, checkpoint.step, checkpoint.seconds)
     run.progress.records = [losses.to(run.schedule.beta.device) for losses in checkpoint.losses]
     run.progress.sound = path.name == LAST
     if processes.rank() == 0:
-        step, steps, config, saved = checkpoint.step, run.progress.steps, run.config, checkpoint.settings
+        step, config, saved = checkpoint.step, run.config, checkpoint.settings
+        steps = steps_of(config, step, checkpoint.seconds)
         more = "minutes" if config.minutes else "steps"
         print(f"resuming {path} at step {step} of {f'about {steps}' if config.minutes else steps}"
               f"{f'; nothing is left to do, ask for more --{more}' if step >= steps else ''}")

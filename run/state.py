@@ -32,7 +32,6 @@ SHOWN, SHOWN_STEPS = 20, 50         # classes in a grid of samples, at most, and
 class Progress:
     """How far a run is."""
     step: int | None = 0            # of the last complete update; None while one changes the run, which cannot be saved
-    steps: int = 0                  # of the whole run, as far as is known (`steps_of`)
     seconds: float = 0.             # that it has taken
     records: list[Tensor] = field(default_factory=list)             # of the steps that the log does not have yet
     failures: Tensor | int = 0      # consecutive updates that failed, on the device; PATIENCE of them are not forgotten
@@ -110,7 +109,7 @@ def steps_of(config: Any, step: int, seconds: float) -> int:
 
 def time_left(run: Run, seconds: float) -> str:
     """How long the steps that are left take, at so many seconds each; a warning if it is more than a day."""
-    steps = run.progress.steps - run.progress.step
+    steps = steps_of(run.config, run.progress.step, run.progress.seconds) - run.progress.step
     unit, length = next((each for each in UNITS if steps * seconds >= 2 * each[1]), UNITS[-1])
     text = f"about {steps * seconds / length:.0f} {unit} for the {steps:,} steps that are left"
     if steps * seconds < DAY:
@@ -120,7 +119,8 @@ def time_left(run: Run, seconds: float) -> str:
 
 def due(run: Run, every: int) -> bool:
     """Whether what is done every so many steps, and at the last, is to be done now."""
-    return run.progress.step % every == 0 or run.progress.step == run.progress.steps
+    step = run.progress.step
+    return step % every == 0 or step == steps_of(run.config, step, run.progress.seconds)
 
 
 def log(run: Run, **facts: float | Tensor) -> dict | None:
