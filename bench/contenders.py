@@ -157,8 +157,8 @@ class Entry(NamedTuple):
 
 CONTENDERS = {
     "ours": Entry(ours, (train.PRESETS["fashion"].lr,)),
-    "ours annealed": Entry(ours, (train.PRESETS["fashion"].lr,), annealed=True),
-    "ours annealed with Muon": Entry(partial(ours, optimizer="muon"), (train.PRESETS["fashion"].lr,), annealed=True),
+    "ours annealed": Entry(ours, (3e-3, 2e-3, 5e-3), annealed=True),
+    "ours annealed with Muon": Entry(partial(ours, optimizer="muon"), (5e-3, 3e-3, 8e-3), annealed=True),
     "denoising-diffusion-pytorch": Entry(lucidrains, (1e-4,)),
     "denoising-diffusion-pytorch tuned": Entry(partial(lucidrains, dim=16, cond_drop_prob=0.1, update_every=1),
                                                (1e-3, 3e-4, 3e-3)),
