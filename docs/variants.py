@@ -54,6 +54,7 @@ FASHION = {                                         # the network, and flags of 
     "batch 32": (CHOSEN, "--batch 32"),
     "rate 0.002": (CHOSEN, "--lr 2e-3"),
     "rate 0.01": (CHOSEN, "--lr 1e-2"),
+    "Muon": (CHOSEN, "--optimizer muon"),
     "target x0, space min-snr": (CHOSEN, "--target x0 --space min-snr"),
 }
 MINUTES, SAMPLED = 4., (1000, 10)                   # of training; samples, and steps of DPM-Solver++ for each
@@ -168,12 +169,11 @@ def fashion(config: Config) -> Iterator[Sequence[str]]:
         run = ["--preset", "fashion", "--data", config.data, "--network", "candidate", *flags.split()]
         with (tempfile.TemporaryDirectory() as out, patch.dict(CONFIGS, candidate=network),
               contextlib.redirect_stdout(sys.stderr)):
-            trial = checkpoint.load(trained(f"{out}/trial", [*run, "--steps", "13", "--log_every", "13"]))
-            speed = folder.read_log(Path(out, "trial"))[0]["images_per_second"]
-            steps = max(1, round(60 * MINUTES * speed / trial.settings["batch"]))   # the rate falls to the end of them
-            path, (n, evaluations) = trained(f"{out}/run", [*run, "--steps", str(steps)]), SAMPLED
+            path, (n, evaluations) = trained(out, [*run, "--minutes", str(MINUTES)]), SAMPLED
             samples = sample.generate(sample.Config(checkpoint=path, n=n, sampler="2m", steps=str(evaluations)))
-        scores, parameters = score(samples.x, samples.labels), sum(w.numel() for w in trial.ema.values())
+            parameters = sum(w.numel() for w in checkpoint.load(path).ema.values())
+            speed = [line["images_per_second"] for line in folder.read_log(Path(out)) if "loss" in line][-1]
+        scores = score(samples.x, samples.labels)
         yield name, f"{parameters / 1e6:.2f} M", f"{speed:.0f}", f"{scores['FD']:.2f}", f"{scores['agree']:.3f}"
 
 
