@@ -40,7 +40,7 @@ def span(FD: pd.Series) -> str:
 
 def draw_curves(path: Path, lines: pd.DataFrame) -> None:
     """FD over CPU-minutes, both logarithmic: seed 0 as lines, other seeds as crosses, other learning rates as rings."""
-    figure, axes = panels(1, 1, (8, 4.5))
+    figure, axes = panels(1, 1, (10, 4.5))
     kept = lines.sort_values("minutes").groupby("name").rate.last()             # the rate that went on
     for (name, rate, seed), curve in lines.sort_values("minutes").groupby(["name", "rate", "seed"]):
         axes.plot(curve.minutes, curve.FD, "o-" if seed == 0 else "x", color=f"C{[*CONTENDERS].index(name)}",
@@ -53,7 +53,7 @@ def draw_curves(path: Path, lines: pd.DataFrame) -> None:
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, frameon=False)
+    figure.legend(fontsize=8, frameon=False, loc="outside right center")
     save_figure(figure, path, dpi=130)
 
 
