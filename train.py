@@ -72,7 +72,7 @@ class Config:
     minutes: float = 0.                         # that the run may take, instead of --steps; no two runs are the same
     batch: int = 64                             # pictures per update
     accumulate: int = 1                         # parts that the batch is split into, to save memory
-    optimizer: str = "adam"                     # adam, betas 0.9 and 0.99, or muon for the blocks' products
+    optimizer: str = "muon"                     # muon for the blocks' products, adam for the rest; or adam for all
     lr: float = 5e-3                            # learning rate of Adam; Muon's is four times as large
     warmup: int = 100                           # updates over which it rises from 0
     final: float = 0.01                         # fraction left at the end of a cosine decay; 1 is constant

@@ -47,7 +47,7 @@ def update(network: str, flags: dict) -> None:
     config, B, side = CONFIGS[network], batch(network), SIDES[network]
     shape, classes = (config.in_channels, side, side), tuple(map(str, range(config.classes - 1)))
     pixels, labels = torch.zeros(B, *shape, dtype=torch.uint8), torch.zeros(B if classes else 0, dtype=torch.int64)
-    run = train.start(train.Config(network=network, batch=B, device=device().type,
+    run = train.start(train.Config(network=network, batch=B, device=device().type, optimizer="adam",
                                    loss="hybrid" if config.learns_variance else "l2", **flags),
                       data.Data("black", pixels, labels, classes, shape))
     for w in run.weights.values():

@@ -33,7 +33,8 @@ def ours(name: str, network: str, B: int) -> Whole:
     shape = (CONFIGS[network].in_channels, SIDES[network], SIDES[network])
     pixels = torch.randint(256, (B, *shape), dtype=torch.uint8).to(device())
     labels = torch.empty(0, dtype=torch.int64)
-    config = train.Config(network=network, batch=B, lr=1e-4, target="eps", schedule="linear", **OURS[name])
+    config = train.Config(network=network, batch=B, optimizer="adam", lr=1e-4, target="eps", schedule="linear",
+                          **OURS[name])
     run = train.start(config, data.Data("random", pixels, labels, (), shape))
     awake(run.unet).requires_grad_(True).train()
     if name != "eager":

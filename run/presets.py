@@ -1,13 +1,14 @@
 """Recipes of the sources, each as what it changes in train.py's defaults: python train.py --preset cars64.
 
-Where we differ: every optimizer is Adam with betas 0.9 and 0.99, every average is ramped, pictures are cropped, not
+Where we differ: their optimizer is Adam with betas 0.9 and 0.99, every average is ramped, pictures are cropped, not
 squeezed, and the networks are the nearest of unet.CONFIGS. A recipe without an average has ema 0, one without
 clipping clip inf, one without labels null 1.
 """
 
 import math
 
-PLAIN = {"target": "eps", "schedule": "linear", "null": 1., "warmup": 0, "final": 1., "clip": math.inf, "ema": 0.}
+PLAIN = {"target": "eps", "schedule": "linear", "null": 1., "optimizer": "adam", "warmup": 0, "final": 1.,
+         "clip": math.inf, "ema": 0.}
 CIFAR10 = PLAIN | {"data": "cifar10", "flip": True, "network": "cifar10", "batch": 128, "ema": 0.9999}
 IMPROVED = CIFAR10 | {"network": "improved-cifar10", "loss": "hybrid", "schedule": "cosine", "T": 4000, "lr": 1e-4,
                       "steps": 500000}

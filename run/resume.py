@@ -21,6 +21,7 @@ from run.state import Run, steps_of
 RATE = ("steps", "minutes", "lr", "warmup", "final")      # settings of the learning rate alone
 LEARNED = ("hybrid", "bound")                   # losses that learn a variance
 TABLE = "classes.weight"                        # a row per class
+OLDER = {"optimizer": "adam"}                   # what runs had before it was a setting
 
 
 def latest(out: Path, parts: Sequence[str] = PARTS) -> tuple[Path, Checkpoint] | None:
@@ -45,7 +46,7 @@ def saved_settings(path: str) -> dict[str, Any]:
     """The settings of the run in this folder, which may have been moved. Raises ValueError if there is none."""
     out = run_folder(path)
     checkpoint = (latest(out, ()) or [load(out)])[-1]                           # load says that there is none
-    return {**checkpoint.settings, "out": str(out), "accept_changes": False}
+    return {**OLDER, **checkpoint.settings, "out": str(out), "accept_changes": False}
 
 
 def run_folder(path: str) -> Path:
@@ -151,7 +152,7 @@ def check_same_run(run: Run, path: Path, checkpoint: Checkpoint, free: set[str])
     said.
     """
     settings, facts = asdict(run.config), checkpoint.data
-    saved = asdict(type(run.config)()) | checkpoint.settings                     # older runs lack settings
+    saved = asdict(type(run.config)()) | OLDER | checkpoint.settings             # older runs lack settings
     free = free | ({"data", "size", "channels"} if "digest" in facts else set())
     if changed := [name for name, value in saved.items() if name not in free and settings.get(name) != value]:
         raise ValueError(f"{path} was trained with {' '.join(as_flag(name, saved[name]) for name in changed)}; repeat "

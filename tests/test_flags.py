@@ -68,7 +68,7 @@ TRAIN = {
     "network": "other", "target": "x0", "loss": "l1", "space": "x0", "sampling": "importance", "schedule": "linear",
     "zero_snr": "",
     "T": "5", "null": "0.9", "steps": "3", "minutes": "0.001", "batch": "8", "accumulate": "2", "lr": "0.1",
-    "optimizer": "muon", "warmup": "1", "final": "0.5",
+    "optimizer": "adam", "warmup": "1", "final": "0.5",
     "clip": "0.01", "ema": "0.01", "dtype": "bf16", "recompute": "", "compile": "", "deterministic": "",
     "device": "cuda", "seed": "1", "workers": "1", "log_every": "2", "sample_every": "1", "save_every": "1",
     "tensorboard": "",

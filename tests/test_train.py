@@ -486,9 +486,9 @@ def test_failures_are_counted_in_a_row_and_too_many_are_not_forgotten():
         progress.check_failures()
 
 
-def test_the_optimizer_is_adam_with_betas_0_9_and_0_99():
+def test_adam_has_betas_0_9_and_0_99():
     """Kingma & Ba 2014, algorithm 1, three updates in float64."""
-    run, *batch = started(lr=1e-3, warmup=0, final=1., clip=math.inf, T=4)
+    run, *batch = started(optimizer="adam", lr=1e-3, warmup=0, final=1., clip=math.inf, T=4)
     model, name = train.trained_model(run), "last.bias"
     expected, m, v = run.weights[name].detach().double(), 0, 0
     for k in (1, 2, 3):

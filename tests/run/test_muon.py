@@ -68,8 +68,8 @@ def test_an_update_that_failed_changes_nothing():
 
 
 def test_a_run_resumes_to_the_bit(tmp_path, refused):
-    flags = ["--optimizer", "muon", "--batch", "8", "--warmup", "2", "--T", "20", "--sample_every", "100",
-             "--log_every", "1", "--save_every", "3", "--final", "1"]
+    flags = ["--batch", "8", "--warmup", "2", "--T", "20", "--sample_every", "100", "--log_every", "1", "--save_every",
+             "3", "--final", "1"]
     train.main([*flags, "--steps", "6", "--out", str(tmp_path / "whole")])
     train.main([*flags, "--steps", "3", "--out", str(tmp_path / "parts")])
     train.main([*flags, "--steps", "6", "--out", str(tmp_path / "parts")])
@@ -77,4 +77,5 @@ def test_a_run_resumes_to_the_bit(tmp_path, refused):
     last = checkpoint.load(tmp_path / "whole")
     assert last.exp_avg.keys() - last.exp_avg_sq.keys() == {*muon.matrices(last.weights)} and last.updates == 6
     shutil.copytree(tmp_path / "whole", tmp_path / "adam")
-    assert "--optimizer muon" in refused(train.main, [*flags[2:], "--steps", "9", "--out", str(tmp_path / "adam")])
+    assert "--optimizer muon" in refused(train.main, [*flags, "--steps", "9", "--out", str(tmp_path / "adam"),
+                                                  "--optimizer", "adam"])

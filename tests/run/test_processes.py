@@ -108,7 +108,7 @@ def test_two_machines_are_one(tmp_path, alone):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", [IMPORTANCE, ["--optimizer", "muon"]], ids=["importance and parts", "muon"])
+@pytest.mark.parametrize("flags", [IMPORTANCE, ["--optimizer", "adam"]], ids=["importance and parts", "adam"])
 def test_they_are_shared_too(tmp_path, flags):
     train.main([*FLAGS, *flags, "--out", str(tmp_path / "one")])
     finished(torchrun(2, "train.py", *FLAGS, *flags, "--out", str(tmp_path / "two")))
