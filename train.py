@@ -1,7 +1,7 @@
 """Trains an image model.
 
     python train.py                                     # digits, class-conditional: about two minutes of a CPU core
-    python train.py --data photos/ --size 64 --network cifar10 --lr 2e-4 --compile --dtype bf16 --out runs/photos
+    python train.py --data photos/ --size 32 --network fashion --out runs/photos
     python train.py --minutes 15                        # as many steps as that allows, at a rate that falls by then
     python train.py --preset cars64                     # a published recipe; other flags change it
     torchrun --nproc-per-node=4 train.py                # the same batch, shared by 4 processes (run/processes.py)

@@ -4,6 +4,8 @@ Adam divides each number of a gradient by its usual size. Muon does so with the 
 are its singular values: they all become about 1.
 """
 
+from collections import defaultdict
+
 import torch
 from torch import Tensor
 
@@ -21,14 +23,15 @@ def matrices(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def orthogonal(g: Tensor) -> Tensor:
-    """About U V^T, where g (m, n) = U S V^T: singular values between 0.7 and 1.2, by five Newton-Schulz steps."""
+    """About U V^T of each g = U S V^T (k, m, n): singular values between 0.7 and 1.2, by five Newton-Schulz steps."""
     a, b, c = COEFFICIENTS
-    x = g / (g.norm() + 1e-7)
-    x = x.T if len(g) > g.shape[1] else x
+    x = g / (torch.linalg.matrix_norm(g, keepdim=True) + 1e-7)
+    tall = x.shape[1] > x.shape[2]
+    x = x.mT if tall else x
     for _ in range(STEPS):
-        A = x @ x.T
-        x = torch.addmm(x, torch.addmm(A, A, A, beta=b, alpha=c), x, beta=a)
-    return x.T if len(g) > g.shape[1] else x
+        A = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(A, A, A, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
 
 
 def optimizer_of(name: str, weights: dict[str, Tensor]) -> torch.optim.Optimizer:
@@ -42,22 +45,29 @@ class Muon(torch.optim.Adam):
 
     def __init__(self, weights: dict[str, Tensor]):
         super().__init__(weights.values(), betas=BETAS, fused=True)
-        self.matrices = [*matrices(weights).values()]
+        self.matrices = defaultdict(list)       # by shape: those of one are multiplied in one call
+        for w in matrices(weights).values():
+            self.matrices[w.shape].append(w)
 
     @torch.no_grad()
     def step(self) -> None:
         """One update; the gradients of matrices are used up."""
         sound = 1 - self.found_inf
         rate = RATE * self.param_groups[0]["lr"] * sound
-        for w in self.matrices:
-            state = self.state[w]
-            if not state:
-                state.update(step=w.new_zeros(()), exp_avg=torch.zeros_like(w))
-            average = state["exp_avg"]
-            gradient, w.grad = torch.where(sound > 0, w.grad, average), None      # Adam passes over what has none
-            state["step"] += sound
+        for same in self.matrices.values():
+            for w in same:
+                if not self.state[w]:
+                    self.state[w] = {"step": w.new_zeros(()), "exp_avg": torch.zeros_like(w)}
+            averages = [self.state[w]["exp_avg"] for w in same]
+            average = torch.stack(averages)
+            gradient = torch.where(sound > 0, torch.stack([w.grad for w in same]), average)
             average.lerp_(gradient, 1 - MOMENTUM)
-            ahead = gradient.lerp(average, MOMENTUM).flatten(1)                   # Nesterov's
-            m, n = ahead.shape
-            w.sub_(rate * max(1, m / n)**0.5 * orthogonal(ahead).view_as(w))
+            ahead = gradient.lerp_(average, MOMENTUM).flatten(2)                  # Nesterov's
+            _, m, n = ahead.shape
+            change = rate * max(1, m / n)**0.5 * orthogonal(ahead)
+            torch._foreach_sub_(same, [*change.view_as(average)])
+            torch._foreach_copy_(averages, [*average])
+            torch._foreach_add_([self.state[w]["step"] for w in same], sound)
+            for w in same:
+                w.grad = None                                                     # Adam passes over what has none
         super().step()
