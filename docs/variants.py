@@ -34,7 +34,8 @@ from unet import CONFIGS
 PAGE = Path(__file__).with_name("variants.md")
 VARIANTS = ("", "--target eps", "--target x0", "--loss l1", "--loss hybrid", "--loss bound",
             "--loss bound --sampling importance", "--schedule linear", "--null 1")
-CHOICES = ("", "--target x0", "--target x0 --space v", "--sampling lognormal", "--sampling logit-normal", "--zero_snr")
+CHOICES = ("", "--optimizer adam", "--target x0", "--target x0 --space v", "--sampling lognormal",
+           "--sampling logit-normal", "--zero_snr")
 GUIDANCE = ("", "--guidance 1", "--guidance 4", "--guidance 4 --guidance_rescale 0.7",
             "--guidance 4 --guidance_interval 0.3,3")
 SHORT, WHOLE = (600, 500), (3000, 1000)             # updates of a run, and samples of it
@@ -54,7 +55,7 @@ FASHION = {                                         # the network, and flags of 
     "batch 32": (CHOSEN, "--batch 32"),
     "rate 0.002": (CHOSEN, "--lr 2e-3"),
     "rate 0.01": (CHOSEN, "--lr 1e-2"),
-    "Muon": (CHOSEN, "--optimizer muon"),
+    "Adam": (CHOSEN, "--optimizer adam"),
     "target x0, space min-snr": (CHOSEN, "--target x0 --space min-snr"),
 }
 MINUTES, SAMPLED = 4., (1000, 10)                   # of training; samples, and steps of DPM-Solver++ for each
