@@ -127,7 +127,7 @@ def test_pictures_of_another_kind_are_refused(tmp_path, refused):
             ({"settings": {**saved.settings, "data": ""}}, [], "does not say what it was trained on"),
             ({}, ["--data", "dead-leaves"], "channels is 1, and dead-leaves has 3"),
             ({}, plain, "plain.npz has no labels; name a labelled set, or use --no-labels"),
-            ({"data": {**saved.data, "classes": tuple("0123456789X"), "counts": ()}}, ["--no-labels"], "no null class")):
+            ({"data": {**saved.data, "classes": (*"0123456789X",), "counts": ()}}, ["--no-labels"], "no null class")):
         checkpoint.save(tmp_path / "x.safetensors", saved._replace(**changes))
         assert message in refused(evaluate.main, ["nll", "--checkpoint", model, *flags])
 
