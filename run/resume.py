@@ -154,7 +154,8 @@ def check_same_run(run: Run, path: Path, checkpoint: Checkpoint, free: set[str])
     settings, facts = asdict(run.config), checkpoint.data
     saved = asdict(type(run.config)()) | OLDER | checkpoint.settings             # older runs lack settings
     free = free | ({"data", "size", "channels"} if "digest" in facts else set())
-    if changed := [name for name, value in saved.items() if name not in free and settings.get(name) != value]:
+    if changed := [name for name, value in saved.items() if name not in free and settings.get(name) != value
+                   or name in RATE and isinstance(value, str)]:
         raise ValueError(f"{path} was trained with {' '.join(as_flag(name, saved[name]) for name in changed)}; repeat "
                          f"that, or choose another --out, where {as_flag('init', path)} starts from its weights")
     if not checkpoint.weights or not checkpoint.exp_avg:

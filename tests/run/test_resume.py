@@ -70,6 +70,7 @@ WRONG = {
     "flat": lambda content, facts: content.update({"exp_avg.first.weight": content["exp_avg.first.weight"].flatten()}),
     "a moment less": lambda content, facts: content.pop("exp_avg.first.bias"),
     "average less": lambda content, facts: content.pop("ema.first.bias"),
+    "minutes": lambda content, facts: facts["settings"].update(minutes="x"),
     "other setting": lambda content, facts: facts["settings"].update(ema=1.),
     "classes": lambda content, facts: facts["data"].update(classes=["a"]),
     "pixels": lambda content, facts: facts["data"].update(shape=[1, 8, 16]),
