@@ -1,4 +1,4 @@
-"""One update: noise, loss, gradient, its norm clipped, Adam, the average of the weights. Ours and peers."""
+"""One update: noise, loss, gradient, its norm clipped, Adam or Muon, the average. Ours and peers."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -19,7 +19,8 @@ from kernels.equivalence import SIDES
 from unet import CONFIGS, Norm, UNet
 
 OURS = {"eager": {}, "bf16": {"dtype": "bf16"}, "bf16 compiled": {"dtype": "bf16", "compile": True},
-        "bf16 compiled kernels": {"dtype": "bf16", "compile": True}}
+        "bf16 compiled kernels": {"dtype": "bf16", "compile": True},
+        "bf16 compiled muon": {"dtype": "bf16", "compile": True, "optimizer": "muon"}}
 PEERS = ("diffusers float32", "diffusers nchw", "diffusers channels_last", "diffusers compiled",
          f"{LUCIDRAINS} float32", f"{LUCIDRAINS} nchw", f"{LUCIDRAINS} channels_last")     # compiled: in channels_last
 TOLERANCE = 0.03            # of the loss and the gradient; in bf16 on a CPU 1e-3 and 1 to 2 %, a peer at batch 4 2.3 %
@@ -33,8 +34,8 @@ def ours(name: str, network: str, B: int) -> Whole:
     shape = (CONFIGS[network].in_channels, SIDES[network], SIDES[network])
     pixels = torch.randint(256, (B, *shape), dtype=torch.uint8).to(device())
     labels = torch.empty(0, dtype=torch.int64)
-    config = train.Config(network=network, batch=B, optimizer="adam", lr=1e-4, target="eps", schedule="linear",
-                          **OURS[name])
+    config = train.Config(network=network, batch=B, lr=1e-4, target="eps", schedule="linear",
+                          **{"optimizer": "adam"} | OURS[name])
     run = train.start(config, data.Data("random", pixels, labels, (), shape))
     awake(run.unet).requires_grad_(True).train()
     if name != "eager":

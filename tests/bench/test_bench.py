@@ -136,12 +136,14 @@ def test_the_same_network_has_the_same_size():
         assert loops.count(loops.diffusers_unet("cifar10")) == ours
 
 
-@pytest.mark.parametrize("name, norm", [("bf16 compiled", group_norm_silu_plain),
-                                        ("bf16 compiled kernels", group_norm_silu)])
-def test_only_the_kernels_update_has_the_fused_norm(name, norm, monkeypatch):
+@pytest.mark.parametrize("name, norm, optimizer", [
+    ("bf16 compiled", group_norm_silu_plain, "Adam"), ("bf16 compiled kernels", group_norm_silu, "Adam"),
+    ("bf16 compiled muon", group_norm_silu_plain, "Muon")])
+def test_an_update_has_the_norm_and_the_optimizer_of_its_name(name, norm, optimizer, monkeypatch):
     monkeypatch.setattr(train, "fast_unet", lambda config, device: UNet(config, group_norm_silu))
-    unet = training.build(name, "digits", 2).error.args[0].unet
-    assert {module.norm for module in unet.modules() if isinstance(module, NormModule)} == {norm}
+    run = training.build(name, "digits", 2).error.args[0]
+    assert {module.norm for module in run.unet.modules() if isinstance(module, NormModule)} == {norm}
+    assert type(run.optimizer).__name__ == optimizer
 
 
 @pytest.mark.parametrize("name", ["eager", "bf16", *EACH_PEER])
