@@ -22,16 +22,19 @@ def matrices(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: w for name, w in weights.items() if w.ndim > 1 and name.startswith(("downs", "middle", "ups"))}
 
 
-def orthogonal(g: Tensor) -> Tensor:
-    """About U V^T of each g = U S V^T (k, m, n): singular values between 0.7 and 1.2, by five Newton-Schulz steps."""
+def orthogonal(g: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """About U V^T of each g = U S V^T (k, m, n): singular values between 0.7 and 1.2, by five Newton-Schulz steps.
+
+    dtype: of the products.
+    """
     a, b, c = COEFFICIENTS
-    x = g / (torch.linalg.matrix_norm(g, keepdim=True) + 1e-7)
+    x = (g / (torch.linalg.matrix_norm(g, keepdim=True) + 1e-7)).to(dtype)
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x
     for _ in range(STEPS):
         A = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(A, A, A, beta=b, alpha=c), x, beta=a)
-    return x.mT if tall else x
+    return (x.mT if tall else x).to(g.dtype)
 
 
 def optimizer_of(name: str, weights: dict[str, Tensor]) -> torch.optim.Optimizer:
@@ -64,7 +67,8 @@ class Muon(torch.optim.Adam):
             average.lerp_(gradient, 1 - MOMENTUM)
             ahead = gradient.lerp_(average, MOMENTUM).flatten(2)                  # Nesterov's
             _, m, n = ahead.shape
-            change = rate * max(1, m / n)**0.5 * orthogonal(ahead)
+            dtype = torch.bfloat16 if ahead.is_cuda else torch.float32            # many CPUs are slow in bf16
+            change = rate * max(1, m / n)**0.5 * orthogonal(ahead, dtype)
             torch._foreach_sub_(same, [*change.view_as(average)])
             torch._foreach_copy_(averages, [*average])
             torch._foreach_add_([self.state[w]["step"] for w in same], sound)
