@@ -110,7 +110,7 @@ def defaults(config: Config) -> Config:
     if config.resume:
         if config.preset:
             raise ValueError(f"the run in {config.resume} goes on with its own settings; leave --preset out")
-        saved = saved_settings(config.resume)
+        saved = saved_settings(config.resume, Config())
         settings = Config(**{name: saved[name] for name in saved if hasattr(settings, name)})
     if config.init:
         settings = replace(settings, **settings_of(published.read(config.init), settings.loss))

@@ -42,11 +42,20 @@ def latest(out: Path, parts: Sequence[str] = PARTS) -> tuple[Path, Checkpoint] |
         return previous, checkpoint
 
 
-def saved_settings(path: str) -> dict[str, Any]:
+def saved_settings(path: str, defaults: Any) -> dict[str, Any]:
     """The settings of the run in this folder, which may have been moved. Raises ValueError if there is none."""
     out = run_folder(path)
-    checkpoint = (latest(out, ()) or [load(out)])[-1]                           # load says that there is none
-    return {**OLDER, **checkpoint.settings, "out": str(out), "accept_changes": False}
+    file, checkpoint = latest(out, ()) or (out, load(out))                      # load says that there is none
+    return {**settings_in(file, checkpoint, defaults), "out": str(out), "accept_changes": False}
+
+
+def settings_in(path: Path, checkpoint: Checkpoint, defaults: Any) -> dict[str, Any]:
+    """The checkpoint's settings, and what older runs lack. Raises ValueError for text where a number should be."""
+    saved, usual = checkpoint.settings, asdict(defaults)
+    if wrong := [name for name in saved.keys() & usual if isinstance(saved[name], str) != isinstance(usual[name], str)]:
+        raise ValueError(f"{path} was trained with {as_flag(wrong[0], saved[wrong[0]])}, which cannot be; choose "
+                         f"another --out")
+    return usual | OLDER | saved
 
 
 def run_folder(path: str) -> Path:
@@ -152,10 +161,9 @@ def check_same_run(run: Run, path: Path, checkpoint: Checkpoint, free: set[str])
     said.
     """
     settings, facts = asdict(run.config), checkpoint.data
-    saved = asdict(type(run.config)()) | OLDER | checkpoint.settings             # older runs lack settings
+    saved = settings_in(path, checkpoint, type(run.config)())
     free = free | ({"data", "size", "channels"} if "digest" in facts else set())
-    if changed := [name for name, value in saved.items() if name not in free and settings.get(name) != value
-                   or name in RATE and isinstance(value, str)]:
+    if changed := [name for name, value in saved.items() if name not in free and settings.get(name) != value]:
         raise ValueError(f"{path} was trained with {' '.join(as_flag(name, saved[name]) for name in changed)}; repeat "
                          f"that, or choose another --out, where {as_flag('init', path)} starts from its weights")
     if not checkpoint.weights or not checkpoint.exp_avg:

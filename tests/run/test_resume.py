@@ -87,6 +87,13 @@ def test_a_checkpoint_that_cannot_be_resumed_is_a_sentence_and_kept(out, refused
     assert (out / "last.safetensors").read_bytes() == before and (out / "log.jsonl").read_bytes() == log
 
 
+@pytest.mark.parametrize("name", ["minutes", "workers", "batch"])
+def test_text_where_a_number_should_be_is_a_sentence(out, refused, name):
+    rewrite(out / "last.safetensors", lambda content, facts: facts["settings"].update({name: "x"}))
+    for flags in ([*FLAGS, "--out", str(out)], ["--resume", str(out)]):
+        assert f"last.safetensors was trained with --{name} x" in refused(train.main, [*flags, "--steps", "4"])
+
+
 def test_a_checkpoint_given_away_is_not_resumed(out, refused):
     path = str(out / "last.safetensors")
     checkpoint.main(["--source", path, "--to", path])
