@@ -65,7 +65,7 @@ def write_page(config: Any, floor: float, done: list[dict]) -> None:
     record = table(["CPU-minutes", "FD", "by", "commit"],
                    [[f"{line.minutes:g}", f"{line.FD:.2f}", f"{line.name}, rate {line.rate:g}, seed {line.seed}",
                      line.commit] for line in best.itertuples()])
-    machines = ", ".join(sorted(set(lines.cpu + ", torch " + lines.torch)))
+    machines = "; ".join(sorted(set(lines.cpu + ", torch " + lines.torch)))
     missing = [name for name in CONTENDERS if name not in set(lines.name)]
     facts = f"""
 - {parse_name(config.data)[1]}; {config.n} samples of each training at each stop, by {config.steps} steps
